@@ -1,0 +1,87 @@
+package engine
+
+import (
+	"context"
+	"io"
+	"net/netip"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/shim/client"
+)
+
+// Images is what the engine needs of the image room.
+type Images interface {
+	// Get finds an image by name, digest, id or unique id prefix: errdefs.ErrNotFound, or ErrInvalidArgument if ambiguous.
+	Get(ctx context.Context, ref string, platform *ocispec.Platform) (image.Image, error)
+	List(ctx context.Context) ([]image.Image, error)
+	Config(ctx context.Context, img image.Image) (dockerspec.DockerOCIImage, error)
+	// Unpack makes sure that the image's snapshot exists and gives its key ("" for no layers).
+	Unpack(ctx context.Context, img image.Image, snapshotter string) (chainID string, err error)
+	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
+	Push(ctx context.Context, ref string, o image.PushOptions) error
+	Tag(ctx context.Context, source, target string) error
+	// Untag removes one name; Delete removes an image with all its names.
+	Untag(ctx context.Context, name string) error
+	Delete(ctx context.Context, img image.Image) ([]string, error)
+	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error)
+	Save(ctx context.Context, refs []string, o image.SaveOptions, w io.Writer) error
+}
+
+// Networks is what the engine needs of the network room.
+type Networks interface {
+	Create(ctx context.Context, c network.Config) (network.Network, error)
+	Remove(ctx context.Context, ref string) error
+	Get(ctx context.Context, ref string) (network.Network, error) // name, id or unique prefix
+	List(ctx context.Context) ([]network.Network, error)
+	// NewNetns gives a network namespace with loopback up, made ahead where possible. The path stays until DeleteNetns.
+	NewNetns(ctx context.Context, id string) (path string, err error)
+	DeleteNetns(ctx context.Context, path string) error
+	Connect(ctx context.Context, c network.EndpointConfig) (network.Endpoint, error)
+	// Disconnect gives back everything that Connect took. It is idempotent, and works when the namespace is gone.
+	Disconnect(ctx context.Context, networkRef, endpointID string) error
+	Endpoints(ctx context.Context, networkRef string) ([]network.Endpoint, error)
+	// Rename changes the DNS name of an endpoint.
+	Rename(ctx context.Context, networkRef, endpointID, newName string) error
+	// HostGateway is the address that host-gateway in a hosts file stands for.
+	HostGateway(ctx context.Context) (netip.Addr, error)
+}
+
+// Shim is one live shim.
+type Shim interface {
+	Create(ctx context.Context, o client.CreateOptions) (pid int, err error)
+	Start(ctx context.Context, id, execID string) (pid int, err error)
+	Exec(ctx context.Context, o client.ExecOptions) error
+	Kill(ctx context.Context, id, execID string, signal int, all bool) error
+	// Wait blocks until the process ended; it may be called before Start.
+	Wait(ctx context.Context, id, execID string) (client.Exit, error)
+	State(ctx context.Context, id, execID string) (client.State, error)
+	// Delete releases an ended process and gives how it ended.
+	Delete(ctx context.Context, id, execID string) (client.Exit, error)
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	Pids(ctx context.Context, id string) ([]int, error)
+	Resize(ctx context.Context, id, execID string, width, height uint32) error
+	CloseStdin(ctx context.Context, id, execID string) error
+	Attach(ctx context.Context, o client.AttachOptions) (client.Stream, error)
+	// Shutdown ends the shim if it holds no container.
+	Shutdown(ctx context.Context) error
+	// Gone is closed when the connection to the shim is lost.
+	Gone() <-chan struct{}
+	Close() error
+}
+
+// Shims starts shims and finds them again.
+type Shims interface {
+	Start(ctx context.Context, o client.StartOptions) (Shim, error)
+	// Connect finds the shim of a bundle after a restart: errdefs.ErrNotFound when there is none any more.
+	Connect(ctx context.Context, bundle string) (Shim, error)
+	// Reap cleans up after a shim that died (kills what is left of its container, removes its cgroup)
+	// and gives how its container ended, from the exit file if there is one.
+	Reap(ctx context.Context, o client.StartOptions) (client.Exit, error)
+}
