@@ -186,34 +186,38 @@ type detachReader struct {
 	r       io.Reader
 	keys    []byte
 	matched int
-	pending []byte
+	pending []byte // to be given before err
+	err     error
 	buf     [4096]byte
 }
 
 func (d *detachReader) Read(p []byte) (int, error) {
 	for len(d.pending) == 0 {
+		if d.err != nil {
+			return 0, d.err
+		}
 		n, err := d.r.Read(d.buf[:])
-		for _, b := range d.buf[:n] {
-			if b != d.keys[d.matched] {
-				d.pending = append(d.pending, d.keys[:d.matched]...)
-				d.matched = 0
-			}
-			if b != d.keys[d.matched] {
-				d.pending = append(d.pending, b)
-				continue
-			}
-			if d.matched++; d.matched == len(d.keys) {
-				return 0, errDetached
-			}
-		}
-		if err != nil {
-			if len(d.pending) > 0 {
-				break
-			}
-			return 0, err
-		}
+		d.err = err
+		d.filter(d.buf[:n])
 	}
 	n := copy(p, d.pending)
 	d.pending = d.pending[n:]
 	return n, nil
+}
+
+func (d *detachReader) filter(in []byte) {
+	for _, b := range in {
+		if b != d.keys[d.matched] {
+			d.pending = append(d.pending, d.keys[:d.matched]...)
+			d.matched = 0
+		}
+		if b != d.keys[d.matched] {
+			d.pending = append(d.pending, b)
+			continue
+		}
+		if d.matched++; d.matched == len(d.keys) {
+			d.err = errDetached
+			return
+		}
+	}
 }

@@ -73,7 +73,7 @@ func Main(args []string, s Streams) int {
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "hako",
+		Use:   "hako [OPTIONS] COMMAND",
 		Short: "Run and manage containers",
 		Long: `hako runs and manages containers, images, networks and volumes.
 
@@ -125,11 +125,21 @@ the default socket, in that order.`,
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true
+	tidyUsage(root)
 	return root
+}
+
+// tidyUsage drops cobra's own "[flags]": the usage lines say [OPTIONS] where there are some.
+func tidyUsage(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	for _, c := range cmd.Commands() {
+		tidyUsage(c)
+	}
 }
 
 func unknownCommand(cmd *cobra.Command, name string) error {
 	msg := fmt.Sprintf("%q is not a %s command", name, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
 	if s := cmd.SuggestionsFor(name); len(s) > 0 {
 		msg += "; did you mean " + strings.Join(s, " or ") + "?"
 	}

@@ -74,6 +74,8 @@ type containerFlags struct {
 func (f *containerFlags) register(fs *pflag.FlagSet) {
 	f.changed = fs.Changed
 	f.entrypointSet = func() bool { return fs.Changed("entrypoint") }
+	// -h is the host name here, as with docker.
+	fs.Bool("help", false, "show this help")
 	str := func(p *string, name, short, def, help string) { fs.StringVarP(p, name, short, def, help) }
 	arr := func(p *[]string, name, short, help string) { fs.StringArrayVarP(p, name, short, nil, help) }
 
