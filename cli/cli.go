@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
@@ -38,17 +39,24 @@ type exitError struct {
 
 func (e *exitError) Error() string { return e.msg }
 
+// Options are what the program gives the command line besides the streams.
+type Options struct {
+	// Demo opens the archive of the demo image; nil if the program carries none.
+	Demo func() (io.Reader, error)
+}
+
 // app is what all commands share.
 type app struct {
 	Streams
+	Options
 	host  string
 	debug bool
 	c     *client.Client
 }
 
 // Main runs the command line and gives the exit code.
-func Main(args []string, s Streams) int {
-	a := &app{Streams: s}
+func Main(args []string, s Streams, o Options) int {
+	a := &app{Streams: s, Options: o}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	root := a.root()

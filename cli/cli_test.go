@@ -231,7 +231,7 @@ func daemon(t *testing.T, answers map[string]string) string {
 func runCLI(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errb bytes.Buffer
-	code = Main(args, Streams{In: strings.NewReader(""), Out: &out, Err: &errb})
+	code = Main(args, Streams{In: strings.NewReader(""), Out: &out, Err: &errb}, Options{})
 	return code, out.String(), errb.String()
 }
 

@@ -322,13 +322,21 @@ func (a *app) writeOutput(path string, r io.Reader) (err error) {
 
 func (a *app) loadCommand() *cobra.Command {
 	var input string
-	var quiet bool
+	var quiet, demo bool
 	cmd := &cobra.Command{Use: "load [OPTIONS]", Short: "Load images from an archive", Args: cobra.NoArgs,
 		Long:    "Load images from an archive in Docker's or OCI's form, plain or compressed.",
 		Example: "  hako load -i app.tar\n  curl -L https://example.com/app.tar.gz | hako load",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := a.In
-			if input != "" {
+			if demo {
+				if a.Demo == nil {
+					return &exitError{exitGeneral, "this build carries no demo image: build it with 'make'"}
+				}
+				var err error
+				if in, err = a.Demo(); err != nil {
+					return err
+				}
+			} else if input != "" {
 				f, err := os.Open(input)
 				if err != nil {
 					return err
@@ -351,6 +359,8 @@ func (a *app) loadCommand() *cobra.Command {
 		}}
 	cmd.Flags().StringVarP(&input, "input", "i", "", "file to read (default: standard input)")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	cmd.Flags().BoolVar(&demo, "demo", false, "load the small demo image hako/demo that this program carries")
+	cmd.MarkFlagsMutuallyExclusive("input", "demo")
 	return cmd
 }
 
