@@ -42,6 +42,7 @@ start_hakod() {
   unshare -n sh -c 'ip link set lo up; exec "$@"' - "$root/bin/hakod" --config "$work/none.toml" --root "$work/$name/lib" --state "$work/$name/run" \
     --containerd-socket '' --cri-socket '' --bridge-name "hakob$((RANDOM % 10000))" --bridge-subnet 10.231.7.0/24 "$@" >"$work/$name.log" 2>&1 &
   pids+=($!)
+  # shellcheck disable=SC2034 # for the script that sources this
   hakod_pid=$!
   wait_for 10 docker -H "unix://$work/$name/run/docker.sock" version
 }
@@ -52,6 +53,7 @@ start_dockerd() {
   unshare -n sh -c 'ip link set lo up; exec "$@"' - dockerd --data-root "$work/dockerd/lib" --exec-root "$work/dockerd/run" \
     -H "unix://$work/dockerd/d.sock" -p "$work/dockerd/pid" --bip 10.232.7.1/24 >"$work/dockerd.log" 2>&1 &
   pids+=($!)
+  # shellcheck disable=SC2034
   dockerd_pid=$!
   wait_for 30 docker -H "unix://$work/dockerd/d.sock" version
 }

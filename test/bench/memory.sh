@@ -9,6 +9,7 @@ h="docker -H unix://$work/hako/run/docker.sock"
 sleep 3
 echo "hakod idle, no container, RSS:      $(rss "$hakod_pid")"
 $h load -q -i "$root/demo/image/demo-$(go env GOARCH).tar.gz" >/dev/null
+# shellcheck disable=SC2086 # a command with its arguments
 bench_cleanup() { $h ps -aq | xargs -r $h rm -f >/dev/null; }
 $h run -d --name one hako/demo sleep 1000 >/dev/null
 sleep 5
