@@ -57,6 +57,8 @@ func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
 
 func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }
 
+func (overlay) whole() bool { return false }
+
 func (overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
 	access := "rw"
 	if readonly {

@@ -76,6 +76,8 @@ type driver interface {
 	rebase(ctx context.Context, l layer, parents []layer) error
 	// tidy removes what a layer needs no more once it is committed.
 	tidy(l layer) error
+	// whole tells that a layer holds everything, not only what differs from its parents.
+	whole() bool
 	// mounts gives what an active snapshot, or with readonly a view, is mounted with.
 	// A view with parents has no layer of its own ("").
 	mounts(l layer, parents []layer, readonly bool) []mount.Mount

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"os"
+	"strconv"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -53,3 +54,7 @@ func TestOverlaySuite(t *testing.T) {
 	needsRoot(t)
 	testsuite.SnapshotterSuite(t, "overlayfs", suite(NewOverlay))
 }
+
+var drivers = map[string]opener{"overlayfs": NewOverlay}
+
+func itoa(n int) string { return strconv.Itoa(n) }
