@@ -55,6 +55,11 @@ func TestOverlaySuite(t *testing.T) {
 	testsuite.SnapshotterSuite(t, "overlayfs", suite(NewOverlay))
 }
 
-var drivers = map[string]opener{"overlayfs": NewOverlay}
+var drivers = map[string]opener{"overlayfs": NewOverlay, "native": NewNative}
 
 func itoa(n int) string { return strconv.Itoa(n) }
+
+func TestNativeSuite(t *testing.T) {
+	needsRoot(t)
+	testsuite.SnapshotterSuite(t, "native", suite(NewNative))
+}
