@@ -202,6 +202,10 @@ func (s *Store) GC(ctx context.Context) (st GCStats, err error) {
 	}()
 	s.gc.begin()
 	defer s.gc.end()
+	// An update that ran before touches were noted must be in the picture.
+	if err := s.db.barrier(ctx); err != nil {
+		return st, err
+	}
 	dead, marked, err := s.mark(ctx, start)
 	if err != nil {
 		return st, err
@@ -239,13 +243,13 @@ func (c *collector) rooms() ([]Source, map[string]Collector) {
 func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int, err error) {
 	sources, collectors := s.gc.rooms()
 	objects := map[Node][]Node{} // collectable ones, with their references
-	var roots []Node
+	var roots, flat []Node       // flat: kept without what they refer to
 	add := func(n Node) { roots = append(roots, n) }
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		err := EachNamespace(tx, func(ns string) error {
 			s.markImages(tx, ns, add)
 			s.markContent(tx, ns, objects, add)
-			dead = append(dead, s.markLeases(tx, ns, at, add)...)
+			dead = append(dead, s.markLeases(tx, ns, at, add, func(n Node) { flat = append(flat, n) })...)
 			return ctx.Err()
 		})
 		if err != nil {
@@ -274,6 +278,9 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 	}
 	seen := map[Node]bool{}
 	reach(roots, seen, func(n Node) []Node { return objects[n] })
+	for _, n := range flat {
+		seen[n] = true
+	}
 	garbage := referrersFirst(objects, seen)
 	return append(dead, garbage...), len(objects) - len(garbage), nil
 }
@@ -366,7 +373,7 @@ func (s *Store) markContent(tx *bolt.Tx, ns string, objects map[Node][]Node, add
 }
 
 // markLeases adds what live leases hold, and gives the leases that have expired.
-func (s *Store) markLeases(tx *bolt.Tx, ns string, at time.Time, add func(Node)) (expired []Node) {
+func (s *Store) markLeases(tx *bolt.Tx, ns string, at time.Time, add, addFlat func(Node)) (expired []Node) {
 	all := NamespaceBucket(tx, ns, sectionLeases)
 	if all == nil {
 		return nil
@@ -378,8 +385,12 @@ func (s *Store) markLeases(tx *bolt.Tx, ns string, at time.Time, add func(Node))
 			expired = append(expired, Node{Type: resourceLeases, Namespace: ns, ID: string(k)})
 			return nil
 		}
+		put := add
+		if r.Labels[labelFlat] != "" {
+			put = addFlat
+		}
 		for _, res := range leaseResources(b) {
-			add(Node{Type: res.Type, Namespace: ns, ID: res.ID})
+			put(Node{Type: res.Type, Namespace: ns, ID: res.ID})
 		}
 		return nil
 	})
