@@ -90,7 +90,7 @@ func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshotter %s: %w", name, err)
 	}
 	sn := &Snapshotter{
-		name: name, root: root, store: s, driver: d, log: slog.Default(),
+		name: name, root: root, store: s, driver: d, log: s.Log(),
 		fresh: map[uint64]bool{}, wake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	sn.syncs.Run = sn.syncfs
