@@ -108,7 +108,8 @@ func TestRebase(t *testing.T) {
 		if info.Parent != "c1" || info.Kind != snapshots.KindCommitted || len(info.Labels) != 0 {
 			t.Error(info)
 		}
-		if u, err := sn.Usage(ctx, "c2"); err != nil || u.Size != 42 || u.Inodes != 7 {
+		// What the caller measured holds no parent's files, and a native layer does.
+		if u, err := sn.Usage(ctx, "c2"); err != nil || (u == snapshots.Usage{Size: 42, Inodes: 7}) == sn.driver.whole() {
 			t.Error(u, err)
 		}
 		if u, err := sn.Usage(ctx, "c1"); err != nil || u.Size == 0 || u.Inodes < 7 {

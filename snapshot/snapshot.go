@@ -369,6 +369,9 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		if err := sn.driver.rebase(ctx, l, parents); err != nil {
 			return err
 		}
+		if sn.driver.whole() {
+			hints.synced, hints.usage = false, nil // the parent's files came to it
+		}
 	}
 	if hints.usage == nil {
 		u, err := DiskUsage(ctx, l.fs())
