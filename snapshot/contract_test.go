@@ -240,7 +240,9 @@ func TestCollected(t *testing.T) {
 		must(t, err)
 		_, err = sn.Prepare(leases.WithLease(ctx, "l"), "leased", "used")
 		must(t, err)
-		_, err = sn.Prepare(ctx, "container", "used")
+		_, err = sn.Prepare(leases.WithLease(ctx, "l"), "container", "used")
+		must(t, err)
+		_, err = sn.Prepare(ctx, "held", "used")
 		must(t, err)
 		s.AddSource(source{store.SnapshotNode(sn.Name(), "test", "container")})
 
@@ -256,14 +258,14 @@ func TestCollected(t *testing.T) {
 			}))
 			return names
 		}
-		if got := fmt.Sprint(have()); got != "[base container leased rooted used]" {
+		if got := fmt.Sprint(have()); got != "[base container held leased rooted used]" {
 			t.Error(got)
 		}
-		if left, err := os.ReadDir(sn.dir()); err != nil || len(left) != 5 {
+		if left, err := os.ReadDir(sn.dir()); err != nil || len(left) != 6 {
 			t.Errorf("left %v, %v", left, err)
 		}
 		must(t, s.Leases().Delete(ctx, l, leases.SynchronousDelete))
-		if got := fmt.Sprint(have()); got != "[base container rooted used]" {
+		if got := fmt.Sprint(have()); got != "[base container held rooted used]" {
 			t.Error(got)
 		}
 	})

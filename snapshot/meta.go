@@ -25,6 +25,7 @@ type record struct {
 	ID      uint64            `json:"id,omitempty"` // of its directory; 0: a view of its parent
 	Kind    string            `json:"kind"`
 	Parent  string            `json:"parent,omitempty"`
+	Held    bool              `json:"held,omitempty"` // made without a lease: stays until it is removed
 	Labels  map[string]string `json:"labels,omitempty"`
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
@@ -326,9 +327,11 @@ func (c *collector) Nodes(tx *bolt.Tx, fn func(store.Object)) error {
 	sn := (*Snapshotter)(c)
 	return store.EachNamespace(tx, func(ns string) error {
 		return sn.section(tx, ns).each(func(key string, r record, err error) error {
-			if err == nil {
-				fn(sn.object(ns, key, r))
+			o := sn.object(ns, key, r)
+			if o.Damaged = err != nil; o.Damaged {
+				sn.log.Error("a damaged record stops the collection of its namespace", "namespace", ns, "snapshot", key, "error", err)
 			}
+			fn(o)
 			return nil
 		})
 	})
@@ -341,7 +344,7 @@ func (c *collector) Node(tx *bolt.Tx, ns, id string) (store.Object, error) {
 }
 
 func (sn *Snapshotter) object(ns, key string, r record) store.Object {
-	o := store.Object{Node: store.SnapshotNode(sn.name, ns, key), Labels: r.Labels}
+	o := store.Object{Node: store.SnapshotNode(sn.name, ns, key), Labels: r.Labels, Root: r.Held}
 	if r.Parent != "" {
 		o.Refs = []store.Node{store.SnapshotNode(sn.name, ns, r.Parent)}
 	}

@@ -176,6 +176,32 @@ func TestGCStopsWithoutItsSources(t *testing.T) {
 	}
 }
 
+func TestGCFlatLeaseAndDamage(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	child := blob(t, ctx, s, "child")
+	top := blob(t, ctx, s, "top", labelRefContent, child.Digest.String())
+	elsewhere := blob(t, inNamespace("b"), s, "elsewhere")
+	l, err := s.Leases().Create(ctx, leases.WithID("l"), leases.WithLabel(labelFlat, "x"))
+	must(t, err)
+	must(t, s.Leases().AddResource(ctx, l, leases.Resource{ID: top.Digest.String(), Type: "content"}))
+	// Who knows what the damaged image needs.
+	must(t, s.DB().Update(ctx, func(tx *bolt.Tx) error {
+		b, err := MakeNamespaceBucket(tx, "a", sectionImages)
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte("bad"), []byte("{"))
+	}))
+	if st := collect(t, s); st.Content != 1 || !there(t, ctx, s, child) || there(t, inNamespace("b"), s, elsewhere) {
+		t.Errorf("%+v", st)
+	}
+	must(t, s.Images().Delete(ctx, "bad"))
+	if st := collect(t, s); st.Content != 1 || there(t, ctx, s, child) || !there(t, ctx, s, top) {
+		t.Errorf("%+v", st)
+	}
+}
+
 func TestGCFiles(t *testing.T) {
 	s := openTest(t, t.TempDir())
 	ctx := inNamespace("a")
