@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/store"
@@ -354,6 +355,59 @@ func TestMountManyLayers(t *testing.T) {
 	if strings.Contains(string(table), sn.root) {
 		t.Error("a detached mount shows in the mount table")
 	}
+}
+
+func TestOverlaySupported(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	must(t, OverlaySupported(dir))
+	// procfs takes no directories at all.
+	if err := OverlaySupported("/proc"); err == nil {
+		t.Error("overlayfs on procfs")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if _, err := NewOverlay(filepath.Join(dir, "a:b"), nil); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+}
+
+// A damaged record takes nothing else with it.
+func TestDamagedRecord(t *testing.T) {
+	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
+		ctx := testContext()
+		prepare(t, sn, "a", "")
+		must(t, sn.Commit(ctx, "parent", "a"))
+		prepare(t, sn, "b", "parent")
+		must(t, sn.Commit(ctx, "child", "b"))
+		prepare(t, sn, "c", "")
+		must(t, sn.Commit(ctx, "alone", "c"))
+		must(t, sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
+			return sn.section(tx, "test").keys.Put([]byte("child"), []byte("{"))
+		}))
+		if _, err := sn.Stat(ctx, "child"); !errdefs.IsDataLoss(err) {
+			t.Error(err)
+		}
+		var names []string
+		must(t, sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			names = append(names, i.Name)
+			return nil
+		}))
+		if fmt.Sprint(names) != "[alone parent]" {
+			t.Error(names)
+		}
+		st, err := sn.store.GC(ctx)
+		must(t, err)
+		dirs, err := os.ReadDir(sn.dir())
+		must(t, err)
+		if st.Snapshots != 0 || len(dirs) != 3 {
+			t.Errorf("%+v, %v", st, dirs)
+		}
+		if err := sn.Remove(ctx, "parent"); !errdefs.IsFailedPrecondition(err) {
+			t.Error(err)
+		}
+	})
 }
 
 func TestMountDetachedRefuses(t *testing.T) {

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -26,6 +27,30 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
 	}
 	return open("overlayfs", abs, s, overlay{})
+}
+
+// OverlaySupported tries whether overlayfs works with directories below root, which
+// must exist, and tells why not.
+func OverlaySupported(root string) (err error) {
+	dir, err := os.MkdirTemp(root, ".overlay-*")
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	top, bottom := layer(filepath.Join(dir, "top")), layer(filepath.Join(dir, "bottom"))
+	for _, l := range []layer{bottom, top} {
+		if err := mkdir(string(l), 0o700); err != nil {
+			return err
+		}
+		if err := (overlay{}).fill(context.Background(), l, nil); err != nil {
+			return err
+		}
+	}
+	f, err := MountDetached(overlay{}.mounts(top, []layer{bottom}, false))
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	return f.Close()
 }
 
 // overlay keeps each layer's difference to its parents in overlayfs's own form.

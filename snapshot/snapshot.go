@@ -553,6 +553,11 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 	}
 	delete(info.Labels, labelSynced)
 	delete(info.Labels, labelUsage)
+	for _, l := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
+		if v := info.Labels[l]; v != "" {
+			return info, h, fmt.Errorf("label %s=%q: %w", l, v, errdefs.ErrNotImplemented)
+		}
+	}
 	return info, h, store.ValidateLabels(info.Labels)
 }
 
