@@ -189,6 +189,9 @@ func (m *Manager) loadNetworks(ctx context.Context) error {
 		if err := json.Unmarshal(raw, &n); err != nil {
 			return err
 		}
+		if n.Predefined && n.Bridge != m.o.BridgeName {
+			return nil // of a daemon that was configured otherwise
+		}
 		nw, err := newNetw(n)
 		if err != nil {
 			return err
