@@ -203,6 +203,7 @@ func TestDNS(t *testing.T) {
 		if err := m.Disconnect(ctx, "apps", "web"); err != nil {
 			t.Fatal(err)
 		}
+		must(t, m.Settle(ctx))
 		if got := web.query("udp", "web2", dns.TypeA); !strings.Contains(got, "refused") {
 			t.Errorf("answered %q", got)
 		}

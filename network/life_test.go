@@ -41,7 +41,7 @@ func tableGone(name string) error {
 func census(t testing.TB, m *Manager) string {
 	t.Helper()
 	var out []string
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,6 +138,7 @@ func TestManyLives(t *testing.T) {
 	if err := life(99, 0); err != nil { // makes the bridges
 		t.Fatal(err)
 	}
+	must(t, m.Settle(ctx))
 	before := census(t, m)
 	files := openFiles(t)
 	start := time.Now()
@@ -184,7 +185,7 @@ func TestNothingBeforeTheFirst(t *testing.T) {
 	if _, err := m.Create(context.Background(), Config{Name: "lazy"}); err != nil {
 		t.Fatal(err)
 	}
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,6 +365,9 @@ func TestConnectErrors(t *testing.T) {
 		if e, err := m.Connect(ctx, c); !errors.Is(err, x.class) {
 			t.Errorf("%s: %+v, %v", x.name, e, err)
 		}
+		if err := m.Settle(ctx); err != nil {
+			t.Error(err)
+		}
 		if after := census(t, m); after != before {
 			t.Errorf("%s: something is left\n--- before\n%s\n--- after\n%s", x.name, before, after)
 		}
@@ -425,6 +429,7 @@ func TestRestart(t *testing.T) {
 	if err != nil || len(es) != 2 || fmt.Sprint(es[0]) != fmt.Sprint(ea) || fmt.Sprint(es[1]) != fmt.Sprint(eb) {
 		t.Errorf("endpoints\n%+v\nwant\n%+v\n%+v\n%v", es, ea, eb, err)
 	}
+	must(t, m.Settle(ctx))
 	if es, _ := m.Endpoints(ctx, "bridge"); len(es) != 0 {
 		t.Errorf("the dead one is still there: %+v", es)
 	}
@@ -462,6 +467,7 @@ func TestRestart(t *testing.T) {
 	a.remove("apps")
 	b.remove("apps")
 	c.remove("apps")
+	must(t, m.Settle(ctx))
 	if es, _ := os.ReadDir(m.endpointDir); len(es) != 0 {
 		t.Error("records are left", es)
 	}
@@ -551,13 +557,9 @@ func TestGateway(t *testing.T) {
 	want(a)
 	br := b.connect("bridge", func(c *EndpointConfig) { c.GatewayPriority = 5 })
 	want(Endpoint{Gateway4: br.Gateway4, Gateway6: a.Gateway6})
-	if err := m.Disconnect(ctx, "bridge", "b"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(m.Disconnect(ctx, "bridge", "b"), m.Settle(ctx)))
 	want(a)
-	if err := m.Disconnect(ctx, "aaa", "b"); err != nil {
-		t.Fatal(err)
-	}
+	must(t, errors.Join(m.Disconnect(ctx, "aaa", "b"), m.Settle(ctx)))
 	want(z)
 	if again := b.connect("bridge", nil); again.IfName != "eth2" {
 		t.Errorf("%+v", again)

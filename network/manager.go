@@ -114,7 +114,11 @@ type endpoint struct {
 	net      *netw
 	box      *sandbox
 	held     []*reservation // guarded by box.mu
-	live     bool           // guarded by Manager.mu: Connect is done
+
+	// Guarded by Manager.mu. First neither, then live when Connect is done, then leaving from Disconnect
+	// until nothing is left, when it is closed.
+	live    bool
+	leaving chan struct{}
 }
 
 // Open takes up the networks and the endpoints of an earlier daemon of the same State.
@@ -218,7 +222,7 @@ func (m *Manager) restore(ctx context.Context) error {
 			m.log.Error("cannot take up an endpoint", "endpoint", s.Endpoint.ID, "network", s.Endpoint.NetworkName, "error", err)
 			continue
 		}
-		if e.net.Driver == DriverBridge && !isNamespace(e.Netns) {
+		if e.net.Driver == DriverBridge && (s.Leaving || !isNamespace(e.Netns)) {
 			dead = append(dead, e)
 		}
 	}
@@ -334,6 +338,7 @@ func (m *Manager) Purge(ctx context.Context) error {
 	for _, e := range m.liveEndpoints() {
 		errs = append(errs, m.disconnect(ctx, e))
 	}
+	errs = append(errs, m.Settle(ctx))
 	entries, err := os.ReadDir(m.netnsDir)
 	errs = append(errs, err)
 	for _, f := range entries {

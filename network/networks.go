@@ -346,6 +346,20 @@ func (m *Manager) plan(c Config) (Network, error) {
 func (m *Manager) Remove(ctx context.Context, ref string) (err error) {
 	m.mu.Lock()
 	n, err := m.find(ref)
+	for err == nil {
+		wait := m.blocker(EndpointConfig{Network: n.ID})
+		if wait == nil {
+			break
+		}
+		m.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return fmt.Errorf("remove network %s: %w", ref, ctx.Err())
+		}
+		m.mu.Lock()
+		n, err = m.find(ref)
+	}
 	switch {
 	case err != nil:
 	case n.Predefined:
