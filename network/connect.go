@@ -284,7 +284,7 @@ func (b *sandbox) freeName() string {
 }
 
 func (e *endpoint) target(p PortMapping) target {
-	return target{e.IPv4.Addr(), e.IPv6.Addr(), p.ContainerPort}
+	return target{v4: e.IPv4.Addr(), v6: e.IPv6.Addr(), port: p.ContainerPort}
 }
 
 func (e *endpoint) firewallPorts() []fwPort {
@@ -391,7 +391,9 @@ func (m *Manager) plug(e *endpoint, ns *os.File, c EndpointConfig, u *undo.Stack
 		}
 		// The namespace may have interfaces that others put there.
 		if errors.Is(err, unix.EEXIST) && c.IfName == "" && try < 64 {
+			m.mu.Lock()
 			e.IfName = "eth" + strconv.Itoa(try+1)
+			m.mu.Unlock()
 			continue
 		}
 		if errors.Is(err, unix.EEXIST) {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +25,7 @@ const (
 	dnsTTL       = 10 // seconds: containers move to other addresses when they restart
 	dnsTable     = "hako-dns"
 	dnsForwards  = 64 // of one sandbox at a time
+	dnsConns     = 32 // TCP, the same
 	dnsServer    = 2 * time.Second
 	dnsQuery     = 5 * time.Second // all servers together
 	dnsBadFor    = 10 * time.Second
@@ -146,7 +148,7 @@ func (m *Manager) startDNS(e *endpoint) error {
 	s := &nameserver{m: m, box: e.box, forwards: make(chan struct{}, dnsForwards)}
 	h := dns.HandlerFunc(s.serve)
 	s.udp = &dns.Server{PacketConn: pc, Handler: h}
-	s.tcp = &dns.Server{Listener: l, Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
+	s.tcp = &dns.Server{Listener: netutil.LimitListener(l, dnsConns), Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
 	for _, srv := range []*dns.Server{s.udp, s.tcp} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }

@@ -300,6 +300,27 @@ func (f *firewall) destroy() error {
 	return nil
 }
 
+// obstacles names the chains of others that drop what is forwarded unless they know it (Docker's, ufw's). An accept of ours
+// does not overrule them: nftables asks every chain of a hook.
+func (f *firewall) obstacles() []string {
+	c, err := nftables.New()
+	if err != nil {
+		return nil
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, ch := range chains {
+		if ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward && ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop && ch.Type == nftables.ChainTypeFilter &&
+			(ch.Table.Family == nftables.TableFamilyINet || ch.Table.Family == nftables.TableFamilyIPv4 || ch.Table.Family == nftables.TableFamilyIPv6) {
+			out = append(out, ch.Table.Name+" "+ch.Name)
+		}
+	}
+	return out
+}
+
 // heal builds the table again if it is not as it was made, and tells whether it had to.
 func (f *firewall) heal() (bool, error) {
 	f.mu.Lock()

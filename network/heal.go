@@ -129,7 +129,7 @@ func (m *Manager) healEndpoint(ctx context.Context, e *endpoint, link netlink.Li
 		return
 	}
 	for _, r := range e.held {
-		if r.relay == nil && r.proto != unix.IPPROTO_SCTP && r.bind(e.target(r.PortMapping)) == nil {
+		if r.relay == nil && r.proto != unix.IPPROTO_SCTP && m.ports.bind(r, e.target(r.PortMapping)) == nil {
 			m.log.Info("a published port is held again", "endpoint", e.ID, "port", r.HostPort, "protocol", r.Proto)
 		}
 	}

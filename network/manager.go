@@ -151,10 +151,11 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	m := &Manager{
 		o: o, log: o.Log, records: o.Records, boot: bootID(),
 		netnsDir: filepath.Join(o.State, "netns"), endpointDir: filepath.Join(o.State, "network", "endpoints"),
-		fw: newFirewall(o.FirewallTable), ports: newPorts(),
+		fw:    newFirewall(o.FirewallTable),
 		spare: make(chan *os.File, spareNamespaces),
 		nets:  map[string]*netw{}, boxes: map[string]*sandbox{},
 	}
+	m.ports = newPorts(m.mayUseRelay)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -352,4 +353,24 @@ func (m *Manager) Purge(ctx context.Context) error {
 		}
 	}
 	return errors.Join(append(errs, m.fw.clear())...)
+}
+
+// mayUseRelay keeps containers of internal networks from ports of other networks, as the firewall does.
+func (m *Manager) mayUseRelay(client netip.Addr) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, n := range m.nets {
+		if !n.Internal {
+			continue
+		}
+		if client.Zone() == n.Bridge {
+			return false
+		}
+		for _, p := range n.pools {
+			if p.prefix.Contains(client.Unmap().WithZone("")) {
+				return false
+			}
+		}
+	}
+	return true
 }

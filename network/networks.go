@@ -421,6 +421,9 @@ func (m *Manager) bringUp(ctx context.Context, n *netw) error {
 		return err
 	}
 	n.index.Store(int32(link.Attrs().Index))
+	if o := m.fw.obstacles(); len(o) > 0 && !n.Internal {
+		m.log.Warn("another firewall drops what it does not know; containers reach nothing outside until it lets the bridge pass", "network", n.Name, "bridge", n.Bridge, "chains", o)
+	}
 	return nil
 }
 

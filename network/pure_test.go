@@ -251,7 +251,7 @@ func TestRulesInKernel(t *testing.T) {
 }
 
 func TestPorts(t *testing.T) {
-	p := newPorts()
+	p := newPorts(func(netip.Addr) bool { return true })
 	to := target{v4: addr("127.0.0.1"), port: 9}
 	other, err := net.Listen("tcp", "127.0.0.1:0") // another program of the host
 	if err != nil {

@@ -82,7 +82,7 @@ func TestReachability(t *testing.T) {
 	needRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
-	for _, c := range []Config{{Name: "other"}, {Name: "inside", Internal: true}, {Name: "lonely", Options: map[string]string{optICC: "false"}}, {Name: "six", EnableIPv4: true, EnableIPv6: true}} {
+	for _, c := range []Config{{Name: "other"}, {Name: "inside", Internal: true, EnableIPv4: true, EnableIPv6: true}, {Name: "lonely", Options: map[string]string{optICC: "false"}}, {Name: "six", EnableIPv4: true, EnableIPv6: true}} {
 		if _, err := m.Create(ctx, c); err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +103,7 @@ func TestReachability(t *testing.T) {
 	})
 	c.connect("other", nil)
 	ed := d.connect("other", nil)
-	i.connect("inside", nil)
+	ei := i.connect("inside", nil)
 	ej := j.connect("inside", func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18085}} })
 	l1.connect("lonely", nil)
 	el2 := l2.connect("lonely", nil)
@@ -159,6 +159,10 @@ func TestReachability(t *testing.T) {
 		{i, direct(eb), ""},
 		{i, "198.51.100.2:80", ""},
 		{i, "198.51.100.1:18080", ""},
+		// The gateway's addresses of the internal network are the host's: neither the kernel nor the relay leads on.
+		{i, net.JoinHostPort(ei.bridge4(m), "18080"), ""},
+		{i, net.JoinHostPort(ei.bridge6(m), "18080"), ""},
+		{i, net.JoinHostPort(ei.bridge6(m), "18086"), ""},
 		{host, direct(ej), "j sees"},
 		{host, "127.0.0.1:18085", ""},
 		{out, "198.51.100.1:18085", ""},
@@ -347,3 +351,6 @@ func withoutFirstRule(t *testing.T, m *Manager, chain string, fn func() (string,
 	}
 	return fn()
 }
+
+func (e Endpoint) bridge4(m *Manager) string { return m.nets[e.NetworkID].Subnets[0].Gateway.String() }
+func (e Endpoint) bridge6(m *Manager) string { return m.nets[e.NetworkID].Subnets[1].Gateway.String() }
