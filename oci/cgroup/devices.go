@@ -22,8 +22,10 @@ const (
 
 	anyNumber = -1
 
-	// maxRules bounds hostile input; a GPU node has some dozens.
-	maxRules = 4096
+	// maxRules bounds hostile input; a GPU node has some dozens. The time that the kernel
+	// takes to verify a program grows with the square of its length, and it refuses what
+	// takes too long.
+	maxRules = 512
 )
 
 // access is a set of what can be done with a device, in the kernel's bits
