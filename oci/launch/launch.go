@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -20,10 +21,11 @@ import (
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
-	Pidfd                 *os.File // of the process whose namespaces are joined
-	Start, Report         *os.File // with plan.Hold: see plan.SlotStart and plan.SlotReport
-	CgroupFD              int      // cgroup v2 directory to clone into, -1 for none
-	TimeOffsets           string   // content of timens_offsets, with plan.NewTime
+	Doors                 []*os.File // see plan.Options
+	Pidfd                 *os.File   // of the process whose namespaces are joined
+	Start, Report         *os.File   // with plan.Hold: see plan.SlotStart and plan.SlotReport
+	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
+	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
 
 	CopyUp func(root int, dest string, tmpfs int) error // fills a tmpfs
 	IDMaps func(pid int) error                          // writes the maps
@@ -182,9 +184,12 @@ func (r *runner) prepare() error {
 		set(plan.SlotConsole, pair[1]) // only the number matters
 	}
 	for i, s := range r.p.Slots {
-		var n int
-		if k, _ := fmt.Sscanf(s, "preserve%d", &n); i >= int(plan.SlotSelf) && k == 1 && n < len(r.c.Preserve) {
-			set(plan.Slot(i), int(r.c.Preserve[n].Fd()))
+		for prefix, files := range map[string][]*os.File{"preserve": r.c.Preserve, "door": r.c.Doors} {
+			if digits, ok := strings.CutPrefix(s, prefix); ok {
+				if n, e := strconv.Atoi(digits); e == nil && n < len(files) {
+					set(plan.Slot(i), int(files[n].Fd()))
+				}
+			}
 		}
 	}
 	if err != nil {

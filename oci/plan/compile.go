@@ -453,7 +453,11 @@ func (c *compiler) enterCgroup() {
 		return
 	}
 	c.entered = true
-	c.meet(0, "wait to be in the cgroup")
+	c.meet(0, "wait for the cgroup")
+	for i, name := range c.o.Doors {
+		b.do("enter the cgroup %s", name)
+		b.call(sysWrite, in(b.slot(fmt.Sprintf("door%d", i))), str("0"), num(1))
+	}
 	if c.cgroupns {
 		b.do("make the cgroup namespace")
 		b.call(sysUnshare, flags(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
@@ -529,17 +533,33 @@ func (c *compiler) protect() {
 	c.isDevice(h, null, unix.S_IFCHR, 1, 3)
 	h.do("make an empty directory as a mask")
 	h.create("tmpfs", "tmpfs", []string{"mode=755", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY, empty)
+	b.do("mask paths")
+	b.set(b.slot("null-used"), num(0))
+	b.set(b.slot("empty-used"), num(0))
 	for _, p := range l.MaskedPaths {
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
 		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
-		b.clone(in(null), "", false, copySlot)
-		b.attach(copySlot, target).accept(unix.ENOTDIR).onFail(dir).onOK(skip)
+		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
-		b.clone(in(empty), "", false, copySlot)
-		b.attach(copySlot, target)
+		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// cover attaches a mask. The first use takes the detached mount itself: only an
+// attached mount can be cloned (before Linux 6.15).
+func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
+	b := c.child
+	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
+	again := b.label()
+	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	handle(b.attach(mask, target))
+	b.set(used, num(1)).onOK(done)
+	b.here(again)
+	b.clone(in(mask), "", false, copySlot)
+	s := b.attach(copySlot, target).onOK(done)
+	handle(s)
 }
 
 // isDevice fails unless the descriptor in slot is this device.

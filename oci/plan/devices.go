@@ -259,7 +259,7 @@ func (c *compiler) console() {
 	}
 	b = c.child
 	c.adoptTTY(b, tty)
-	target, copySlot := b.slot("target"), b.slot("copy")
+	target, copySlot := b.slot("target"), b.slot("tty-mount")
 	b.do("bind the terminal on /dev/console")
 	if dev := c.devMount(); dev != nil && dev.fresh {
 		b.call(sysMknodat, in(dev.slot), str("console"), nodeMode(unix.S_IFREG|0o600), none)
@@ -269,9 +269,14 @@ func (c *compiler) console() {
 			s.says(ClassInvalid, "bind the terminal on /dev/console: not an ordinary file: %e")
 		}
 	}
-	// The terminal was opened through a mount that is the container's /dev/pts by now,
-	// or through the host's: a descriptor is cloned, no path is followed.
-	b.clone(in(tty), "", false, copySlot)
+	// A descriptor is cloned, no path is followed. The terminal was opened through a
+	// mount that is the container's /dev/pts by now, or else through the host's, which
+	// only the parent can clone.
+	if c.devpts != nil || c.f.Rootless {
+		b.clone(in(tty), "", false, copySlot)
+	} else {
+		c.host.clone(in(tty), "", false, copySlot)
+	}
 	b.attach(copySlot, target)
 }
 

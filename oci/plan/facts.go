@@ -56,6 +56,9 @@ type Options struct {
 	// Hold makes the process wait for a start after it has been created.
 	Hold     bool
 	Preserve int
+	// Doors names the hierarchies whose cgroup the child enters itself, by writing 0 into
+	// a file that the launcher has opened.
+	Doors []string
 	// Filter is the compiled seccomp profile.
 	Filter Filter
 	Hooks  bool // prestart, createRuntime or createContainer hooks run in between
