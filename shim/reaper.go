@@ -2,14 +2,14 @@ package shim
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/shim/pidfd"
 )
 
 // statusUnknown is the exit status of a process whose status nobody can know.
@@ -30,7 +30,7 @@ type reaper struct {
 // child is a process to wait for.
 type child struct {
 	pid    int
-	fd     *os.File // pidfd
+	fd     *pidfd.FD
 	done   chan struct{}
 	status uint32 // exit code or 128 + signal; valid when done is closed
 	signal bool   // it was killed by SIGKILL
@@ -44,11 +44,11 @@ func newReaper() *reaper {
 // watch makes a pid that a runtime gave known. It must be called before the
 // runtime call is over for the reaper (calls.RUnlock).
 func (r *reaper) watch(pid int) (*child, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	fd, err := pidfd.Open(pid)
 	if err != nil {
-		return nil, os.NewSyscallError("pidfd_open", err)
+		return nil, err
 	}
-	c := &child{pid: pid, fd: os.NewFile(uintptr(fd), "pidfd"), done: make(chan struct{})}
+	c := &child{pid: pid, fd: fd, done: make(chan struct{})}
 	r.mu.Lock()
 	r.children[pid] = c
 	r.mu.Unlock()
@@ -58,10 +58,7 @@ func (r *reaper) watch(pid int) (*child, error) {
 // await blocks until the child ended and was reaped.
 func (r *reaper) await(c *child) {
 	defer c.fd.Close()
-	raw, err := c.fd.SyscallConn()
-	if err == nil {
-		err = raw.Read(func(fd uintptr) bool { return r.reaped(c) || exited(int(fd)) })
-	}
+	_ = c.fd.Wait() // nobody closes it but us
 	// The process has ended. If it is not our child (yet), its parent is about to
 	// leave it to us.
 	for range 200 {
@@ -73,29 +70,6 @@ func (r *reaper) await(c *child) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.finish(c, statusUnknown, false)
-}
-
-// kill signals the process: by its pidfd, so never another one that got its number.
-func (c *child) kill(sig unix.Signal) error {
-	raw, err := c.fd.SyscallConn()
-	if err == nil {
-		cerr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
-		err = errors.Join(err, cerr)
-	}
-	switch {
-	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.ESRCH):
-		return fmt.Errorf("process already finished: %w", errdefs.ErrNotFound)
-	case errors.Is(err, unix.EINVAL):
-		return fmt.Errorf("signal %d: %w", sig, errdefs.ErrInvalidArgument)
-	}
-	return err
-}
-
-// exited asks a pidfd.
-func exited(fd int) bool {
-	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, _ := unix.Poll(p, 0)
-	return n > 0
 }
 
 func (r *reaper) reaped(c *child) bool {

@@ -451,7 +451,7 @@ func (s *Service) kill(ctx context.Context, r *wire.KillRequest) (wire.Message, 
 	if ch == nil {
 		return nil, fmt.Errorf("%s has not been started: %w", p, errdefs.ErrFailedPrecondition)
 	}
-	if err := ch.kill(unix.Signal(r.Signal)); err != nil {
+	if err := ch.fd.Kill(unix.Signal(r.Signal)); err != nil {
 		return nil, fmt.Errorf("kill %s: %w", p, err)
 	}
 	return &wire.Empty{}, nil
