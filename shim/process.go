@@ -157,6 +157,7 @@ func (s *Service) supervise(p *process, ch *child) {
 	s.events.publish(topicExit, "TaskExit", &wire.TaskExit{
 		ContainerID: p.c.id, ID: id, Pid: uint32(e.Pid), ExitStatus: e.Status, ExitedAt: e.ExitedAt,
 	})
+	s.busy()
 }
 
 // failed ends a process that could not be started.

@@ -44,6 +44,8 @@ type Service struct {
 	events    *publisher
 	reaper    *reaper
 
+	trim *time.Timer
+
 	shutdown     chan struct{} // closed by Shutdown
 	shutdownOnce sync.Once
 
@@ -67,6 +69,7 @@ func New(o Options) (*Service, error) {
 		shutdown: make(chan struct{}),
 	}
 	s.mu.containers = map[string]*container{}
+	s.trim = time.AfterFunc(quiet, trim)
 	go s.reaper.run()
 	return s, nil
 }
@@ -75,6 +78,12 @@ func New(o Options) (*Service, error) {
 // begins with '{', the attach protocol.
 func (s *Service) Serve(l net.Listener) error {
 	task := s.taskService()
+	for name, h := range task {
+		task[name] = func(ctx context.Context, payload []byte) (wire.Message, error) {
+			defer s.busy()
+			return h(ctx, payload)
+		}
+	}
 	services := wire.Services{
 		wire.ServiceTaskV3: task,
 		wire.ServiceTaskV2: task,
@@ -151,29 +160,29 @@ func (s *Service) end() { s.shutdownOnce.Do(func() { close(s.shutdown) }) }
 
 // close ends what runs in the background.
 func (s *Service) close() {
+	s.trim.Stop()
 	s.events.close()
 	close(s.reaper.quit)
 }
 
 func (s *Service) taskService() map[string]wire.Handler {
 	return map[string]wire.Handler{
-		"Create":     wire.Handle(s.createTask),
-		"Start":      wire.Handle(s.start),
-		"Exec":       wire.Handle(s.exec),
-		"State":      wire.Handle(s.state),
-		"Delete":     wire.Handle(s.delete),
-		"Wait":       wire.Handle(s.wait),
-		"Kill":       wire.Handle(s.kill),
-		"Pids":       wire.Handle(s.pids),
-		"Pause":      wire.Handle(s.pause),
-		"Resume":     wire.Handle(s.resume),
-		"Update":     wire.Handle(s.update),
-		"Stats":      wire.Handle(s.stats),
-		"ResizePty":  wire.Handle(s.resizePty),
-		"CloseIO":    wire.Handle(s.closeIO),
-		"Connect":    wire.Handle(s.connect),
-		"Shutdown":   wire.Handle(s.shutdownTask),
-		"Checkpoint": nil, // answered with Unimplemented
+		"Create":    wire.Handle(s.createTask),
+		"Start":     wire.Handle(s.start),
+		"Exec":      wire.Handle(s.exec),
+		"State":     wire.Handle(s.state),
+		"Delete":    wire.Handle(s.delete),
+		"Wait":      wire.Handle(s.wait),
+		"Kill":      wire.Handle(s.kill),
+		"Pids":      wire.Handle(s.pids),
+		"Pause":     wire.Handle(s.pause),
+		"Resume":    wire.Handle(s.resume),
+		"Update":    wire.Handle(s.update),
+		"Stats":     wire.Handle(s.stats),
+		"ResizePty": wire.Handle(s.resizePty),
+		"CloseIO":   wire.Handle(s.closeIO),
+		"Connect":   wire.Handle(s.connect),
+		"Shutdown":  wire.Handle(s.shutdownTask),
 	}
 }
 
