@@ -307,7 +307,8 @@ type output struct {
 	s     *streams
 	frame byte
 	src   *os.File
-	to    sink // nil: nothing but the clients takes it
+	to    sink        // nil: nothing but the clients takes it
+	log   *log.Stream // to, if it is one
 
 	mu struct {
 		sync.Mutex
@@ -326,6 +327,7 @@ type output struct {
 func newOutput(s *streams, frame byte, to sink) *output {
 	o := &output{s: s, frame: frame, to: to, drained: make(chan struct{}), done: make(chan struct{})}
 	o.mu.limit = -1
+	o.log, _ = to.(*log.Stream)
 	return o
 }
 
@@ -401,10 +403,10 @@ func (o *output) give(p []byte) {
 	}
 }
 
-// flush records an unfinished line. Only run calls it while it runs.
+// flush records an unfinished line: the process that began it has ended.
 func (o *output) flush() {
-	if st, ok := o.to.(*log.Stream); ok {
-		st.Close()
+	if o.log != nil {
+		o.log.Close()
 	}
 }
 
@@ -461,6 +463,7 @@ func (o *output) awaitEOF() {
 		select {
 		case <-o.drained:
 		case <-time.After(20 * time.Millisecond):
+			o.flush()
 			o.isDrained()
 		}
 	}()
@@ -474,6 +477,7 @@ func (o *output) awaitStill() {
 		taken, quiet := o.mu.taken, o.mu.taken == o.mu.given
 		o.mu.Unlock()
 		if quiet && taken == last {
+			o.flush()
 			o.isDrained()
 			return
 		}
