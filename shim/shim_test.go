@@ -282,14 +282,27 @@ func TestStdin(t *testing.T) {
 			if once {
 				wire.WriteFrame(a, wire.FrameCloseStdin, nil)
 			} else {
-				a.Close()
-				time.Sleep(20 * time.Millisecond)
+				a.Close() // what it has sent is delivered all the same
+				buf := make([]byte, wire.MaxFrame)
+				var got strings.Builder
+				for got.Len() < len(big) {
+					_, p, err := wire.ReadFrame(out, buf)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got.Write(p)
+				}
+				if got.String() != big {
+					t.Error("input came out differently")
+				}
+				big = ""
 				b, _ := h.attach(wire.AttachRequest{Stdin: true})
 				wire.WriteFrame(b, wire.FrameStdin, []byte("second"))
 				wire.WriteFrame(b, wire.FrameCloseStdin, nil)
-				time.Sleep(20 * time.Millisecond)
+				if _, p, err := wire.ReadFrame(out, buf); string(p) != "second" || err != nil {
+					t.Errorf("read %q, %v", p, err)
+				}
 				h.must("CloseIO", &wire.CloseIORequest{ID: "c", Stdin: true}, nil)
-				big += "second"
 			}
 			if got, err := frames(out); got != big+"end\n" || err != nil {
 				t.Errorf("got %d bytes, %v", len(got), err)
