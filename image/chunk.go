@@ -137,12 +137,5 @@ func (r *chunkReader) WriteTo(w io.Writer) (total int64, err error) {
 	}
 }
 
-// Close tells the writer to stop.
+// Close tells the writer to stop. It may be called from any goroutine.
 func (r *chunkReader) Close() { r.p.once.Do(func() { close(r.p.gone) }) }
-
-// stopIf is Close that may come from another goroutine than the reader's.
-func (r *chunkReader) stopIf(stop bool) {
-	if stop {
-		r.Close()
-	}
-}

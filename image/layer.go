@@ -20,6 +20,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
@@ -58,25 +59,22 @@ type layer struct {
 	diffID digest.Digest
 	chain  digest.Digest // its snapshot
 	parent digest.Digest // the snapshot below, "" for the lowest
-	below  chan struct{} // closed when the parent's snapshot is there; nil for the lowest
 }
 
 // unpack makes the snapshots of all layers, side by side where the snapshotter can put
 // layers upon each other afterwards.
 func (w *work) unpack(ctx context.Context, descs []ocispec.Descriptor, c config) error {
 	layers := make([]layer, len(descs))
-	ready := make([]chan struct{}, len(descs))
 	for i, d := range descs {
 		layers[i] = layer{desc: d, diffID: c.diffIDs[i], chain: c.chain[i]}
-		ready[i] = make(chan struct{})
 		if i > 0 {
-			layers[i].parent, layers[i].below = c.chain[i-1], ready[i-1]
+			layers[i].parent = c.chain[i-1]
 		}
 		w.p.line(Progress{ID: short(d.Digest), Action: "Pulling fs layer"})
 	}
 	eg, ctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, w.s.o.Downloads)
-	for i, l := range layers {
+	for _, l := range layers {
 		// In order, so that a lower layer is never kept waiting by those above it.
 		select {
 		case slots <- struct{}{}:
@@ -90,7 +88,6 @@ func (w *work) unpack(ctx context.Context, descs []ocispec.Descriptor, c config)
 			if err := w.layer(ctx, l, free); err != nil {
 				return fmt.Errorf("layer %s: %w", l.desc.Digest, err)
 			}
-			close(ready[i])
 			return nil
 		})
 	}
@@ -126,6 +123,9 @@ type layerFlight struct {
 	root string // directory that the layer is unpacked into
 	mode unpack.Mode
 	res  unpack.Result
+
+	applied     bool // the layer is in root, and its diff id is right
+	needsParent bool // it cannot be unpacked alone
 }
 
 func (f *layerFlight) say(action string, current, total int64) {
@@ -168,7 +168,7 @@ func (f *layerFlight) run(ctx context.Context) error {
 		}
 	}
 	if !stored {
-		if stored, err = f.fetch(ctx); err != nil {
+		if err := f.fetch(ctx); err != nil {
 			return err
 		}
 	}
@@ -195,13 +195,13 @@ func canRebase(sn snapshots.Snapshotter) bool {
 
 // unpacked looks for the layer's snapshot, and puts it under the lease.
 func (f *layerFlight) unpacked(ctx context.Context, sn snapshots.Snapshotter) (bool, error) {
-	for range 2 {
+	for leased := false; ; leased = true {
 		info, err := sn.Stat(ctx, f.l.chain.String())
 		if errdefs.IsNotFound(err) {
 			return false, nil
 		}
-		if err != nil {
-			return false, err
+		if err != nil || leased { // seen again after it was leased: it is there to stay
+			return err == nil, err
 		}
 		if info.Kind != snapshots.KindCommitted || info.Parent != f.l.parent.String() {
 			return false, fmt.Errorf("snapshot %s exists, but is not this layer: %w", f.l.chain, errdefs.ErrFailedPrecondition)
@@ -210,13 +210,11 @@ func (f *layerFlight) unpacked(ctx context.Context, sn snapshots.Snapshotter) (b
 			return false, err
 		}
 	}
-	// Seen again after it was leased: it is there to stay.
-	return true, nil
 }
 
 // stored looks for the layer's blob, and puts it under the lease.
 func (f *layerFlight) stored(ctx context.Context) (bool, error) {
-	for range 2 {
+	for leased := false; ; leased = true {
 		_, err := f.w.s.o.Content.Info(ctx, f.l.desc.Digest)
 		if errdefs.IsNotFound(err) {
 			if f.w.repo == nil {
@@ -226,6 +224,9 @@ func (f *layerFlight) stored(ctx context.Context) (bool, error) {
 		}
 		if err != nil {
 			return false, err
+		}
+		if leased {
+			break
 		}
 		if err := f.w.l.keep(ctx, "content", f.l.desc.Digest.String()); err != nil {
 			return false, err
@@ -265,32 +266,32 @@ func (f *layerFlight) drop(ctx context.Context, sn snapshots.Snapshotter) {
 }
 
 // fetch brings the blob into the store; if there is an empty snapshot and the blob is
-// fetched from its beginning, it is unpacked at the same time. It says whether it was.
-func (f *layerFlight) fetch(ctx context.Context) (storedOnly bool, err error) {
+// fetched from its beginning, it is unpacked at the same time.
+func (f *layerFlight) fetch(ctx context.Context) error {
 	d := f.l.desc
 	ref := "layer-" + d.Digest.String()
 	cw, err := content.OpenWriter(ctx, f.w.s.o.Content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Digest: d.Digest, Size: d.Size}))
 	if errdefs.IsAlreadyExists(err) {
-		return true, nil
+		return nil
 	}
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer cw.Close()
 	st, err := cw.Status()
 	if err != nil {
-		return false, err
+		return err
 	}
 	if st.Offset > d.Size {
 		if err := cw.Truncate(0); err != nil {
-			return false, err
+			return err
 		}
 		st.Offset = 0
 	}
 	f.say("Downloading", st.Offset, d.Size)
 	body, err := f.w.repo.Blob(ctx, d, st.Offset)
 	if err != nil {
-		return false, err
+		return err
 	}
 	defer body.Close()
 	src := &download{f: f, body: body, to: cw, off: st.Offset}
@@ -303,21 +304,22 @@ func (f *layerFlight) fetch(ctx context.Context) (storedOnly bool, err error) {
 	} else {
 		err = src.run(ctx, nil)
 	}
+	if got := cw.Digest(); src.off == d.Size && got != d.Digest && got.Algorithm() == d.Digest.Algorithm() {
+		// Whatever else was wrong with the bytes, they were not the layer's.
+		f.abort(ctx, cw, ref)
+		return fmt.Errorf("registry sent %s instead: %w", got, errdefs.ErrDataLoss)
+	}
 	if err != nil {
 		if errdefs.IsDataLoss(err) || errdefs.IsInvalidArgument(err) || errdefs.IsResourceExhausted(err) {
 			f.abort(ctx, cw, ref)
 		}
-		return false, err
+		return err
 	}
 	labels := map[string]string{}
 	f.w.source(labels)
 	if onePass {
 		labels[labelUncompressed] = f.l.diffID.String()
 		labels[labelSize] = fmt.Sprint(f.res.Size)
-	}
-	if got := cw.Digest(); got != d.Digest && got.Algorithm() == d.Digest.Algorithm() {
-		f.abort(ctx, cw, ref)
-		return false, fmt.Errorf("registry sent %s instead: %w", got, errdefs.ErrDataLoss)
 	}
 	f.say("Verifying Checksum", 0, 0)
 	err = cw.Commit(ctx, d.Size, d.Digest, content.WithLabels(labels))
@@ -331,7 +333,7 @@ func (f *layerFlight) fetch(ctx context.Context) (storedOnly bool, err error) {
 	if err == nil && !onePass {
 		f.say("Download complete", 0, 0)
 	}
-	return !onePass, err
+	return err
 }
 
 // abort forgets what was received: to resume from it would repeat the error.
@@ -388,6 +390,8 @@ func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chu
 		return err
 	}
 	defer root.Close()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	packed, in := newChunkPipe()
 	plain, out := newChunkPipe()
 	hashed, outHash := newChunkPipe()
@@ -416,12 +420,18 @@ func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chu
 	}()
 	f.res, applyErr = unpack.Apply(ctx, root, plain, unpack.Options{Mode: f.mode, Limits: f.w.s.o.Limits, Writeback: true})
 	plain.Close()
-	hashed.stopIf(applyErr != nil)
+	if applyErr != nil {
+		hashed.Close()
+		if !errdefs.IsInvalidArgument(applyErr) && !errors.Is(applyErr, unpack.ErrNeedsParent) {
+			cancel(applyErr)
+		} // else the rest is still received: to know the digest, or to unpack it in another way
+	}
 	wg.Wait()
 	switch {
-	case feedErr != nil:
+	case feedErr != nil && !errors.Is(feedErr, applyErr):
 		return feedErr
 	case applyErr != nil:
+		f.needsParent = errors.Is(applyErr, unpack.ErrNeedsParent)
 		return applyErr
 	case decodeErr != nil:
 		return decodeErr
@@ -429,6 +439,7 @@ func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chu
 	if got := digest.NewDigest(f.l.diffID.Algorithm(), verifier); got != f.l.diffID {
 		return fmt.Errorf("unpacked layer has diff id %s, not %s as the config says: %w", got, f.l.diffID, errdefs.ErrDataLoss)
 	}
+	f.applied = true
 	return nil
 }
 
@@ -467,30 +478,23 @@ func (f *layerFlight) decode(ctx context.Context, in io.Reader, to ...*chunkWrit
 
 // finish brings a layer whose blob is in the store to its committed snapshot.
 func (f *layerFlight) finish(ctx context.Context, sn snapshots.Snapshotter, alone bool) error {
-	done := f.key != "" && f.res.Entries > 0 || f.key != "" && f.res.Implicit != nil
-	if !done && alone {
-		err := f.fromStore(ctx)
-		if err != nil && !errors.Is(err, unpack.ErrNeedsParent) {
+	if alone && !f.applied && !f.needsParent {
+		if err := f.fromStore(ctx); err != nil && !errors.Is(err, unpack.ErrNeedsParent) {
 			return err
 		}
-		done = err == nil
 	}
-	if done {
+	if f.applied {
 		if err := syncFiles(ctx, sn, f.root); err != nil {
 			return err
 		}
 	}
-	if f.l.below != nil {
-		select {
-		case <-f.l.below:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+	if err := f.waitParent(ctx, sn); err != nil {
+		return err
 	}
-	if done {
+	if f.applied {
 		err := f.inherit(ctx, sn)
 		if err == nil {
-			return f.commit(ctx, sn)
+			return f.commit(ctx, sn, true)
 		}
 		if !errors.Is(err, unpack.ErrNeedsParent) {
 			return err
@@ -500,6 +504,42 @@ func (f *layerFlight) finish(ctx context.Context, sn snapshots.Snapshotter, alon
 		f.drop(ctx, sn)
 	}
 	return f.onParents(ctx, sn)
+}
+
+// waitParent waits until the snapshot below is there. Whoever waits for this layer
+// sees to that one as well.
+func (f *layerFlight) waitParent(ctx context.Context, sn snapshots.Snapshotter) error {
+	if f.l.parent == "" {
+		return nil
+	}
+	for {
+		next := f.w.s.commits.next()
+		_, err := sn.Stat(ctx, f.l.parent.String())
+		if !errdefs.IsNotFound(err) {
+			return err
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// syncFiles makes what is below root durable.
+func syncFiles(ctx context.Context, sn snapshots.Snapshotter, root string) error {
+	if s, ok := sn.(*snapshot.Snapshotter); ok {
+		return s.Sync(ctx)
+	}
+	f, err := os.Open(root)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		return fmt.Errorf("sync %s: %w", root, err)
+	}
+	return nil
 }
 
 // fromStore unpacks the blob of the store.
@@ -622,37 +662,36 @@ func (f *layerFlight) onParents(ctx context.Context, sn snapshots.Snapshotter) e
 	if f.l.parent == "" {
 		f.mode = unpack.Base
 	}
+	fill := func(root string) error {
+		f.root = root
+		if err := f.fromStore(ctx); err != nil {
+			return err
+		}
+		return syncFiles(ctx, sn, root)
+	}
 	if len(mounts) == 1 && mounts[0].Type == "bind" {
-		f.root = mounts[0].Source
-		err = f.fromStore(ctx)
+		err = fill(mounts[0].Source)
 	} else {
-		err = mount.WithTempMount(ctx, mounts, func(root string) error {
-			f.root = root
-			if err := f.fromStore(ctx); err != nil {
-				return err
-			}
-			return syncFiles(ctx, sn, root)
-		})
+		err = mount.WithTempMount(ctx, mounts, fill)
 	}
 	if err != nil {
 		return err
 	}
-	if f.root != "" {
-		if err := syncFiles(ctx, sn, f.root); err != nil && len(mounts) == 1 && mounts[0].Type == "bind" {
-			return err
-		}
-	}
-	return f.commit(ctx, sn)
+	return f.commit(ctx, sn, false)
 }
 
 // commit makes the layer's snapshot visible. Its files are on the disk.
-func (f *layerFlight) commit(ctx context.Context, sn snapshots.Snapshotter) error {
+// measured says that its size is known.
+func (f *layerFlight) commit(ctx context.Context, sn snapshots.Snapshotter, measured bool) error {
 	opts := []snapshots.Opt{}
-	if f.l.parent != "" {
+	if f.l.parent != "" && measured {
 		opts = append(opts, snapshots.WithParent(f.l.parent.String()))
 	}
 	if canRebase(sn) {
-		opts = append(opts, snapshot.WithSynced(), snapshot.WithUsage(snapshots.Usage{Size: f.res.Disk, Inodes: f.res.Inodes}))
+		opts = append(opts, snapshot.WithSynced())
+		if measured {
+			opts = append(opts, snapshot.WithUsage(snapshots.Usage{Size: f.res.Disk, Inodes: f.res.Inodes}))
+		}
 	}
 	err := sn.Commit(ctx, f.l.chain.String(), f.key, opts...)
 	if err == nil {
@@ -660,6 +699,7 @@ func (f *layerFlight) commit(ctx context.Context, sn snapshots.Snapshotter) erro
 	} else if !errdefs.IsAlreadyExists(err) {
 		return err
 	}
+	f.w.s.commits.tell()
 	return f.w.label(ctx, f.l.desc.Digest, map[string]string{
 		labelUncompressed: f.l.diffID.String(),
 		labelSize:         fmt.Sprint(f.res.Size),

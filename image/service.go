@@ -54,6 +54,7 @@ type Service struct {
 	registry *registry.Client
 	layers   flights // by namespace, snapshotter and chain id: work on one snapshot
 	blobs    locks   // by namespace and digest: one fetches, the others find it there
+	commits  bell    // rings when a layer's snapshot was committed
 	docs     documents
 }
 
@@ -129,7 +130,7 @@ func (l *lease) release() {
 	if !last {
 		return
 	}
-	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), l.ns), 30*time.Second)
+	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), l.ns), cleanupTime)
 	defer cancel()
 	if err := l.s.o.Leases.Delete(ctx, l.l); err != nil && !errdefs.IsNotFound(err) {
 		l.s.o.Log.Warn("lease stays until it expires", "lease", l.l.ID, "err", err)
@@ -139,6 +140,34 @@ func (l *lease) release() {
 // keep puts objects that are there already under the lease.
 func (l *lease) keep(ctx context.Context, typ, id string) error {
 	return l.s.o.Leases.AddResource(ctx, l.l, leases.Resource{Type: typ, ID: id})
+}
+
+// cleanupTime bounds what is taken back after a failure.
+const cleanupTime = 30 * time.Second
+
+// bell wakes all who wait for something to happen.
+type bell struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+// next gives a channel that is closed when the bell rings next.
+func (b *bell) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}
+
+func (b *bell) tell() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
 }
 
 // locks is a mutex per key.
