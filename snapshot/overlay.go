@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -52,7 +53,18 @@ func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
 	if st.Uid != 0 || st.Gid != 0 || st.Mode&0o7777 != 0o755 || len(parents) == 0 {
 		return nil
 	}
-	return copyRootAttributes(parents[0].fs(), l.fs())
+	var parent unix.Stat_t
+	if err := unix.Lstat(parents[0].fs(), &parent); err != nil {
+		return &os.PathError{Op: "lstat", Path: parents[0].fs(), Err: err}
+	}
+	if parent.Uid == st.Uid && parent.Gid == st.Gid && parent.Mode == st.Mode {
+		return nil
+	}
+	if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+		return err
+	}
+	// The caller may have synced the layer before.
+	return durable.SyncDir(l.fs())
 }
 
 func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }

@@ -90,6 +90,9 @@ func (s *Store) Close() error {
 // DB is the metadata file, for rooms that keep their own buckets in it (see Bucket).
 func (s *Store) DB() *DB { return s.db }
 
+// Log is the logger that the store was opened with.
+func (s *Store) Log() *slog.Logger { return s.log }
+
 // Root is the store's directory.
 func (s *Store) Root() string { return s.root }
 
