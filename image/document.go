@@ -3,7 +3,8 @@ package image
 import (
 	"bytes"
 	"context"
-	_ "crypto/sha512" // digests of descriptors may use it
+	_ "crypto/sha256" // digests of descriptors
+	_ "crypto/sha512"
 	"encoding/json"
 	"errors"
 	"fmt"
