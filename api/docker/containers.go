@@ -205,10 +205,7 @@ func (s *Server) containerUpdate(ctx context.Context, c *call) error {
 	}
 	var policy *engine.RestartPolicy
 	if req.RestartPolicy.Name != "" {
-		p, err := restartFrom(req.RestartPolicy)
-		if err != nil {
-			return err
-		}
+		p := restartFrom(req.RestartPolicy)
 		policy = &p
 	}
 	warnings, err := s.opt.Backend.UpdateContainer(ctx, c.id(), r, policy)

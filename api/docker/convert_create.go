@@ -81,9 +81,7 @@ func configFrom(req *createRequest) (c engine.Config, warnings []string, err err
 			return c, nil, invalidf("invalid MAC address %q", req.MacAddress)
 		}
 	}
-	if c.Healthcheck, err = healthcheckFrom(w.Healthcheck); err != nil {
-		return c, nil, err
-	}
+	c.Healthcheck = healthcheckFrom(w.Healthcheck)
 	c.ExposedPorts = exposedFrom(w.ExposedPorts)
 	if err := hostConfigInto(&c, h); err != nil {
 		return c, nil, err
@@ -107,7 +105,7 @@ func configFrom(req *createRequest) (c engine.Config, warnings []string, err err
 }
 
 // hostConfigInto takes over what needs no conversion of its own.
-func hostConfigInto(c *engine.Config, h *container.HostConfig) (err error) {
+func hostConfigInto(c *engine.Config, h *container.HostConfig) error {
 	c.GroupAdd = h.GroupAdd
 	c.Annotations = h.Annotations
 	c.ConsoleSize = h.ConsoleSize
@@ -138,30 +136,10 @@ func hostConfigInto(c *engine.Config, h *container.HostConfig) (err error) {
 	c.ShmSize = h.ShmSize
 	c.VolumesFrom = h.VolumesFrom
 	c.StorageOpt = h.StorageOpt
-	if c.Restart, err = restartFrom(h.RestartPolicy); err != nil {
-		return err
-	}
+	c.Restart = restartFrom(h.RestartPolicy)
 	switch {
-	case !h.PidMode.Valid():
-		return invalidf("invalid PID mode: %s", h.PidMode)
-	case !h.IpcMode.Valid():
-		return invalidf("invalid IPC mode: %s", h.IpcMode)
-	case !h.UTSMode.Valid():
-		return invalidf("invalid UTS mode: %s", h.UTSMode)
-	case !h.UsernsMode.Valid():
-		return invalidf("invalid userns mode: %s", h.UsernsMode)
-	case !h.CgroupnsMode.Valid():
-		return invalidf("invalid cgroup namespace mode: %s", h.CgroupnsMode)
-	case h.NetworkMode.IsContainer() && h.NetworkMode.ConnectedContainer() == "":
-		return invalidf("invalid network mode: %s", h.NetworkMode)
-	case h.AutoRemove && !h.RestartPolicy.IsNone():
-		return invalidf("can't create 'AutoRemove' container with restart policy")
 	case !h.Isolation.IsValid():
 		return invalidf("invalid isolation '%s' on linux", h.Isolation)
-	case h.ShmSize < 0:
-		return invalidf("SHM size can not be less than 0")
-	case h.OomScoreAdj < -1000 || h.OomScoreAdj > 1000:
-		return invalidf("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OomScoreAdj)
 	case h.Cgroup != "":
 		return notImplementedf("joining the cgroup of another container (HostConfig.Cgroup) is not in this version of hako")
 	case h.Umask != nil:
@@ -170,59 +148,21 @@ func hostConfigInto(c *engine.Config, h *container.HostConfig) (err error) {
 		r := h.DeviceRequests[0]
 		return invalidf("could not select device driver %q with capabilities: %v", r.Driver, r.Capabilities)
 	}
-	for _, host := range h.ExtraHosts {
-		name, addr, ok := cutHost(host)
-		if !ok || name == "" {
-			return invalidf("bad format for add-host: %q", host)
-		}
-		if addr != "host-gateway" && net.ParseIP(strings.Trim(addr, "[]")) == nil {
-			return invalidf("invalid IP address in add-host: %q", addr)
-		}
-	}
 	return nil
 }
 
-// cutHost splits name:address or name=address; addresses may hold colons.
-func cutHost(s string) (name, addr string, ok bool) {
-	if i := strings.IndexAny(s, ":="); i >= 0 {
-		return s[:i], s[i+1:], true
-	}
-	return "", "", false
+func restartFrom(p container.RestartPolicy) engine.RestartPolicy {
+	return engine.RestartPolicy{Name: string(p.Name), MaxRetries: p.MaximumRetryCount}
 }
 
-func restartFrom(p container.RestartPolicy) (engine.RestartPolicy, error) {
-	if err := container.ValidateRestartPolicy(p); err != nil {
-		return engine.RestartPolicy{}, invalidf("%v", err)
-	}
-	return engine.RestartPolicy{Name: string(p.Name), MaxRetries: p.MaximumRetryCount}, nil
-}
-
-func healthcheckFrom(h *container.HealthConfig) (*engine.Healthcheck, error) {
+func healthcheckFrom(h *container.HealthConfig) *engine.Healthcheck {
 	if h == nil {
-		return nil, nil
-	}
-	for name, d := range map[string]int64{
-		"Interval": int64(h.Interval), "Timeout": int64(h.Timeout),
-		"StartPeriod": int64(h.StartPeriod), "StartInterval": int64(h.StartInterval),
-	} {
-		if d != 0 && d < int64(container.MinimumDuration) {
-			return nil, invalidf("%s in Healthcheck cannot be less than %s", name, container.MinimumDuration)
-		}
-	}
-	if h.Retries < 0 {
-		return nil, invalidf("Retries in Healthcheck cannot be negative")
-	}
-	if len(h.Test) > 0 {
-		switch h.Test[0] {
-		case "NONE", "CMD", "CMD-SHELL", "":
-		default:
-			return nil, invalidf("unknown type %q in Healthcheck: use NONE, CMD or CMD-SHELL", h.Test[0])
-		}
+		return nil
 	}
 	return &engine.Healthcheck{
 		Test: h.Test, Interval: h.Interval, Timeout: h.Timeout,
 		StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries,
-	}, nil
+	}
 }
 
 // endpointsFrom lists the networks of a container, the one of the network mode first.

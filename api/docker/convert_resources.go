@@ -7,11 +7,8 @@ import (
 	"github.com/hako-engine/hako/engine"
 )
 
-// minMemory is the least limit that Docker accepts: a container does not start with less.
-const minMemory = 6 << 20
-
-// resourcesFrom converts limits. Contradictions that the text of an error can name are
-// refused here; what the machine cannot do is the engine's to know.
+// resourcesFrom converts limits. The engine judges them; only what it could not see
+// any more is refused here.
 func resourcesFrom(w *container.Resources) (engine.Resources, error) {
 	r := engine.Resources{
 		Memory: w.Memory, MemoryReservation: w.MemoryReservation, MemorySwap: w.MemorySwap,
@@ -24,34 +21,6 @@ func resourcesFrom(w *container.Resources) (engine.Resources, error) {
 	}
 	if r.MemorySwappiness != nil && *r.MemorySwappiness == -1 {
 		r.MemorySwappiness = nil // how old clients leave it alone
-	}
-	switch {
-	case r.Memory < 0, r.Memory > 0 && r.Memory < minMemory:
-		return r, invalidf("Minimum memory limit allowed is 6MB")
-	case r.MemoryReservation < 0, r.MemoryReservation > 0 && r.MemoryReservation < minMemory:
-		return r, invalidf("Minimum memory reservation allowed is 6MB")
-	case r.Memory > 0 && r.MemoryReservation > r.Memory:
-		return r, invalidf("Minimum memory limit can not be less than memory reservation limit, see usage")
-	case r.Memory > 0 && r.MemorySwap > 0 && r.MemorySwap < r.Memory:
-		return r, invalidf("Minimum memoryswap limit should be larger than memory limit, see usage")
-	case r.MemorySwap < -1:
-		return r, invalidf("invalid memory swap limit %d: use -1 for no limit", r.MemorySwap)
-	case r.MemorySwappiness != nil && (*r.MemorySwappiness < 0 || *r.MemorySwappiness > 100):
-		return r, invalidf("Invalid value: %d, valid memory swappiness range is 0-100", *r.MemorySwappiness)
-	case r.NanoCPUs < 0:
-		return r, invalidf("invalid CPU limit %d: NanoCpus must not be negative", r.NanoCPUs)
-	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
-		return r, invalidf("Conflicting options: Nano CPUs and CPU Period cannot both be set.")
-	case r.NanoCPUs > 0 && r.CPUQuota > 0:
-		return r, invalidf("Conflicting options: Nano CPUs and CPU Quota cannot both be set.")
-	case r.CPUShares < 0:
-		return r, invalidf("invalid CPU shares (%d): value must be a positive integer", r.CPUShares)
-	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):
-		return r, invalidf("CPU cfs period can not be less than 1ms (i.e. 1000) or larger than 1s (i.e. 1000000)")
-	case r.CPUQuota > 0 && r.CPUQuota < 1000:
-		return r, invalidf("CPU cfs quota can not be less than 1ms (i.e. 1000)")
-	case r.BlkioWeight > 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
-		return r, invalidf("Range of blkio weight is from 10 to 1000")
 	}
 	for _, d := range w.BlkioWeightDevice {
 		if d != nil {
@@ -73,11 +42,6 @@ func resourcesFrom(w *container.Resources) (engine.Resources, error) {
 		if dev.Permissions == "" {
 			dev.Permissions = "rwm"
 		}
-		for _, p := range dev.Permissions {
-			if p != 'r' && p != 'w' && p != 'm' {
-				return r, invalidf("invalid device %s: permissions %q must be of r, w and m", dev.HostPath, dev.Permissions)
-			}
-		}
 		r.Devices = append(r.Devices, dev)
 	}
 	for _, u := range w.Ulimits {
@@ -86,9 +50,6 @@ func resourcesFrom(w *container.Resources) (engine.Resources, error) {
 		}
 		if u.Name == "" {
 			return r, invalidf("invalid ulimit: a name is missing")
-		}
-		if u.Hard != -1 && (u.Soft > u.Hard || u.Soft == -1) {
-			return r, invalidf("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
 		}
 		r.Ulimits = append(r.Ulimits, engine.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
 	}

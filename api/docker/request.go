@@ -58,7 +58,7 @@ func decodeJSON(r io.Reader, v any) error {
 	case errors.Is(err, io.EOF):
 		return invalidf("invalid JSON: got EOF while reading request body")
 	case errors.As(err, &kind) && kind.Field != "":
-		return invalidf("invalid JSON: %s must not be a %s", kind.Field, kind.Value)
+		return invalidf("invalid JSON: %s must not be a %s", fieldPath(kind.Field), kind.Value)
 	case err != nil:
 		return invalidf("invalid JSON: %v", err)
 	}
@@ -69,6 +69,11 @@ func decodeJSON(r io.Reader, v any) error {
 		return invalidf("invalid JSON: unexpected content after the value")
 	}
 	return nil
+}
+
+// fieldPath drops the names of Go's embedded structs, which the client does not know.
+func fieldPath(s string) string {
+	return strings.NewReplacer("CreateRequest.Config.", "", "CreateRequest.", "", "Resources.", "").Replace(s)
 }
 
 // query gives one value of the query.
