@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
-	"github.com/hako-engine/hako/network"
 )
 
 // Backend is what the API needs of the engine, which documents each call.
@@ -73,12 +71,12 @@ type Execs interface {
 type Images interface {
 	Images(ctx context.Context, f engine.Filters) ([]engine.ImageSummary, error)
 	Image(ctx context.Context, ref string) (engine.ImageDetail, error)
-	PullImage(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
-	PushImage(ctx context.Context, ref string, o image.PushOptions) error
+	PullImage(ctx context.Context, ref string, o engine.PullOptions) (engine.ImageRecord, error)
+	PushImage(ctx context.Context, ref string, o engine.PushOptions) error
 	TagImage(ctx context.Context, source, target string) error
 	RemoveImage(ctx context.Context, ref string, force, noPrune bool) ([]engine.RemovedImage, error)
-	LoadImages(ctx context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error)
-	SaveImages(ctx context.Context, refs []string, o image.SaveOptions, w io.Writer) error
+	LoadImages(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error)
+	SaveImages(ctx context.Context, refs []string, o engine.SaveOptions, w io.Writer) error
 	ImageHistory(ctx context.Context, ref string) ([]engine.ImageHistory, error)
 	PruneImages(ctx context.Context, f engine.Filters) (removed []engine.RemovedImage, reclaimed int64, err error)
 }
@@ -94,9 +92,9 @@ type Volumes interface {
 
 // Networks are networks and who is on them.
 type Networks interface {
-	CreateNetwork(ctx context.Context, c network.Config) (network.Network, error)
-	Networks(ctx context.Context, f engine.Filters) ([]network.Network, error)
-	Network(ctx context.Context, ref string) (network.Network, []network.Endpoint, error)
+	CreateNetwork(ctx context.Context, c engine.NetworkConfig) (engine.Network, error)
+	Networks(ctx context.Context, f engine.Filters) ([]engine.Network, error)
+	Network(ctx context.Context, ref string) (engine.Network, []engine.Endpoint, error)
 	RemoveNetwork(ctx context.Context, ref string) error
 	ConnectNetwork(ctx context.Context, netRef, ctrRef string, s engine.EndpointSettings) error
 	DisconnectNetwork(ctx context.Context, netRef, ctrRef string, force bool) error

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
-	"github.com/hako-engine/hako/network"
 )
 
 // cliBackend is what the docker command line sees of a fake engine with one image,
@@ -24,8 +22,8 @@ type cliBackend struct {
 	started chan string
 }
 
-func (b *cliBackend) Networks(context.Context, engine.Filters) ([]network.Network, error) {
-	return []network.Network{{ID: strings.Repeat("1", 64), Name: "bridge", Driver: "bridge"}}, nil
+func (b *cliBackend) Networks(context.Context, engine.Filters) ([]engine.Network, error) {
+	return []engine.Network{{ID: strings.Repeat("1", 64), Name: "bridge", Driver: "bridge"}}, nil
 }
 
 func (b *cliBackend) Volumes(context.Context, engine.Filters) ([]engine.Volume, error) {
@@ -77,7 +75,7 @@ func TestCommandLine(t *testing.T) {
 	ctr := sampleContainer(t)
 	ctr.Config.TTY = false
 	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-time.Minute)}
-	detail := engine.ImageDetail{Image: image.Image{ID: "sha256:" + "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", Names: []string{"docker.io/library/alpine:3"}, Size: 5000000, Created: time.Now()}}
+	detail := engine.ImageDetail{Image: engine.ImageRecord{ID: "sha256:" + "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", Names: []string{"docker.io/library/alpine:3"}, Size: 5000000, Created: time.Now()}}
 	b := &cliBackend{started: make(chan string, 10)}
 	b.fake = &fake{
 		containers: []engine.Container{ctr},
@@ -91,7 +89,7 @@ func TestCommandLine(t *testing.T) {
 			}
 			return ctr.ID, nil, nil
 		},
-		pull: func(ref string, _ image.PullOptions) error { return notFoundf("pull access denied for %s", ref) },
+		pull: func(ref string, _ engine.PullOptions) error { return notFoundf("pull access denied for %s", ref) },
 		stats: func() (engine.Stats, error) {
 			return engine.Stats{Read: time.Now(), MemUsage: 1 << 20, MemLimit: 1 << 30, Pids: 3, OnlineCPUs: 2}, nil
 		},
@@ -105,7 +103,9 @@ func TestCommandLine(t *testing.T) {
 	var p *process
 	exited := make(chan engine.WaitResult, 1)
 	b.attach = func(string, engine.AttachOptions) (engine.Attachment, error) { p = newProcess(); return p, nil }
-	b.wait = func(context.Context, string, engine.WaitCondition) (<-chan engine.WaitResult, error) { return exited, nil }
+	b.wait = func(context.Context, string, engine.WaitCondition) (<-chan engine.WaitResult, error) {
+		return exited, nil
+	}
 	b.start = func(ref string) error {
 		go func() {
 			in := ""
@@ -192,9 +192,9 @@ func TestCommandLine(t *testing.T) {
 	if out != "exec:typed" || code != 4 {
 		t.Errorf("exec: %q %q %d", out, errs, code)
 	}
-	b.load = func(r io.Reader, _ image.LoadOptions) ([]image.Loaded, error) {
+	b.load = func(r io.Reader, _ engine.LoadOptions) ([]engine.LoadedImage, error) {
 		_, err := io.Copy(io.Discard, r)
-		return []image.Loaded{{Names: []string{"docker.io/library/a:1"}}}, err
+		return []engine.LoadedImage{{Names: []string{"docker.io/library/a:1"}}}, err
 	}
 	if out, errs, code := n.docker(strings.Repeat("x", 100000), "load"); out != "Loaded image: a:1\n" || code != 0 {
 		t.Errorf("load: %q %q %d", out, errs, code)

@@ -12,7 +12,6 @@ import (
 	"github.com/moby/moby/api/types/storage"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/network"
 )
 
 // timestamp formats a time as Docker's inspect does; the zero time is 0001-01-01T00:00:00Z.
@@ -128,7 +127,7 @@ func hostConfigOf(c *engine.Config) *container.HostConfig {
 		Binds:           binds,
 		ContainerIDFile: c.ContainerIDFile,
 		LogConfig:       container.LogConfig{Type: cmp.Or(c.Log.Driver, "json-file"), Config: dict(c.Log.Options)},
-		NetworkMode:     container.NetworkMode(cmp.Or(c.NetworkMode, network.DefaultName)),
+		NetworkMode:     container.NetworkMode(cmp.Or(c.NetworkMode, engine.DefaultNetwork)),
 		PortBindings:    portBindings(c.Ports),
 		RestartPolicy: container.RestartPolicy{
 			Name:              container.RestartPolicyMode(cmp.Or(c.Restart.Name, string(container.RestartPolicyDisabled))),
@@ -183,7 +182,7 @@ func networksOf(ctr *engine.Container) map[string]*wire.EndpointSettings {
 		switch mode := ctr.Config.NetworkMode; {
 		case ctr.Config.NetworkDisabled, strings.HasPrefix(mode, "container:"):
 		default:
-			asked = []engine.EndpointSettings{{Network: cmp.Or(mode, network.DefaultName), MAC: ctr.Config.MacAddress}}
+			asked = []engine.EndpointSettings{{Network: cmp.Or(mode, engine.DefaultNetwork), MAC: ctr.Config.MacAddress}}
 		}
 	}
 	for i := range asked {
@@ -218,7 +217,7 @@ func askedEndpoint(a *engine.EndpointSettings) *wire.EndpointSettings {
 	return es
 }
 
-func fillEndpoint(es *wire.EndpointSettings, ep *network.Endpoint) {
+func fillEndpoint(es *wire.EndpointSettings, ep *engine.Endpoint) {
 	es.NetworkID, es.EndpointID = ep.NetworkID, ep.EndpointID
 	es.Gateway, es.IPv6Gateway = ep.Gateway4, ep.Gateway6
 	if ep.IPv4.IsValid() {
@@ -251,7 +250,7 @@ func summaryOf(ctr *engine.Container, now time.Time) container.Summary {
 			Networks: networksOf(ctr),
 		},
 	}
-	out.HostConfig.NetworkMode = cmp.Or(ctr.Config.NetworkMode, network.DefaultName)
+	out.HostConfig.NetworkMode = cmp.Or(ctr.Config.NetworkMode, engine.DefaultNetwork)
 	out.HostConfig.Annotations = ctr.Config.Annotations
 	if h := ctr.State.Health; h != nil {
 		out.Health = &container.HealthSummary{Status: container.HealthStatus(h.Status), FailingStreak: h.FailingStreak}

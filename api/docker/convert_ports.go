@@ -12,7 +12,6 @@ import (
 	wire "github.com/moby/moby/api/types/network"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/network"
 )
 
 func exposedFrom(ports wire.PortSet) []string {
@@ -28,8 +27,8 @@ func comparePorts(a, b wire.Port) int {
 }
 
 // portsFrom converts the ports to publish, in the order of their numbers.
-func portsFrom(bindings wire.PortMap) ([]network.PortMapping, error) {
-	var out []network.PortMapping
+func portsFrom(bindings wire.PortMap) ([]engine.PortMapping, error) {
+	var out []engine.PortMapping
 	for _, port := range slices.SortedFunc(maps.Keys(bindings), comparePorts) {
 		switch port.Proto() {
 		case wire.TCP, wire.UDP, wire.SCTP:
@@ -37,7 +36,7 @@ func portsFrom(bindings wire.PortMap) ([]network.PortMapping, error) {
 			return nil, invalidf("invalid port specification: %q: unknown protocol", port)
 		}
 		for _, b := range bindings[port] {
-			m := network.PortMapping{Proto: string(port.Proto()), ContainerPort: port.Num(), HostIP: b.HostIP}
+			m := engine.PortMapping{Proto: string(port.Proto()), ContainerPort: port.Num(), HostIP: b.HostIP}
 			first, last, isRange := strings.Cut(b.HostPort, "-")
 			if b.HostPort != "" {
 				n, err := strconv.ParseUint(first, 10, 16)
@@ -62,7 +61,7 @@ func portsFrom(bindings wire.PortMap) ([]network.PortMapping, error) {
 }
 
 // portBindings gives back what was asked to be published.
-func portBindings(ports []network.PortMapping) wire.PortMap {
+func portBindings(ports []engine.PortMapping) wire.PortMap {
 	out := wire.PortMap{}
 	for _, m := range ports {
 		port, ok := wire.PortFrom(m.ContainerPort, wire.IPProtocol(m.Proto))

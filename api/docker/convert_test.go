@@ -19,8 +19,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
-	"github.com/hako-engine/hako/network"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -201,11 +199,11 @@ func sampleContainer(t *testing.T) engine.Container {
 			Health: &engine.Health{Status: "unhealthy", FailingStreak: 3, Log: []engine.HealthResult{{Start: at, End: at.Add(1), ExitCode: 1, Output: "no"}}},
 		},
 		RestartCount: 2, Mounts: mounts,
-		Endpoints: []network.Endpoint{{
+		Endpoints: []engine.Endpoint{{
 			ID: "x", EndpointID: "e1", NetworkID: "n1", NetworkName: "front", MAC: "02:42:0a:01:02:03",
 			IPv4: netip.MustParsePrefix("10.1.2.3/24"), IPv6: netip.MustParsePrefix("fd00::5/64"),
 			Gateway4: netip.MustParseAddr("10.1.2.1"), Gateway6: netip.MustParseAddr("fd00::1"), DNSNames: []string{"web", "abab"},
-			Ports: []network.PortMapping{
+			Ports: []engine.PortMapping{
 				{Proto: "tcp", ContainerPort: 80, HostPort: 8080},
 				{Proto: "tcp", ContainerPort: 80, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 8001},
 				{Proto: "udp", ContainerPort: 53, HostIP: netip.MustParseAddr("::1"), HostPort: 49153},
@@ -303,9 +301,9 @@ func TestNetworkFrom(t *testing.T) {
 		t.Fatal(err)
 	}
 	golden(t, "network.golden.json", struct {
-		Config network.Config
+		Config engine.NetworkConfig
 		Back   wire.Network
-	}{c, networkOf(&network.Network{ID: "id", Name: c.Name, Driver: c.Driver, EnableIPv4: c.EnableIPv4, EnableIPv6: c.EnableIPv6, Internal: c.Internal, Subnets: c.Subnets, Options: c.Options, Labels: c.Labels})})
+	}{c, networkOf(&engine.Network{ID: "id", Name: c.Name, Driver: c.Driver, EnableIPv4: c.EnableIPv4, EnableIPv6: c.EnableIPv6, Internal: c.Internal, Subnets: c.Subnets, Options: c.Options, Labels: c.Labels})})
 
 	for body, want := range map[string]error{
 		`{}`:                                    errdefs.ErrInvalidArgument,
@@ -331,7 +329,7 @@ func TestNetworkFrom(t *testing.T) {
 
 func TestImageShapes(t *testing.T) {
 	created := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	d := engine.ImageDetail{Image: image.Image{
+	d := engine.ImageDetail{Image: engine.ImageRecord{
 		ID: "sha256:aa", Names: []string{"docker.io/library/alpine:3", "localhost:5000/x/y:1"}, Digests: []string{"docker.io/library/alpine@sha256:" + strings.Repeat("0", 64)},
 		Target: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: "sha256:bb", Size: 3}, Size: 99, Created: created, Updated: created,
 	}}
@@ -373,7 +371,7 @@ func TestInfoVersionAndDiskUsage(t *testing.T) {
 	ctr := sampleContainer(t)
 	f.usage = engine.DiskUsage{
 		LayersSize: 7, Containers: []engine.Container{ctr},
-		Images:  []engine.ImageSummary{{Image: image.Image{ID: "sha256:aa", Size: 5}}},
+		Images:  []engine.ImageSummary{{Image: engine.ImageRecord{ID: "sha256:aa", Size: 5}}},
 		Volumes: []engine.Volume{{Name: "v", Size: 4, RefCount: 1}, {Name: "w", Size: 6}},
 	}
 	n := serve(t, f)

@@ -14,8 +14,6 @@ import (
 
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
-	"github.com/hako-engine/hako/network"
 )
 
 // fake is a Backend of which a test fills in what its request reaches. What it does not fill in
@@ -41,13 +39,13 @@ type fake struct {
 	put          func(path string, r io.Reader, o engine.PutOptions) error
 	get          func(path string) (io.ReadCloser, engine.PathStat, error)
 	images       map[string]engine.ImageDetail
-	pull         func(ref string, o image.PullOptions) error
-	push         func(ref string, o image.PushOptions) error
-	load         func(r io.Reader, o image.LoadOptions) ([]image.Loaded, error)
+	pull         func(ref string, o engine.PullOptions) error
+	push         func(ref string, o engine.PushOptions) error
+	load         func(r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error)
 	save         func(refs []string, w io.Writer) error
 	tagged       [2]string
 	volumeFilter engine.Filters
-	netCreated   *network.Config
+	netCreated   *engine.NetworkConfig
 	connected    *engine.EndpointSettings
 	eventStream  func(ctx context.Context, since, until time.Time, f engine.Filters) (<-chan engine.Event, error)
 	node         engine.Info
@@ -123,16 +121,16 @@ func (f *fake) Images(context.Context, engine.Filters) (out []engine.ImageSummar
 	}
 	return out, nil
 }
-func (f *fake) PullImage(_ context.Context, ref string, o image.PullOptions) (image.Image, error) {
-	return image.Image{}, f.pull(ref, o)
+func (f *fake) PullImage(_ context.Context, ref string, o engine.PullOptions) (engine.ImageRecord, error) {
+	return engine.ImageRecord{}, f.pull(ref, o)
 }
-func (f *fake) PushImage(_ context.Context, ref string, o image.PushOptions) error {
+func (f *fake) PushImage(_ context.Context, ref string, o engine.PushOptions) error {
 	return f.push(ref, o)
 }
-func (f *fake) LoadImages(_ context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error) {
+func (f *fake) LoadImages(_ context.Context, r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error) {
 	return f.load(r, o)
 }
-func (f *fake) SaveImages(_ context.Context, refs []string, _ image.SaveOptions, w io.Writer) error {
+func (f *fake) SaveImages(_ context.Context, refs []string, _ engine.SaveOptions, w io.Writer) error {
 	return f.save(refs, w)
 }
 func (f *fake) TagImage(_ context.Context, source, target string) error {
@@ -143,9 +141,9 @@ func (f *fake) PruneVolumes(_ context.Context, filters engine.Filters) (engine.P
 	f.volumeFilter = filters
 	return engine.Pruned{}, nil
 }
-func (f *fake) CreateNetwork(_ context.Context, c network.Config) (network.Network, error) {
+func (f *fake) CreateNetwork(_ context.Context, c engine.NetworkConfig) (engine.Network, error) {
 	f.netCreated = &c
-	return network.Network{ID: "n1", Name: c.Name}, nil
+	return engine.Network{ID: "n1", Name: c.Name}, nil
 }
 func (f *fake) ConnectNetwork(_ context.Context, _, _ string, s engine.EndpointSettings) error {
 	f.connected = &s

@@ -8,7 +8,7 @@ import (
 	"github.com/distribution/reference"
 	wire "github.com/moby/moby/api/types/image"
 
-	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/engine"
 )
 
 func (s *Server) imageList(ctx context.Context, c *call) error {
@@ -157,7 +157,7 @@ func (s *Server) imageCreate(ctx context.Context, c *call) error {
 		return err
 	}
 	t := c.transfer()
-	_, err = s.opt.Backend.PullImage(ctx, ref, image.PullOptions{
+	_, err = s.opt.Backend.PullImage(ctx, ref, engine.PullOptions{
 		Platform: platform, Auth: c.auth(), AllTags: allTags, Progress: t.progress,
 	})
 	return t.finish(err)
@@ -192,7 +192,7 @@ func (s *Server) imagePush(ctx context.Context, c *call, name string) error {
 		return err
 	}
 	t := c.transfer()
-	err = s.opt.Backend.PushImage(ctx, ref, image.PushOptions{Platform: platform, Auth: c.auth(), Progress: t.progress})
+	err = s.opt.Backend.PushImage(ctx, ref, engine.PushOptions{Platform: platform, Auth: c.auth(), Progress: t.progress})
 	if err != nil {
 		return t.finish(err)
 	}
@@ -217,7 +217,7 @@ func (s *Server) imageLoad(ctx context.Context, c *call) error {
 	}
 	quiet := c.flagOr("quiet", true)
 	t := c.transfer()
-	o := image.LoadOptions{Platform: platform}
+	o := engine.LoadOptions{Platform: platform}
 	if !quiet {
 		o.Progress = t.progress
 	}
@@ -262,7 +262,7 @@ func (s *Server) save(ctx context.Context, c *call, names []string) error {
 	if err != nil {
 		return err
 	}
-	return s.opt.Backend.SaveImages(ctx, names, image.SaveOptions{Platform: platform}, &tarBody{c: c})
+	return s.opt.Backend.SaveImages(ctx, names, engine.SaveOptions{Platform: platform}, &tarBody{c: c})
 }
 
 // tarBody begins the answer with its first byte; until then an error has its own status code.

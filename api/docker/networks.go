@@ -6,7 +6,7 @@ import (
 
 	wire "github.com/moby/moby/api/types/network"
 
-	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/engine"
 )
 
 func (s *Server) networkList(ctx context.Context, c *call) error {
@@ -113,8 +113,8 @@ func (s *Server) networkPrune(ctx context.Context, c *call) error {
 }
 
 // networkFrom converts what a client asks of a new network.
-func networkFrom(req *wire.CreateRequest) (network.Config, error) {
-	c := network.Config{
+func networkFrom(req *wire.CreateRequest) (engine.NetworkConfig, error) {
+	c := engine.NetworkConfig{
 		Name: req.Name, Driver: req.Driver, EnableIPv4: true, Internal: req.Internal, Attachable: req.Attachable,
 		Options: req.Options, Labels: req.Labels,
 	}
@@ -127,7 +127,7 @@ func networkFrom(req *wire.CreateRequest) (network.Config, error) {
 		return c, errNoSwarm
 	}
 	if c.Driver == "" {
-		c.Driver = network.DriverBridge
+		c.Driver = engine.DriverBridge
 	}
 	if req.EnableIPv4 != nil {
 		c.EnableIPv4 = *req.EnableIPv4
@@ -142,7 +142,7 @@ func networkFrom(req *wire.CreateRequest) (network.Config, error) {
 		return c, invalidf("could not find an available IPAM driver %q", d)
 	}
 	for _, p := range req.IPAM.Config {
-		sub := network.Subnet{Prefix: p.Subnet, Gateway: p.Gateway, Range: p.IPRange, Reserved: p.AuxAddress}
+		sub := engine.Subnet{Prefix: p.Subnet, Gateway: p.Gateway, Range: p.IPRange, Reserved: p.AuxAddress}
 		switch {
 		case !sub.Prefix.IsValid():
 			return c, invalidf("invalid network config: a pool without subnet")
@@ -163,7 +163,7 @@ func networkFrom(req *wire.CreateRequest) (network.Config, error) {
 	return c, nil
 }
 
-func networkOf(n *network.Network) wire.Network {
+func networkOf(n *engine.Network) wire.Network {
 	out := wire.Network{
 		Name: n.Name, ID: n.ID, Created: n.Created, Scope: "local", Driver: n.Driver,
 		EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6, Internal: n.Internal, Attachable: n.Attachable,
@@ -178,7 +178,7 @@ func networkOf(n *network.Network) wire.Network {
 	return out
 }
 
-func endpointsOf(endpoints []network.Endpoint) map[string]wire.EndpointResource {
+func endpointsOf(endpoints []engine.Endpoint) map[string]wire.EndpointResource {
 	out := map[string]wire.EndpointResource{}
 	for i := range endpoints {
 		ep := &endpoints[i]

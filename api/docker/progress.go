@@ -7,7 +7,7 @@ import (
 
 	"github.com/moby/moby/api/types/jsonstream"
 
-	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/engine"
 )
 
 // progressInterval is how often a client hears of one layer while nothing but its number of bytes changes.
@@ -38,7 +38,7 @@ func (c *call) transfer() *transfer {
 }
 
 // progress is for the Progress options of the image room: safe for concurrent use.
-func (t *transfer) progress(p image.Progress) {
+func (t *transfer) progress(p engine.Progress) {
 	m := transferMessage{Message: jsonstream.Message{ID: p.ID, Status: p.Action}}
 	if p.Message != "" {
 		m.Status = p.Message
@@ -51,7 +51,7 @@ func (t *transfer) progress(p image.Progress) {
 	_ = t.out.write(m) // the transfer goes on when its client leaves without cancelling
 }
 
-func (t *transfer) tooSoon(p image.Progress) bool {
+func (t *transfer) tooSoon(p engine.Progress) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := time.Now()

@@ -19,7 +19,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
 )
 
 // maxBody bounds a JSON body, in bytes.
@@ -197,7 +196,7 @@ func parseFilters(s string) (engine.Filters, error) {
 // auth reads the credentials of the X-Registry-Auth header. A header that cannot be read
 // is taken for none, as clients send broken ones for anonymous pulls; the registry
 // decides then.
-func (c *call) auth() *image.Auth {
+func (c *call) auth() *engine.RegistryAuth {
 	var a registry.AuthConfig
 	raw := strings.TrimRight(c.Header.Get(registry.AuthHeader), "=")
 	b, err := base64.RawURLEncoding.DecodeString(raw)
@@ -215,7 +214,7 @@ func (c *call) auth() *image.Auth {
 	if a.Username == "" && a.Password == "" && a.IdentityToken == "" && a.RegistryToken == "" {
 		return nil
 	}
-	return &image.Auth{
+	return &engine.RegistryAuth{
 		Username: a.Username, Password: a.Password,
 		IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken,
 		ServerAddress: a.ServerAddress,

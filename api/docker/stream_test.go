@@ -21,7 +21,6 @@ import (
 
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
-	"github.com/hako-engine/hako/image"
 )
 
 func (n *node) dial() *net.UnixConn {
@@ -396,16 +395,16 @@ func lines(t *testing.T, s string) (out []map[string]any) {
 
 func TestPull(t *testing.T) {
 	var ref string
-	var options image.PullOptions
+	var options engine.PullOptions
 	f := &fake{}
 	n := serve(t, f)
-	f.pull = func(r string, o image.PullOptions) error {
+	f.pull = func(r string, o engine.PullOptions) error {
 		ref, options = r, o
-		o.Progress(image.Progress{ID: "abc", Action: "Downloading", Current: 1, Total: 10})
-		o.Progress(image.Progress{ID: "abc", Action: "Downloading", Current: 2, Total: 10}) // too soon after the first
-		o.Progress(image.Progress{ID: "abc", Action: "Downloading", Current: 10, Total: 10})
-		o.Progress(image.Progress{ID: "abc", Action: "Pull complete"})
-		o.Progress(image.Progress{Message: "Status: Downloaded newer image for alpine:3"})
+		o.Progress(engine.Progress{ID: "abc", Action: "Downloading", Current: 1, Total: 10})
+		o.Progress(engine.Progress{ID: "abc", Action: "Downloading", Current: 2, Total: 10}) // too soon after the first
+		o.Progress(engine.Progress{ID: "abc", Action: "Downloading", Current: 10, Total: 10})
+		o.Progress(engine.Progress{ID: "abc", Action: "Pull complete"})
+		o.Progress(engine.Progress{Message: "Status: Downloaded newer image for alpine:3"})
 		return nil
 	}
 	auth := base64.URLEncoding.EncodeToString([]byte(`{"username":"u","password":"p?>","serveraddress":"r"}`))
@@ -415,7 +414,7 @@ func TestPull(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 	if ref != "docker.io/library/alpine:3" || options.AllTags || options.Platform.Architecture != "arm64" ||
-		options.Auth == nil || *options.Auth != (image.Auth{Username: "u", Password: "p?>", ServerAddress: "r"}) {
+		options.Auth == nil || *options.Auth != (engine.RegistryAuth{Username: "u", Password: "p?>", ServerAddress: "r"}) {
 		t.Errorf("%s %+v %+v", ref, options, options.Auth)
 	}
 
@@ -440,10 +439,10 @@ func TestPull(t *testing.T) {
 		n.expect(code, "POST", "/images/create?"+query, "")
 	}
 
-	f.pull = func(string, image.PullOptions) error { return notFoundf("manifest for x:y not found") }
+	f.pull = func(string, engine.PullOptions) error { return notFoundf("manifest for x:y not found") }
 	n.expect(404, "POST", "/images/create?fromImage=x&tag=y", "")
-	f.pull = func(_ string, o image.PullOptions) error {
-		o.Progress(image.Progress{Message: "Pulling from x"})
+	f.pull = func(_ string, o engine.PullOptions) error {
+		o.Progress(engine.Progress{Message: "Pulling from x"})
 		return errors.New("connection reset")
 	}
 	got = lines(t, n.expect(200, "POST", "/images/create?fromImage=x&tag=y", ""))
@@ -458,9 +457,9 @@ func TestPush(t *testing.T) {
 	f := &fake{images: map[string]engine.ImageDetail{"localhost:5000/a/b:v1": d, "plain": d}}
 	n := serve(t, f)
 	var ref string
-	f.push = func(r string, o image.PushOptions) error {
+	f.push = func(r string, o engine.PushOptions) error {
 		ref = r
-		o.Progress(image.Progress{ID: "l", Action: "Pushed"})
+		o.Progress(engine.Progress{ID: "l", Action: "Pushed"})
 		return nil
 	}
 	got := lines(t, n.expect(200, "POST", "/images/localhost:5000/a/b/push?tag=v1", ""))
@@ -474,15 +473,15 @@ func TestPush(t *testing.T) {
 func TestLoadAndSave(t *testing.T) {
 	f := &fake{}
 	n := serve(t, f)
-	f.load = func(r io.Reader, o image.LoadOptions) ([]image.Loaded, error) {
+	f.load = func(r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error) {
 		b, err := io.ReadAll(r)
 		if err != nil || string(b) != "tar" {
 			return nil, invalidf("not a tar: %q", b)
 		}
 		if o.Progress != nil {
-			o.Progress(image.Progress{ID: "l", Action: "Loading layer", Current: 1, Total: 2})
+			o.Progress(engine.Progress{ID: "l", Action: "Loading layer", Current: 1, Total: 2})
 		}
-		return []image.Loaded{{Names: []string{"docker.io/library/a:1"}}, {Image: image.Image{ID: "sha256:bb"}}}, nil
+		return []engine.LoadedImage{{Names: []string{"docker.io/library/a:1"}}, {Image: engine.ImageRecord{ID: "sha256:bb"}}}, nil
 	}
 	got := lines(t, n.expect(200, "POST", "/images/load?quiet=1", "tar", "Content-Type", "application/x-tar"))
 	if fmt.Sprint(got) != "[map[stream:Loaded image: a:1\n] map[stream:Loaded image ID: sha256:bb\n]]" {
