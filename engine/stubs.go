@@ -173,11 +173,6 @@ func (e *Engine) PruneNetworks(ctx context.Context, f Filters) (Pruned, error) {
 	return Pruned{}, errdefs.ErrNotImplemented
 }
 
-// Events gives the events since a time (zero: only new ones) until a time (zero: until ctx ends).
-// It is subscribed when it returns; the channel is closed at the end.
-func (e *Engine) Events(ctx context.Context, since, until time.Time, f Filters) (<-chan Event, error) {
-	return nil, errdefs.ErrNotImplemented
-}
 func (e *Engine) Info(ctx context.Context) (Info, error) { return Info{}, errdefs.ErrNotImplemented }
 func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	return DiskUsage{}, errdefs.ErrNotImplemented

@@ -196,8 +196,8 @@ type Config struct {
 	CapDrop        []string          `json:"capDrop,omitempty"`
 	SecurityOpt    []string          `json:"securityOpt,omitempty"` // seccomp=JSON|unconfined, no-new-privileges, apparmor=, label=, systempaths=
 	ReadonlyRootfs bool              `json:"readonlyRootfs,omitempty"`
-	MaskedPaths    []string          `json:"maskedPaths,omitempty"` // nil: the default; empty: none
-	ReadonlyPaths  []string          `json:"readonlyPaths,omitempty"`
+	MaskedPaths    []string          `json:"maskedPaths"` // nil: the default; empty: none
+	ReadonlyPaths  []string          `json:"readonlyPaths"`
 	Sysctls        map[string]string `json:"sysctls,omitempty"`
 	OOMScoreAdj    int               `json:"oomScoreAdj,omitempty"`
 	ShmSize        int64             `json:"shmSize,omitempty"` // bytes; 0: 64 MiB
