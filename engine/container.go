@@ -23,6 +23,8 @@ type record struct {
 	Container
 	// StoppedByUser keeps unless-stopped containers stopped after a restart.
 	StoppedByUser bool `json:"stoppedByUser,omitempty"`
+	// Networks are those that it shall be on when it runs.
+	Networks []EndpointSettings `json:"networks,omitempty"`
 	// Started tells that it ran at least once: only such ones are started by a policy.
 	Started bool `json:"started,omitempty"`
 }
@@ -155,9 +157,9 @@ type registry struct {
 	mu    sync.RWMutex
 	byID  map[string]*container
 	names map[string]string // name → id; a name is taken before its container exists
-	// making holds the snapshot keys of containers that are being created: they are
-	// roots for the garbage collector.
-	making map[string]string // id → snapshotter
+	// beingMade holds the containers that are being created (id → snapshotter): their
+	// snapshots are roots for the garbage collector.
+	beingMade map[string]string
 	// imagesInUse counts creations under way by image id.
 	imagesInUse map[string]int
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,4 +108,13 @@ func matchLabel(have map[string]string, want string) bool {
 	k, v, hasValue := strings.Cut(want, "=")
 	got, ok := have[k]
 	return ok && (!hasValue || got == v)
+}
+
+// matchName applies Docker's name filter: a regular expression, or else a part of the name.
+func matchName(name, pattern string) bool {
+	if name == pattern || strings.Contains(name, pattern) {
+		return true
+	}
+	re, err := regexp.Compile(pattern)
+	return err == nil && (re.MatchString(name) || re.MatchString("/"+name))
 }
