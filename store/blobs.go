@@ -27,7 +27,7 @@ type blobs struct {
 	// file that no metadata names holds it alone.
 	locks [64]sync.RWMutex
 
-	syncs map[digest.Algorithm]*flights // of blobs/ALGORITHM
+	syncs map[digest.Algorithm]*Coalescer // of blobs/ALGORITHM
 
 	mu      sync.Mutex
 	writing map[string]bool      // ingests that have a writer, by directory name
@@ -44,14 +44,14 @@ type hashState struct {
 var algorithms = []digest.Algorithm{digest.SHA256, digest.SHA384, digest.SHA512}
 
 func openBlobs(dir string) (*blobs, error) {
-	b := &blobs{dir: dir, syncs: map[digest.Algorithm]*flights{}, writing: map[string]bool{}, resume: map[string]hashState{}}
+	b := &blobs{dir: dir, syncs: map[digest.Algorithm]*Coalescer{}, writing: map[string]bool{}, resume: map[string]hashState{}}
 	for _, d := range []string{filepath.Join(dir, "ingest"), b.algDir(digest.SHA256)} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, err
 		}
 	}
 	for _, a := range algorithms {
-		b.syncs[a] = &flights{run: func() error { return durable.SyncDir(b.algDir(a)) }}
+		b.syncs[a] = &Coalescer{Run: func() error { return durable.SyncDir(b.algDir(a)) }}
 	}
 	for _, d := range []string{filepath.Join(dir, "blobs"), dir, filepath.Dir(dir)} {
 		if err := durable.SyncDir(d); err != nil {
@@ -92,7 +92,7 @@ func (b *blobs) publish(file string, d digest.Digest) error {
 	if err := os.Rename(file, b.path(d)); err != nil {
 		return err
 	}
-	return b.syncs[d.Algorithm()].do()
+	return b.syncs[d.Algorithm()].Do()
 }
 
 // size of a blob on disk, or fs.ErrNotExist.

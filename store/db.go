@@ -192,7 +192,10 @@ func call(fn func(*bolt.Tx) error, tx *bolt.Tx) (err error) {
 	return fn(tx)
 }
 
-// classify gives errors of the file their class.
+// Classify gives errors of files and of the metadata file their errdefs class: a full
+// disk is ErrResourceExhausted.
+func Classify(err error) error { return classify(err) }
+
 func classify(err error) error {
 	switch {
 	case err == nil:

@@ -209,10 +209,11 @@ func EachNamespace(tx *bolt.Tx, fn func(ns string) error) error {
 	return b.ForEachBucket(func(k []byte) error { return fn(string(k)) })
 }
 
-// flights lets callers that wait at the same time share one slow operation that
+// Coalescer lets callers that wait at the same time share one slow operation that
 // covers all that was done before it began (an fsync, a syncfs).
-type flights struct {
-	run func() error
+type Coalescer struct {
+	// Run does the work. It is set once, before the first Do.
+	Run func() error
 
 	mu      sync.Mutex
 	running bool
@@ -224,7 +225,8 @@ type flight struct {
 	err  error
 }
 
-func (f *flights) do() error {
+// Do returns the result of a run that began after Do was called.
+func (f *Coalescer) Do() error {
 	f.mu.Lock()
 	if f.next == nil {
 		f.next = &flight{done: make(chan struct{})}
@@ -239,14 +241,14 @@ func (f *flights) do() error {
 	return mine.err
 }
 
-func (f *flights) fly() {
+func (f *Coalescer) fly() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for f.next != nil {
 		cur := f.next
 		f.next = nil
 		f.mu.Unlock()
-		cur.err = f.run()
+		cur.err = f.Run()
 		close(cur.done)
 		f.mu.Lock()
 	}
