@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hako-engine/hako/shim/client"
@@ -56,15 +57,29 @@ type container struct {
 
 // run is one life of a container's process.
 type run struct {
-	shim    Shim
 	bundle  string
-	pid     int
 	started time.Time
+	// shim and pid change when the connection to a shim is made anew.
+	shim atomicShim
+	pid  atomic.Int64
 	// exited is closed when the process has ended, done when the engine has
 	// handled that: state, network, events.
 	exited chan struct{}
 	done   chan struct{}
 	cancel context.CancelFunc // ends health checks
+}
+
+// atomicShim holds the connection that is in use.
+type atomicShim struct{ p atomic.Pointer[Shim] }
+
+func (a *atomicShim) get() Shim  { return *a.p.Load() }
+func (a *atomicShim) set(s Shim) { a.p.Store(&s) }
+
+func newRun(shim Shim, bundle string, pid int, started time.Time) *run {
+	r := &run{bundle: bundle, started: started, exited: make(chan struct{}), done: make(chan struct{})}
+	r.shim.set(shim)
+	r.pid.Store(int64(pid))
+	return r
 }
 
 func newContainer(r record) *container {

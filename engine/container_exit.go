@@ -38,35 +38,51 @@ func (e *Engine) watch(c *container, r *run) {
 	e.exited(c, r, exit)
 }
 
-// waitExit waits for the exit, whatever happens to the connection to the shim.
+// waitExit waits for the exit, whatever happens to the connection to the shim. A shim
+// that hangs is waited for; only one that is gone is cleaned up after.
 func (e *Engine) waitExit(c *container, r *run) (client.Exit, error) {
+	pause := restartFirst
 	for {
-		exit, err := r.shim.Wait(e.ctx, c.id, "")
+		shim := r.shim.get()
+		exit, err := shim.Wait(e.ctx, c.id, "")
 		if err == nil {
 			return exit, nil
 		}
 		if e.ctx.Err() != nil {
 			return exit, err
 		}
-		e.log.Warn("lost the shim", "container", c.id, "error", err)
-		v := c.view()
 		ctx, cancel := context.WithTimeout(e.ctx, cleanupLimit)
-		shim, cerr := e.opt.Shims.Connect(ctx, r.bundle)
-		cancel()
-		if cerr == nil { // it lives: only the connection broke
-			c.mu.Lock()
-			old := r.shim
-			r.shim = shim
-			c.mu.Unlock()
-			old.Close()
-			select {
-			case <-time.After(restartFirst): // no spinning if it breaks at once again
-			case <-e.ctx.Done():
-				return exit, e.ctx.Err()
+		next, cerr := e.opt.Shims.Connect(ctx, r.bundle)
+		if cerr == nil {
+			st, serr := next.State(ctx, c.id, "")
+			if serr == nil {
+				r.shim.set(next)
+				shim.Close()
+				if st.Pid != 0 {
+					r.pid.Store(int64(st.Pid))
+					c.mu.Lock()
+					c.rec.State.Pid = st.Pid
+					c.mu.Unlock()
+				}
+			} else {
+				next.Close()
+				cerr = serr
 			}
-			continue
 		}
-		return e.reap(v), nil
+		cancel()
+		if e.ctx.Err() != nil {
+			return exit, e.ctx.Err()
+		}
+		if errdefs.IsNotFound(cerr) {
+			e.log.Warn("the shim is gone", "container", c.id, "error", err)
+			return e.reap(c.view()), nil
+		}
+		select { // no spinning, whether it broke again or does not answer
+		case <-time.After(pause):
+			pause = min(pause*2, restartMost)
+		case <-e.ctx.Done():
+			return exit, e.ctx.Err()
+		}
 	}
 }
 
@@ -178,10 +194,10 @@ func (p RestartPolicy) again(code, restarts int, stoppedByUser bool) bool {
 
 // releaseShim takes the task and its shim away after the end.
 func (e *Engine) releaseShim(ctx context.Context, v Container, r *run) error {
-	defer r.shim.Close()
-	_, err := r.shim.Delete(ctx, v.ID, "")
+	defer r.shim.get().Close()
+	_, err := r.shim.get().Delete(ctx, v.ID, "")
 	if err == nil || errdefs.IsNotFound(err) {
-		if err = r.shim.Shutdown(ctx); err == nil {
+		if err = r.shim.get().Shutdown(ctx); err == nil {
 			return removeBundle(r.bundle)
 		}
 	}

@@ -225,10 +225,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	if err != nil {
 		return &taskError{err}
 	}
-	r := &run{
-		shim: shim, bundle: bundle, pid: pid, started: time.Now().UTC(),
-		exited: make(chan struct{}), done: make(chan struct{}),
-	}
+	r := newRun(shim, bundle, pid, time.Now().UTC())
 	u.Release()
 	shown := endpoints
 	if len(shown) == 0 {
@@ -303,7 +300,7 @@ func (e *Engine) joinNamespaces(in *specInput) error {
 		in.NetShared = true
 		in.NetHost = ov.Config.NetworkMode == "host"
 		if !in.NetHost {
-			in.NetNS = fmt.Sprintf("/proc/%d/ns/net", r.pid)
+			in.NetNS = fmt.Sprintf("/proc/%d/ns/net", r.pid.Load())
 		}
 		in.ResolvConf, in.HostsFile, in.HostnameFile = ov.ResolvPath, ov.HostsPath, ov.HostnamePath
 	}
@@ -311,7 +308,7 @@ func (e *Engine) joinNamespaces(in *specInput) error {
 	case err != nil:
 		return err
 	case o != nil:
-		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid)
+		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
 	}
 	switch o, r, err := other(c.IpcMode, "ipc namespace"); {
 	case err != nil:
@@ -319,7 +316,7 @@ func (e *Engine) joinNamespaces(in *specInput) error {
 	case o != nil:
 		switch ov := o.view(); ov.Config.IpcMode {
 		case "shareable", "host":
-			in.IpcNS = fmt.Sprintf("/proc/%d/ns/ipc", r.pid)
+			in.IpcNS = fmt.Sprintf("/proc/%d/ns/ipc", r.pid.Load())
 			in.ShmPath = filepath.Join(r.bundle, "shm")
 			if ov.Config.IpcMode == "host" {
 				in.ShmPath = "/dev/shm"
@@ -557,4 +554,3 @@ func readRunFile(bundle string) (r runFile, err error) {
 	}
 	return r, json.Unmarshal(raw, &r)
 }
-

@@ -106,9 +106,7 @@ func waitDone(r *run, timeout time.Duration) bool {
 
 // signal sends a signal to a run, and thaws a paused one so that it gets it.
 func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all bool) error {
-	c.mu.Lock()
-	shim := r.shim
-	c.mu.Unlock()
+	shim := r.shim.get()
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
 	err := shim.Kill(ctx, c.id, "", sig, all)
@@ -212,7 +210,7 @@ func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(
 	if err != nil {
 		return err
 	}
-	if err := do(r.shim, ctx, c.id); err != nil {
+	if err := do(r.shim.get(), ctx, c.id); err != nil {
 		return fmt.Errorf("Cannot %s container %s: %w", op, c.id, err)
 	}
 	if err := c.change(to, nil); err != nil {

@@ -134,7 +134,7 @@ func (e *Engine) Close() error {
 		r := c.run
 		c.mu.Unlock()
 		if r != nil {
-			r.shim.Close()
+			r.shim.get().Close()
 		}
 	}
 	done := make(chan struct{})

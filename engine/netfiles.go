@@ -13,100 +13,32 @@ import (
 	"github.com/hako-engine/hako/network"
 )
 
-// hostResolvConf is where the host's resolver configuration lies. With systemd-resolved
-// the first one names only a stub on loopback; the second one what is behind it.
-const (
-	hostResolvConf     = "/etc/resolv.conf"
-	resolvedResolvConf = "/run/systemd/resolve/resolv.conf"
-)
+// hostResolvConf is what the host itself resolves with.
+const hostResolvConf = "/etc/resolv.conf"
 
-// resolvConf is a resolver configuration.
-type resolvConf struct {
-	servers []netip.Addr
-	search  []string
-	options []string
-}
-
-// parseResolvConf reads resolv.conf(5).
-func parseResolvConf(b []byte) resolvConf {
-	var r resolvConf
-	for line := range bytes.Lines(b) {
-		f := strings.Fields(string(line))
-		if len(f) < 2 || f[0][0] == '#' || f[0][0] == ';' {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			if a, err := netip.ParseAddr(f[1]); err == nil {
-				r.servers = append(r.servers, a)
-			}
-		case "search":
-			r.search = f[1:]
-		case "domain":
-			r.search = f[1:2]
-		case "options":
-			r.options = append(r.options, f[1:]...)
-		}
-	}
-	return r
-}
-
-func (r resolvConf) bytes() []byte {
-	var b bytes.Buffer
-	for _, a := range r.servers {
-		fmt.Fprintf(&b, "nameserver %s\n", a)
-	}
-	if len(r.search) > 0 && !(len(r.search) == 1 && r.search[0] == ".") {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(r.search, " "))
-	}
-	if len(r.options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(r.options, " "))
-	}
-	return b.Bytes()
-}
-
-// containerResolvConf makes a container's configuration of the host's, the networks'
-// and the client's. A host's loopback server cannot be reached from another network
-// namespace and is left out.
-func containerResolvConf(host []byte, c Config, eps []network.Endpoint, hostNet bool) resolvConf {
-	r := parseResolvConf(host)
-	if !hostNet {
-		r.servers = slices.DeleteFunc(r.servers, func(a netip.Addr) bool { return a.IsLoopback() })
-	}
-	if len(c.DNS) > 0 {
-		r.servers = c.DNS
-	}
-	if len(c.DNSSearch) > 0 {
-		r.search = c.DNSSearch
-	}
-	if len(c.DNSOptions) > 0 {
-		r.options = c.DNSOptions
-	}
+// containerResolvConf makes a container's resolv.conf of the host's, the networks' and
+// the client's. On a user-defined network the network's own server stays, because it
+// alone knows the names of other containers.
+func containerResolvConf(host []byte, c Config, eps []network.Endpoint) []byte {
+	var servers []netip.Addr
+	embedded := false
 	for _, ep := range eps {
-		if len(ep.Nameservers) > 0 { // the network's own server forwards to the others
-			r.servers = ep.Nameservers
-			if !slices.ContainsFunc(r.options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
-				r.options = append(slices.Clone(r.options), "ndots:0")
-			}
-			return r
+		if len(ep.Nameservers) > 0 && !embedded {
+			servers = ep.Nameservers
+			embedded = slices.Contains(servers, network.EmbeddedDNS)
 		}
 	}
-	if len(r.servers) == 0 && !hostNet {
-		r.servers = []netip.Addr{netip.AddrFrom4([4]byte{8, 8, 8, 8}), netip.AddrFrom4([4]byte{8, 8, 4, 4})}
+	if len(c.DNS) > 0 && !embedded {
+		servers = c.DNS
 	}
-	return r
-}
-
-// readHostResolvConf reads what the host resolves with.
-func readHostResolvConf() []byte {
-	b, _ := os.ReadFile(hostResolvConf)
-	r := parseResolvConf(b)
-	if len(r.servers) == 1 && r.servers[0] == netip.AddrFrom4([4]byte{127, 0, 0, 53}) {
-		if up, err := os.ReadFile(resolvedResolvConf); err == nil {
-			return up
+	options := c.DNSOptions
+	if embedded && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		if options == nil {
+			options = network.ParseResolvConf(host).Options
 		}
+		options = append(slices.Clone(options), "ndots:0")
 	}
-	return b
+	return network.ResolvConf(host, servers, c.DNSSearch, options)
 }
 
 // hostsInput is what a hosts file is made of.
@@ -115,58 +47,46 @@ type hostsInput struct {
 	endpoints        []network.Endpoint
 	extra            []string // name:address
 	gateway          netip.Addr
-	links            []hostEntry
+	links            []network.HostEntry
 	base             []byte // the host's own file, with the host's network
 }
 
-type hostEntry struct {
-	addr  string
-	names []string
-}
-
 func hostsFile(in hostsInput) []byte {
-	var b bytes.Buffer
-	v6 := slices.ContainsFunc(in.endpoints, func(ep network.Endpoint) bool { return ep.IPv6.IsValid() })
-	if in.base != nil {
-		b.Write(in.base)
-		if n := len(in.base); n > 0 && in.base[n-1] != '\n' {
-			b.WriteByte('\n')
-		}
-	} else {
-		b.WriteString("127.0.0.1\tlocalhost\n")
-		if v6 || len(in.endpoints) == 0 {
-			b.WriteString("::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\n" +
-				"ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-		}
-	}
+	var entries []network.HostEntry
 	for _, h := range in.extra {
 		name, addr, ok := cutHost(h)
 		if !ok {
 			continue
 		}
+		a, err := netip.ParseAddr(addr)
 		if addr == "host-gateway" {
-			if !in.gateway.IsValid() {
-				continue
-			}
-			addr = in.gateway.String()
+			a, err = in.gateway, nil
 		}
-		fmt.Fprintf(&b, "%s\t%s\n", addr, name)
+		if err == nil {
+			entries = append(entries, network.HostEntry{Addr: a, Names: []string{name}})
+		}
 	}
-	for _, l := range in.links {
-		fmt.Fprintf(&b, "%s\t%s\n", l.addr, strings.Join(l.names, " "))
-	}
-	own := in.hostname
+	entries = append(entries, in.links...)
+	own := []string{in.hostname}
 	if in.domain != "" {
-		own = in.hostname + "." + in.domain + " " + in.hostname
+		own = []string{in.hostname + "." + in.domain, in.hostname}
 	}
+	v6 := len(in.endpoints) == 0
 	for _, ep := range in.endpoints {
 		for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if p.IsValid() {
-				fmt.Fprintf(&b, "%s\t%s\n", p.Addr(), own)
+				entries = append(entries, network.HostEntry{Addr: p.Addr(), Names: own})
 			}
 		}
+		v6 = v6 || ep.IPv6.IsValid()
 	}
-	return b.Bytes()
+	if in.base == nil {
+		return network.Hosts(v6, entries)
+	}
+	// The host's own lines instead of the usual ones.
+	_, lines, _ := bytes.Cut(network.Hosts(false, entries), []byte("\n"))
+	base := bytes.TrimRight(in.base, "\n")
+	return slices.Concat(base, []byte("\n"), lines)
 }
 
 // touchNetFiles makes the files that are bound over /etc/hosts, /etc/hostname and
@@ -212,14 +132,14 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 	if c.Domainname != "" {
 		hostname += "." + c.Domainname
 	}
-	resolv := containerResolvConf(readHostResolvConf(), c, eps, hostNet)
+	host, _ := os.ReadFile(hostResolvConf) // a missing one is an empty one
 	for _, f := range []struct {
 		path string
 		data []byte
 	}{
-		{v.HostnamePath, []byte(hostname + "\n")},
+		{v.HostnamePath, network.Hostname(hostname)},
 		{v.HostsPath, hostsFile(in)},
-		{v.ResolvPath, resolv.bytes()},
+		{v.ResolvPath, containerResolvConf(host, c, eps)},
 	} {
 		if err := os.WriteFile(f.path, f.data, 0o644); err != nil {
 			return fmt.Errorf("write %s of container %s: %w", filepath.Base(f.path), v.ID, err)
@@ -230,12 +150,12 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 
 // linkEntries are the hosts entries of --link: the other container's address on a
 // common network.
-func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []hostEntry {
+func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []network.HostEntry {
 	links := v.Config.Links
 	for _, s := range v.Config.Endpoints {
 		links = append(slices.Clone(links), s.Links...)
 	}
-	var out []hostEntry
+	var out []network.HostEntry
 	for _, l := range links {
 		ref, alias, ok := strings.Cut(l, ":")
 		if !ok {
@@ -256,7 +176,7 @@ func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []hostEntry {
 					names = append(names, n)
 				}
 			}
-			out = append(out, hostEntry{oep.IPv4.Addr().String(), names})
+			out = append(out, network.HostEntry{Addr: oep.IPv4.Addr(), Names: names})
 			break
 		}
 	}

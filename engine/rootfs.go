@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/safepath"
+	"github.com/hako-engine/hako/snapshot"
 )
 
 // How the engine itself reaches a container's files: through a descriptor of its
@@ -80,71 +82,58 @@ func parseOverlay(options []string) (d overlayDirs, err error) {
 
 // openMounts gives the root of a snapshot's mounts as a detached mount.
 func openMounts(mounts []mount.Mount, write bool) (*safepath.Root, error) {
-	if len(mounts) != 1 {
-		return nil, fmt.Errorf("cannot open a chain of %d mounts", len(mounts))
-	}
-	m := mounts[0]
-	switch m.Type {
-	case "bind", "rbind":
-		return safepath.OpenRoot(m.Source)
-	case "overlay":
-		d, err := parseOverlay(m.Options)
-		if err != nil {
-			return nil, err
-		}
-		if !write {
-			// The upper directory becomes the top lower one: such a mount takes no lock on
-			// it and can stand beside the container's own.
-			if d.upper != "" {
-				d.lower = append([]string{d.upper}, d.lower...)
-			}
-			d.upper, d.work = "", ""
-			if len(d.lower) == 1 {
-				return safepath.OpenRoot(d.lower[0])
+	if !write {
+		ro := make([]mount.Mount, len(mounts))
+		for i, m := range mounts {
+			var err error
+			if ro[i], err = readOnly(m); err != nil {
+				return nil, err
 			}
 		}
-		f, err := detachedOverlay(d)
-		if err != nil {
-			return nil, fmt.Errorf("mount overlay: %w", err)
-		}
-		return safepath.NewRoot(f), nil
+		mounts = ro
 	}
-	return nil, fmt.Errorf("cannot open a mount of type %q", m.Type)
+	f, err := snapshot.MountDetached(mounts)
+	if err != nil && len(mounts) == 1 && mounts[0].Type == "overlay" {
+		// Before Linux 6.7 a long list of layers does not go through fsconfig(2).
+		if d, perr := parseOverlay(mounts[0].Options); perr == nil {
+			if g, nerr := overlayInNamespace(d); nerr == nil {
+				f, err = g, nil
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return safepath.NewRoot(f), nil
 }
 
-// detachedOverlay mounts an overlay that is attached nowhere.
-func detachedOverlay(d overlayDirs) (*os.File, error) {
-	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+// readOnly gives the same files for reading alone. An overlay's upper directory
+// becomes the top lower one: such a mount takes no lock on it, so that it can stand
+// beside the container's own.
+func readOnly(m mount.Mount) (mount.Mount, error) {
+	if m.Type != "overlay" {
+		m.Options = append(slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rw" }), "ro")
+		return m, nil
+	}
+	d, err := parseOverlay(m.Options)
 	if err != nil {
-		return overlayInNamespace(d)
+		return m, err
 	}
-	defer unix.Close(fd)
-	set := func(k, v string) error {
-		if err := unix.FsconfigSetString(fd, k, v); err != nil {
-			return fmt.Errorf("%s=%s: %w", k, v, err)
-		}
-		return nil
+	if d.upper == "" {
+		return m, nil
 	}
-	// One by one: a value of fsconfig(2) has at most 255 bytes. Kernels before 6.7 do
-	// not know "lowerdir+".
-	for _, l := range d.lower {
-		if err := set("lowerdir+", l); err != nil {
-			return overlayInNamespace(d)
-		}
+	layers := append([]string{d.upper}, d.lower...)
+	if len(layers) == 1 { // an overlay of one layer is refused by the kernel
+		return mount.Mount{Type: "bind", Source: d.upper, Options: []string{"bind", "ro"}}, nil
 	}
-	if d.upper != "" {
-		if err := errors.Join(set("upperdir", d.upper), set("workdir", d.work)); err != nil {
-			return overlayInNamespace(d)
+	out := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(layers, ":")}}
+	for _, o := range m.Options {
+		k, _, _ := strings.Cut(o, "=")
+		if !slices.Contains([]string{"upperdir", "workdir", "lowerdir", "volatile", "index", "rw"}, k) {
+			out.Options = append(out.Options, o)
 		}
 	}
-	if err := unix.FsconfigCreate(fd); err != nil {
-		return nil, err
-	}
-	mfd, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOSUID)
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(mfd), "overlay"), nil
+	return out, nil
 }
 
 // overlayInNamespace does the same on older kernels: it mounts in a mount namespace

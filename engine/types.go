@@ -510,7 +510,7 @@ type Info struct {
 // PutOptions of PutArchive.
 type PutOptions struct {
 	NoOverwriteDirNonDir bool // refuse to replace a directory by a file and the reverse
-	CopyUIDGID           bool // keep the owners of the archive
+	CopyUIDGID           bool // everything belongs to the container's user; otherwise the archive's owners are kept
 }
 
 // ImageSummary is an image in a list.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -240,20 +241,54 @@ func (e *Engine) removeVolume(ctx context.Context, name string) error {
 	if users := e.volumeUsers()[name]; len(users) > 0 {
 		return conflictf("remove %s: volume is in use - %v", name, users)
 	}
-	// The record goes first: files without a record are deleted at the next start,
-	// a record without files would be a volume that lost its data.
-	if err := e.opt.Volumes.Delete(ctx, name); err != nil {
+	// The folder gets another name first: after a crash it is either renamed back or
+	// deleted, as the record says, and a new volume of this name starts empty.
+	dir, doomed := filepath.Dir(e.volumePath(name)), e.doomedPath(name)
+	if err := os.Rename(dir, doomed); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	if err := e.opt.Volumes.Delete(ctx, name); err != nil {
+		return errors.Join(fmt.Errorf("remove volume %s: %w", name, err), os.Rename(doomed, dir))
 	}
 	e.volumes.mu.Lock()
 	delete(e.volumes.all, name)
 	e.volumes.mu.Unlock()
 	// Nothing of it is followed: os.RemoveAll works with openat and does not cross links.
-	if err := os.RemoveAll(filepath.Dir(e.volumePath(name))); err != nil {
+	if err := os.RemoveAll(doomed); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	e.emitFor("volume", "destroy", name, "driver", "local")
 	return nil
+}
+
+// doomedPrefix marks the folder of a volume whose removal is under way. No volume's
+// name can begin like that.
+const doomedPrefix = ".removing-"
+
+func (e *Engine) doomedPath(name string) string {
+	return filepath.Join(e.opt.Root, "volumes", doomedPrefix+name)
+}
+
+// finishVolumeRemovals ends the removals that a crash cut short.
+func (e *Engine) finishVolumeRemovals() {
+	for _, f := range folders(filepath.Join(e.opt.Root, "volumes")) {
+		name, ok := strings.CutPrefix(f, doomedPrefix)
+		if !ok {
+			continue
+		}
+		e.volumes.mu.Lock()
+		_, exists := e.volumes.all[name]
+		e.volumes.mu.Unlock()
+		var err error
+		if exists {
+			err = os.Rename(e.doomedPath(name), filepath.Dir(e.volumePath(name)))
+		} else {
+			err = os.RemoveAll(e.doomedPath(name))
+		}
+		if err != nil {
+			e.log.Error("finish removal of volume", "volume", name, "error", err)
+		}
+	}
 }
 
 // PruneVolumes removes unused volumes: anonymous ones, or all with the filter all=true.
