@@ -25,6 +25,7 @@ type record struct {
 	ID      uint64            `json:"id,omitempty"` // of its directory; 0: a view of its parent
 	Kind    string            `json:"kind"`
 	Parent  string            `json:"parent,omitempty"`
+	Held    bool              `json:"held,omitempty"` // made without a lease: stays until it is removed
 	Labels  map[string]string `json:"labels,omitempty"`
 	Created time.Time         `json:"created"`
 	Updated time.Time         `json:"updated"`
@@ -159,10 +160,16 @@ func (sn *Snapshotter) restore() error {
 	return nil
 }
 
-// known maps the ids of all records to whether the snapshot is active. damaged tells
-// that a record could not be read: then no directory can be told to be an orphan.
-func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]record, damaged bool, err error) {
-	ids = map[uint64]record{}
+// directory is what the records say about a directory.
+type directory struct {
+	ns string
+	r  record
+}
+
+// known maps ids to what the records say. damaged tells that one could not be read:
+// then no directory can be told to be an orphan.
+func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]directory, damaged bool, err error) {
+	ids = map[uint64]directory{}
 	err = store.EachNamespace(tx, func(ns string) error {
 		return sn.section(tx, ns).each(func(key string, r record, err error) error {
 			if err != nil {
@@ -171,7 +178,7 @@ func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]record, damaged bool, 
 				return nil
 			}
 			if r.ID != 0 {
-				ids[r.ID] = r
+				ids[r.ID] = directory{ns, r}
 			}
 			return nil
 		})
@@ -179,7 +186,7 @@ func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]record, damaged bool, 
 	return ids, damaged, err
 }
 
-// sweepDirs dooms orphans, and gives the highest id in use.
+// sweepDirs dooms orphans, makes lost directories anew, and gives the highest id in use.
 func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
 	// The directories first: one that is made later is not looked at.
 	entries, err := os.ReadDir(sn.dir())
@@ -187,51 +194,53 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
 		return 0, err
 	}
 	sn.mu.Lock()
-	fresh := make(map[uint64]bool, len(sn.fresh))
-	for id := range sn.fresh {
-		fresh[id] = true
+	present := make(map[uint64]bool, len(entries)) // and whether a record will come
+	for _, e := range entries {
+		if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			present[id] = sn.fresh[id]
+			last = max(last, id)
+		}
 	}
 	sn.mu.Unlock()
-	var ids map[uint64]record
-	damaged := false
-	err = sn.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
-		ids, damaged, err = sn.known(tx)
-		return err
+	lost := map[uint64][]layer{}
+	err = sn.store.DB().View(ctx, func(tx *bolt.Tx) error {
+		ids, damaged, err := sn.known(tx)
+		if err != nil {
+			return err
+		}
+		for id, fresh := range present {
+			if _, ok := ids[id]; !ok && !fresh && !damaged {
+				sn.doom(id)
+			}
+		}
+		for id, d := range ids {
+			last = max(last, id)
+			if _, ok := present[id]; ok || d.r.kind() == snapshots.KindCommitted {
+				continue
+			}
+			if lost[id], err = sn.chain(sn.section(tx, d.ns), d.r.Parent); err != nil {
+				sn.log.Error("a snapshot's parents are damaged", "id", id, "error", err)
+				delete(lost, id)
+			}
+		}
+		return nil
 	})
 	if err != nil {
 		return 0, err
 	}
-	present := map[uint64]bool{}
-	for _, e := range entries {
-		id, err := strconv.ParseUint(e.Name(), 10, 64)
-		if err != nil {
-			continue
-		}
-		present[id] = true
-		last = max(last, id)
-		if _, ok := ids[id]; !ok && !fresh[id] && !damaged {
-			sn.doom(id)
-		}
-	}
-	for id, r := range ids {
-		last = max(last, id)
-		if !present[id] && r.kind() != snapshots.KindCommitted {
-			sn.heal(ctx, id, r)
-		}
+	for id, parents := range lost {
+		sn.heal(ctx, id, parents)
 	}
 	return last, nil
 }
 
-func (sn *Snapshotter) heal(ctx context.Context, id uint64, r record) {
+func (sn *Snapshotter) heal(ctx context.Context, id uint64, parents []layer) {
 	l := sn.layer(id)
-	if there, err := exists(string(l)); err != nil || there {
-		return
+	if err := os.Mkdir(string(l), 0o700); err != nil {
+		return // it is there: made, or removed and not yet noticed, a moment ago
 	}
-	err := os.Mkdir(string(l), 0o700)
-	if err == nil {
-		err = sn.driver.fill(ctx, l, nil)
-	}
-	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "parent", r.Parent, "error", err)
+	err := sn.driver.fill(ctx, l, parents)
+	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "error", err)
 }
 
 // doom has a directory removed in the background.
@@ -318,9 +327,11 @@ func (c *collector) Nodes(tx *bolt.Tx, fn func(store.Object)) error {
 	sn := (*Snapshotter)(c)
 	return store.EachNamespace(tx, func(ns string) error {
 		return sn.section(tx, ns).each(func(key string, r record, err error) error {
-			if err == nil {
-				fn(sn.object(ns, key, r))
+			o := sn.object(ns, key, r)
+			if o.Damaged = err != nil; o.Damaged {
+				sn.log.Error("a damaged record stops the collection of its namespace", "namespace", ns, "snapshot", key, "error", err)
 			}
+			fn(o)
 			return nil
 		})
 	})
@@ -333,7 +344,7 @@ func (c *collector) Node(tx *bolt.Tx, ns, id string) (store.Object, error) {
 }
 
 func (sn *Snapshotter) object(ns, key string, r record) store.Object {
-	o := store.Object{Node: store.SnapshotNode(sn.name, ns, key), Labels: r.Labels}
+	o := store.Object{Node: store.SnapshotNode(sn.name, ns, key), Labels: r.Labels, Root: r.Held}
 	if r.Parent != "" {
 		o.Refs = []store.Node{store.SnapshotNode(sn.name, ns, r.Parent)}
 	}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -25,6 +27,30 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
 	}
 	return open("overlayfs", abs, s, overlay{})
+}
+
+// OverlaySupported tries whether overlayfs works with directories below root, which
+// must exist, and tells why not.
+func OverlaySupported(root string) (err error) {
+	dir, err := os.MkdirTemp(root, ".overlay-*")
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	top, bottom := layer(filepath.Join(dir, "top")), layer(filepath.Join(dir, "bottom"))
+	for _, l := range []layer{bottom, top} {
+		if err := mkdir(string(l), 0o700); err != nil {
+			return err
+		}
+		if err := (overlay{}).fill(context.Background(), l, nil); err != nil {
+			return err
+		}
+	}
+	f, err := MountDetached(overlay{}.mounts(top, []layer{bottom}, false))
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	return f.Close()
 }
 
 // overlay keeps each layer's difference to its parents in overlayfs's own form.
@@ -52,7 +78,18 @@ func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
 	if st.Uid != 0 || st.Gid != 0 || st.Mode&0o7777 != 0o755 || len(parents) == 0 {
 		return nil
 	}
-	return copyRootAttributes(parents[0].fs(), l.fs())
+	var parent unix.Stat_t
+	if err := unix.Lstat(parents[0].fs(), &parent); err != nil {
+		return &os.PathError{Op: "lstat", Path: parents[0].fs(), Err: err}
+	}
+	if parent.Uid == st.Uid && parent.Gid == st.Gid && parent.Mode == st.Mode {
+		return nil
+	}
+	if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+		return err
+	}
+	// The caller may have synced the layer before.
+	return durable.SyncDir(l.fs())
 }
 
 func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }

@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -90,7 +91,7 @@ func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
 		return nil, fmt.Errorf("open snapshotter %s: %w", name, err)
 	}
 	sn := &Snapshotter{
-		name: name, root: root, store: s, driver: d, log: slog.Default(),
+		name: name, root: root, store: s, driver: d, log: s.Log(),
 		fresh: map[uint64]bool{}, wake: make(chan struct{}, 1), removed: make(chan struct{}),
 	}
 	sn.syncs.Run = sn.syncfs
@@ -227,6 +228,8 @@ func (sn *Snapshotter) mounts(r record, parents []layer) []mount.Mount {
 
 // Prepare makes an active snapshot: errdefs.ErrAlreadyExists if the key is taken,
 // ErrNotFound or ErrInvalidArgument for a parent that is not there or not committed.
+// Garbage collection takes it only if it was made under a lease which then ended, and
+// neither a label nor a store.Source names it; otherwise it stays until Remove.
 func (sn *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return sn.create(ctx, snapshots.KindActive, key, parent, opts)
 }
@@ -249,7 +252,9 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
-	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels}
+	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
+	lease, leased := leases.FromContext(ctx)
+	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}
 	var parents []layer
 	// Looked at before, so that a mistake costs no directory; looked at again below.
 	err = sn.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
@@ -368,6 +373,9 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 	if info.Parent != active.Parent {
 		if err := sn.driver.rebase(ctx, l, parents); err != nil {
 			return err
+		}
+		if sn.driver.whole() {
+			hints.synced, hints.usage = false, nil // the parent's files came to it
 		}
 	}
 	if hints.usage == nil {
@@ -545,6 +553,11 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 	}
 	delete(info.Labels, labelSynced)
 	delete(info.Labels, labelUsage)
+	for _, l := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
+		if v := info.Labels[l]; v != "" {
+			return info, h, fmt.Errorf("label %s=%q: %w", l, v, errdefs.ErrNotImplemented)
+		}
+	}
 	return info, h, store.ValidateLabels(info.Labels)
 }
 

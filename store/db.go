@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -103,6 +104,9 @@ func (d *DB) Update(ctx context.Context, fn func(*bolt.Tx) error) error {
 	return u.err
 }
 
+// barrier returns when all updates that began before it are durable. It writes nothing.
+func (d *DB) barrier(ctx context.Context) error { return d.Update(ctx, nil) }
+
 // Close waits for updates under way.
 func (d *DB) Close() error {
 	d.mu.Lock()
@@ -161,12 +165,15 @@ func (d *DB) try(group []*update) (failed int) {
 		}
 		return -1
 	}
+	if !slices.ContainsFunc(group, func(u *update) bool { return u.fn != nil }) {
+		return finish(nil)
+	}
 	tx, err := d.bolt.Begin(true)
 	if err != nil {
 		return finish(fmt.Errorf("update metadata: %w", classify(err)))
 	}
 	for i, u := range group {
-		if u.err = u.ctx.Err(); u.err == nil {
+		if u.err = u.ctx.Err(); u.err == nil && u.fn != nil {
 			u.err = call(u.fn, tx)
 		}
 		if u.err != nil {

@@ -76,6 +76,10 @@ type Object struct {
 	Node
 	Labels map[string]string
 	Refs   []Node // besides those that labels name
+	Root   bool   // stays without anybody referring to it
+	// Damaged tells that the object's record cannot be read, so that it is not known
+	// what it refers to. Nothing of its namespace is collected then.
+	Damaged bool
 }
 
 // GCStats tell what one collection did.
@@ -202,6 +206,10 @@ func (s *Store) GC(ctx context.Context) (st GCStats, err error) {
 	}()
 	s.gc.begin()
 	defer s.gc.end()
+	// An update that ran before touches were noted must be in the picture.
+	if err := s.db.barrier(ctx); err != nil {
+		return st, err
+	}
 	dead, marked, err := s.mark(ctx, start)
 	if err != nil {
 		return st, err
@@ -235,29 +243,33 @@ func (c *collector) rooms() ([]Source, map[string]Collector) {
 	return append([]Source(nil), c.sources...), m
 }
 
-// mark gives the objects that nothing reached.
+// walk is what mark finds out.
+type walk struct {
+	objects map[Node][]Node // collectable ones, with their references
+	roots   []Node
+	flat    []Node          // kept without what they refer to
+	expired []Node          // leases
+	damaged map[string]bool // namespaces in which not all references are known
+}
+
+func (w *walk) add(n Node) { w.roots = append(w.roots, n) }
+
+// mark gives the objects that nothing reached, and how many were reached.
 func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int, err error) {
 	sources, collectors := s.gc.rooms()
-	objects := map[Node][]Node{} // collectable ones, with their references
-	var roots []Node
-	add := func(n Node) { roots = append(roots, n) }
+	w := &walk{objects: map[Node][]Node{}, damaged: map[string]bool{}}
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		err := EachNamespace(tx, func(ns string) error {
-			s.markImages(tx, ns, add)
-			s.markContent(tx, ns, objects, add)
-			dead = append(dead, s.markLeases(tx, ns, at, add)...)
+			s.markImages(tx, ns, w)
+			s.markContent(tx, ns, w)
+			s.markLeases(tx, ns, at, w)
 			return ctx.Err()
 		})
 		if err != nil {
 			return err
 		}
 		for _, c := range collectors {
-			if err := c.Nodes(tx, func(o Object) {
-				objects[o.Node] = o.refs()
-				if o.Labels[labelRoot] != "" {
-					add(o.Node)
-				}
-			}); err != nil {
+			if err := c.Nodes(tx, w.object); err != nil {
 				return fmt.Errorf("%s: %w", c.Type(), err)
 			}
 		}
@@ -267,15 +279,53 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 		return nil, 0, err
 	}
 	for _, src := range sources {
-		if err := src.Roots(ctx, add); err != nil {
+		if err := src.Roots(ctx, w.add); err != nil {
 			// Without its roots nothing can be told from garbage.
 			return nil, 0, fmt.Errorf("ask for what is in use: %w", err)
 		}
 	}
 	seen := map[Node]bool{}
-	reach(roots, seen, func(n Node) []Node { return objects[n] })
-	garbage := referrersFirst(objects, seen)
-	return append(dead, garbage...), len(objects) - len(garbage), nil
+	reach(w.roots, seen, func(n Node) []Node { return w.objects[n] })
+	for _, n := range w.flat {
+		seen[n] = true
+	}
+	garbage := referrersFirst(w.objects, seen)
+	marked = len(w.objects) - len(garbage)
+	if len(w.damaged) > 0 {
+		garbage = slices.DeleteFunc(garbage, func(n Node) bool { return w.damaged[n.Namespace] })
+	}
+	return append(w.expired, garbage...), marked, nil
+}
+
+// object takes an object of another room into the walk.
+func (w *walk) object(o Object) {
+	if o.Damaged {
+		w.damaged[o.Namespace] = true
+		return
+	}
+	w.objects[o.Node] = o.refs()
+	if o.Root || o.Labels[labelRoot] != "" {
+		w.add(o.Node)
+	}
+}
+
+// damage notes a record that cannot be read, and so may refer to anything.
+func (s *Store) damage(w *walk, ns, typ, id string, err error) {
+	w.damaged[ns] = true
+	s.log.Error("a damaged record stops the collection of its namespace", "namespace", ns, "type", typ, "id", id, "error", err)
+}
+
+// reach adds what can be reached from roots to seen.
+func reach(roots []Node, seen map[Node]bool, refs func(Node) []Node) {
+	for len(roots) > 0 {
+		n := roots[len(roots)-1]
+		roots = roots[:len(roots)-1]
+		if seen[n] {
+			continue
+		}
+		seen[n] = true
+		roots = append(roots, refs(n)...)
+	}
 }
 
 // referrersFirst gives the objects that were not seen, each before those it refers
@@ -309,20 +359,7 @@ func referrersFirst(objects map[Node][]Node, seen map[Node]bool) (order []Node) 
 	return order
 }
 
-// reach adds what can be reached from roots to seen.
-func reach(roots []Node, seen map[Node]bool, refs func(Node) []Node) {
-	for len(roots) > 0 {
-		n := roots[len(roots)-1]
-		roots = roots[:len(roots)-1]
-		if seen[n] {
-			continue
-		}
-		seen[n] = true
-		roots = append(roots, refs(n)...)
-	}
-}
-
-func (s *Store) markImages(tx *bolt.Tx, ns string, add func(Node)) {
+func (s *Store) markImages(tx *bolt.Tx, ns string, w *walk) {
 	b := NamespaceBucket(tx, ns, sectionImages)
 	if b == nil {
 		return
@@ -330,12 +367,10 @@ func (s *Store) markImages(tx *bolt.Tx, ns string, add func(Node)) {
 	_ = b.ForEach(func(k, v []byte) error {
 		var r imageRecord
 		if err := decode(v, &r); err != nil {
-			s.log.Error("skipped a damaged image record", "namespace", ns, "image", string(k), "error", err)
+			s.damage(w, ns, resourceImages, string(k), err)
 			return nil
 		}
-		for _, n := range imageRefs(ns, r) {
-			add(n)
-		}
+		w.roots = append(w.roots, imageRefs(ns, r)...)
 		return nil
 	})
 }
@@ -344,7 +379,7 @@ func imageRefs(ns string, r imageRecord) []Node {
 	return append(labelRefs(ns, r.Labels), ContentNode(ns, r.Target.Digest))
 }
 
-func (s *Store) markContent(tx *bolt.Tx, ns string, objects map[Node][]Node, add func(Node)) {
+func (s *Store) markContent(tx *bolt.Tx, ns string, w *walk) {
 	b := NamespaceBucket(tx, ns, sectionContent)
 	if b == nil {
 		return
@@ -353,37 +388,38 @@ func (s *Store) markContent(tx *bolt.Tx, ns string, objects map[Node][]Node, add
 		n := Node{Type: resourceContent, Namespace: ns, ID: string(k)}
 		var r blobRecord
 		if err := decode(v, &r); err != nil {
-			// Nothing can be said about what it refers to: keep it for a repair.
-			s.log.Error("skipped a damaged content record", "namespace", ns, "digest", string(k), "error", err)
+			s.damage(w, ns, resourceContent, string(k), err)
 			return nil
 		}
-		objects[n] = labelRefs(ns, r.Labels)
-		if r.Labels[labelRoot] != "" {
-			add(n)
-		}
+		w.object(Object{Node: n, Labels: r.Labels})
 		return nil
 	})
 }
 
-// markLeases adds what live leases hold, and gives the leases that have expired.
-func (s *Store) markLeases(tx *bolt.Tx, ns string, at time.Time, add func(Node)) (expired []Node) {
+// markLeases adds what live leases hold. What a lease with a damaged record holds is
+// known all the same.
+func (s *Store) markLeases(tx *bolt.Tx, ns string, at time.Time, w *walk) {
 	all := NamespaceBucket(tx, ns, sectionLeases)
 	if all == nil {
-		return nil
+		return
 	}
 	_ = all.ForEachBucket(func(k []byte) error {
 		b := all.Bucket(k)
 		r, err := readLease(b)
 		if err == nil && r.expired(at) {
-			expired = append(expired, Node{Type: resourceLeases, Namespace: ns, ID: string(k)})
+			w.expired = append(w.expired, Node{Type: resourceLeases, Namespace: ns, ID: string(k)})
 			return nil
 		}
 		for _, res := range leaseResources(b) {
-			add(Node{Type: res.Type, Namespace: ns, ID: res.ID})
+			n := Node{Type: res.Type, Namespace: ns, ID: res.ID}
+			if r.Labels[labelFlat] != "" {
+				w.flat = append(w.flat, n)
+			} else {
+				w.add(n)
+			}
 		}
 		return nil
 	})
-	return expired
 }
 
 func (o Object) refs() []Node { return append(labelRefs(o.Namespace, o.Labels), o.Refs...) }

@@ -616,6 +616,9 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 		if w.shared {
 			return fmt.Errorf("content %s was removed meanwhile: %w", d, errdefs.ErrUnavailable)
 		}
+		if err := b.step("sync file"); err != nil {
+			return err
+		}
 		if err := w.f.Sync(); err != nil {
 			return err
 		}
@@ -628,6 +631,9 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 			return err
 		}
 		return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+	}
+	if err := b.step("commit metadata"); err != nil {
+		return err
 	}
 	err = w.s.db.Update(ctx, func(tx *bolt.Tx) error {
 		return w.s.addBlob(ctx, tx, w.ns, d, w.offset, labels)

@@ -131,11 +131,7 @@ func LabelField(m map[string]string, path []string) (string, bool) {
 
 // ParseFilters compiles containerd's filter syntax; none matches everything.
 func ParseFilters(fs []string) (filters.Filter, error) {
-	f, err := filters.ParseAll(fs...)
-	if err != nil {
-		return nil, fmt.Errorf("filter: %w: %w", err, errdefs.ErrInvalidArgument)
-	}
-	return f, nil
+	return filters.ParseAll(fs...) // its errors are errdefs.ErrInvalidArgument
 }
 
 func adaptBlob(i content.Info) filters.Adaptor {

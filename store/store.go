@@ -73,11 +73,11 @@ func Open(root string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
 	s := &Store{root: root, log: o.Log, db: db}
-	s.gc.init(s, o.GCDelay, o.NoBackgroundGC)
 	if s.blobs, err = openBlobs(filepath.Join(root, "content")); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", root, classify(err))
 	}
+	s.gc.init(s, o.GCDelay, o.NoBackgroundGC)
 	return s, nil
 }
 
@@ -89,6 +89,9 @@ func (s *Store) Close() error {
 
 // DB is the metadata file, for rooms that keep their own buckets in it (see Bucket).
 func (s *Store) DB() *DB { return s.db }
+
+// Log is the logger that the store was opened with.
+func (s *Store) Log() *slog.Logger { return s.log }
 
 // Root is the store's directory.
 func (s *Store) Root() string { return s.root }
