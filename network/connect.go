@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -39,7 +40,7 @@ func (m *Manager) Connect(ctx context.Context, c EndpointConfig) (_ Endpoint, er
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
 
-	e, err := m.admit(c, mac)
+	e, err := m.admit(ctx, c, mac)
 	if err != nil {
 		return Endpoint{}, err
 	}
@@ -99,13 +100,57 @@ func sysctlPath(key, ifName string) (string, error) {
 	return strings.Join(parts, "/"), nil
 }
 
-// admit enters the endpoint into the tables with its addresses and names, not yet live.
-func (m *Manager) admit(c EndpointConfig, mac net.HardwareAddr) (*endpoint, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
+// admit enters the endpoint into the tables with its addresses and names, not yet live. Where an
+// endpoint that is on its way out stands in the way, it waits for that.
+func (m *Manager) admit(ctx context.Context, c EndpointConfig, mac net.HardwareAddr) (*endpoint, error) {
+	for {
+		m.mu.Lock()
+		e, err := m.enroll(c, mac)
+		var wait <-chan struct{}
+		if err != nil {
+			wait = m.blocker(c)
+		}
+		m.mu.Unlock()
+		if wait == nil {
+			return e, err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, errors.Join(err, ctx.Err())
+		}
+	}
+}
+
+// blocker gives what to wait for before a refused request is tried again. The caller holds mu.
+func (m *Manager) blocker(c EndpointConfig) <-chan struct{} {
+	if n, err := m.find(c.Network); err == nil {
+		for _, e := range n.eps {
+			if e.leaving != nil {
+				return e.leaving
+			}
+		}
+	}
+	if b := m.boxes[c.Netns]; b != nil {
+		for _, e := range b.eps {
+			if e.leaving != nil {
+				return e.leaving
+			}
+		}
+	}
+	return nil
+}
+
+var errLeaving = fmt.Errorf("an interface of the sandbox is being removed: %w", errdefs.ErrUnavailable)
+
+// enroll is one try of admit. The caller holds mu.
+func (m *Manager) enroll(c EndpointConfig, mac net.HardwareAddr) (*endpoint, error) {
 	n, err := m.find(c.Network)
 	if err != nil {
 		return nil, err
+	}
+	if b := m.boxes[c.Netns]; b != nil && slices.ContainsFunc(b.eps, func(e *endpoint) bool { return e.leaving != nil }) {
+		return nil, errLeaving // its interface still has its name
 	}
 	if n.leaving {
 		return nil, fmt.Errorf("network %s is being removed: %w", n.Name, errdefs.ErrFailedPrecondition)
@@ -158,6 +203,9 @@ func (m *Manager) dismiss(e *endpoint) {
 	if len(e.box.eps) == 0 && m.boxes[e.box.path] == e.box {
 		delete(m.boxes, e.box.path)
 	}
+	if e.leaving != nil {
+		close(e.leaving)
+	}
 }
 
 // readmit takes up an endpoint of an earlier daemon.
@@ -168,12 +216,14 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	if n == nil {
 		return nil, fmt.Errorf("network %s: %w", s.Endpoint.NetworkID, errdefs.ErrNotFound)
 	}
-	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: true}
+	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: !s.Leaving}
 	if err := e.takeAddresses(e.IPv4.Addr(), e.IPv6.Addr()); err != nil {
 		return nil, err
 	}
 	m.enter(e)
-	n.publish(e)
+	if e.live {
+		n.publish(e)
+	}
 	return e, nil
 }
 
@@ -234,7 +284,7 @@ func (b *sandbox) freeName() string {
 }
 
 func (e *endpoint) target(p PortMapping) target {
-	return target{e.IPv4.Addr(), e.IPv6.Addr(), p.ContainerPort}
+	return target{v4: e.IPv4.Addr(), v6: e.IPv6.Addr(), port: p.ContainerPort}
 }
 
 func (e *endpoint) firewallPorts() []fwPort {
@@ -277,7 +327,10 @@ func (m *Manager) attach(ctx context.Context, e *endpoint, c EndpointConfig, u *
 		e.Nameservers = []netip.Addr{EmbeddedDNS}
 	}
 	ports := e.firewallPorts()
-	u.Add("published ports of "+e.ID, func(context.Context) error { return m.fw.removePorts(e.EndpointID) })
+	u.Add("published ports of "+e.ID, func(context.Context) error {
+		m.fw.retirePorts(e.EndpointID)
+		return m.fw.sweepPorts()
+	})
 	if err := m.fw.addPorts(e.EndpointID, ports); err != nil {
 		return err
 	}
@@ -338,7 +391,9 @@ func (m *Manager) plug(e *endpoint, ns *os.File, c EndpointConfig, u *undo.Stack
 		}
 		// The namespace may have interfaces that others put there.
 		if errors.Is(err, unix.EEXIST) && c.IfName == "" && try < 64 {
+			m.mu.Lock()
 			e.IfName = "eth" + strconv.Itoa(try+1)
+			m.mu.Unlock()
 			continue
 		}
 		if errors.Is(err, unix.EEXIST) {
@@ -402,7 +457,7 @@ func (m *Manager) plug(e *endpoint, ns *os.File, c EndpointConfig, u *undo.Stack
 // priority, then the first by the network's name. The caller holds box.mu.
 func (m *Manager) electGateway(h *netlink.Handle, b *sandbox, leaving *endpoint) error {
 	m.mu.RLock()
-	eps := slices.DeleteFunc(slices.Clone(b.eps), func(e *endpoint) bool { return e == leaving || e.net.Driver != DriverBridge })
+	eps := slices.DeleteFunc(slices.Clone(b.eps), func(e *endpoint) bool { return e == leaving || e.leaving != nil || e.net.Driver != DriverBridge })
 	m.mu.RUnlock()
 	slices.SortFunc(eps, func(x, y *endpoint) int {
 		return cmp.Or(-cmp.Compare(x.priority, y.priority), cmp.Compare(x.NetworkName, y.NetworkName), cmp.Compare(x.NetworkID, y.NetworkID))
@@ -460,7 +515,7 @@ func (m *Manager) disconnect(_ context.Context, e *endpoint) error {
 	e.box.mu.Lock() // waits for a Connect under way
 	defer e.box.mu.Unlock()
 	m.mu.Lock()
-	gone := e.net.eps[e.ID] != e
+	gone := e.net.eps[e.ID] != e || e.leaving != nil
 	if !gone {
 		e.net.unpublish(e)
 	}
@@ -468,28 +523,88 @@ func (m *Manager) disconnect(_ context.Context, e *endpoint) error {
 	if gone {
 		return nil
 	}
-	var errs []error
 	if e.net.Driver == DriverBridge {
-		ports := e.firewallPorts()
-		errs = append(errs, m.fw.removePorts(e.EndpointID))
+		m.fw.retirePorts(e.EndpointID)
 		m.releasePorts(e)
-		flushUDP(ports)
-		errs = append(errs, m.stopDNS(e), m.removeLink(e.HostIfName), m.leaveGateway(e))
 	}
-	if err := errors.Join(errs...); err != nil {
+	m.mu.Lock()
+	e.live, e.leaving = false, make(chan struct{})
+	m.mu.Unlock()
+	if e.net.Driver != DriverBridge {
+		err := m.forgetEndpoint(e.EndpointID)
+		m.dismiss(e)
 		return err
 	}
-	if err := m.forgetEndpoint(e.EndpointID); err != nil {
+	// Removing rules and an interface keeps the caller for 20 ms to a second, most of it in waits of the
+	// kernel for others to let go of it. Nobody needs to wait for that: the address stays taken
+	// meanwhile, and a daemon that starts over finds in the record what is left to do.
+	err := m.saveEndpoint(e)
+	m.background.Go(func() { m.reap(e) })
+	return err
+}
+
+// reap finishes Disconnect in the background.
+func (m *Manager) reap(e *endpoint) {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := m.finish(e)
+		if err == nil {
+			m.dismiss(e)
+			return
+		}
+		m.log.Error("cannot remove all of an endpoint; trying again", "endpoint", e.ID, "network", e.NetworkName, "error", err)
+		select {
+		case <-m.ctx.Done():
+			return // the record is there for the next daemon
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (m *Manager) finish(e *endpoint) error {
+	if err := m.fw.sweepPorts(); err != nil {
 		return err
 	}
-	m.dismiss(e)
-	return nil
+	flushUDP(e.firewallPorts())
+	if err := m.removeLink(e.HostIfName); err != nil {
+		return err
+	}
+	e.box.mu.Lock()
+	defer e.box.mu.Unlock()
+	if err := errors.Join(m.stopDNS(e), m.leaveGateway(e)); err != nil {
+		return err
+	}
+	return m.forgetEndpoint(e.EndpointID)
+}
+
+// Settle waits until the background has done what Disconnect left to it: interfaces are
+// gone and addresses free.
+func (m *Manager) Settle(ctx context.Context) error {
+	for {
+		var wait <-chan struct{}
+		m.mu.RLock()
+		for _, n := range m.nets {
+			for _, e := range n.eps {
+				if e.leaving != nil {
+					wait = e.leaving
+				}
+			}
+		}
+		m.mu.RUnlock()
+		if wait == nil {
+			return nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // leaveGateway moves the default routes to the endpoints that stay.
 func (m *Manager) leaveGateway(e *endpoint) error {
 	m.mu.RLock()
-	alone := len(e.box.eps) < 2
+	alone := !slices.ContainsFunc(e.box.eps, func(o *endpoint) bool { return o != e && o.leaving == nil })
 	m.mu.RUnlock()
 	if alone || !isNamespace(e.Netns) {
 		return nil
@@ -510,6 +625,7 @@ func (m *Manager) leaveGateway(e *endpoint) error {
 // flushUDP makes the kernel forget UDP flows of published ports, which would else keep
 // going where they went before. TCP needs no such thing: a new connection is a new flow.
 func flushUDP(ports []fwPort) {
+	filters := map[netlink.InetFamily][]netlink.CustomConntrackFilter{}
 	for _, p := range ports {
 		if p.proto != unix.IPPROTO_UDP {
 			continue
@@ -522,9 +638,12 @@ func flushUDP(ports []fwPort) {
 		err := errors.Join(byPort.AddProtocol(p.proto), byPort.AddPort(netlink.ConntrackOrigDstPort, p.port),
 			byDest.AddProtocol(p.proto), byDest.AddIP(netlink.ConntrackReplySrcIP, p.dest.Addr().AsSlice()))
 		if err == nil {
-			// Best effort: without it a client that keeps its source port waits until the flow times out.
-			netlink.ConntrackDeleteFilters(netlink.ConntrackTable, fam, byPort, byDest)
+			filters[fam] = append(filters[fam], byPort, byDest)
 		}
+	}
+	for fam, f := range filters {
+		// Best effort: without it a client that keeps its source port waits until the flow times out.
+		netlink.ConntrackDeleteFilters(netlink.ConntrackTable, fam, f...)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/miekg/dns"
+	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,6 +25,7 @@ const (
 	dnsTTL       = 10 // seconds: containers move to other addresses when they restart
 	dnsTable     = "hako-dns"
 	dnsForwards  = 64 // of one sandbox at a time
+	dnsConns     = 32 // TCP, the same
 	dnsServer    = 2 * time.Second
 	dnsQuery     = 5 * time.Second // all servers together
 	dnsBadFor    = 10 * time.Second
@@ -129,7 +131,10 @@ func (m *Manager) startDNS(e *endpoint) error {
 		if l, err = net.Listen("tcp4", net.JoinHostPort(EmbeddedDNS.String(), strconv.Itoa(port))); err != nil {
 			return err
 		}
-		return redirectDNS(uint16(port))
+		if err = redirectDNS(uint16(port), false); errors.Is(err, unix.EEXIST) {
+			err = redirectDNS(uint16(port), true)
+		}
+		return err
 	})
 	if err != nil {
 		if pc != nil {
@@ -143,7 +148,7 @@ func (m *Manager) startDNS(e *endpoint) error {
 	s := &nameserver{m: m, box: e.box, forwards: make(chan struct{}, dnsForwards)}
 	h := dns.HandlerFunc(s.serve)
 	s.udp = &dns.Server{PacketConn: pc, Handler: h}
-	s.tcp = &dns.Server{Listener: l, Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
+	s.tcp = &dns.Server{Listener: netutil.LimitListener(l, dnsConns), Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
 	for _, srv := range []*dns.Server{s.udp, s.tcp} {
 		started := make(chan struct{})
 		srv.NotifyStartedFunc = func() { close(started) }
@@ -161,7 +166,7 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 	}
 	m.mu.RLock()
 	needed := slices.ContainsFunc(leaving.box.eps, func(e *endpoint) bool {
-		return e != leaving && !e.net.Predefined && e.net.Driver == DriverBridge
+		return e != leaving && e.leaving == nil && !e.net.Predefined && e.net.Driver == DriverBridge
 	})
 	m.mu.RUnlock()
 	if needed {
@@ -194,14 +199,18 @@ func dropTable(fam nftables.TableFamily, name string) error {
 }
 
 // redirectDNS leads 127.0.0.11:53 to port in the namespace of the calling thread.
-func redirectDNS(port uint16) error {
+// Replacing a table costs more than 10 ms, making one less than 1.
+func redirectDNS(port uint16, replace bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
 	}
-	t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyIPv4, Name: dnsTable})
-	c.DelTable(t)
-	c.AddTable(t)
+	t := &nftables.Table{Family: nftables.TableFamilyIPv4, Name: dnsTable}
+	if replace {
+		c.AddTable(t)
+		c.DelTable(t)
+	}
+	c.CreateTable(t)
 	ch := c.AddChain(&nftables.Chain{Name: "output", Table: t, Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityNATDest})
 	for _, proto := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
 		c.AddRule(&nftables.Rule{Table: t, Chain: ch, Exprs: []expr.Any{

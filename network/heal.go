@@ -48,7 +48,7 @@ func (m *Manager) hasBridged() bool {
 
 // heal looks once for what others removed from the host, and makes it again.
 func (m *Manager) heal(ctx context.Context) {
-	links, err := m.host.LinkList()
+	links, err := dump(m.host.LinkList)
 	if err != nil {
 		m.log.Warn("cannot list the host's interfaces", "error", err)
 		return
@@ -97,7 +97,7 @@ func (m *Manager) healBridge(ctx context.Context, n *netw, link netlink.Link) {
 }
 
 func (m *Manager) hasGateways(n *netw, link netlink.Link) bool {
-	addrs, err := m.host.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := dump(func() ([]netlink.Addr, error) { return m.host.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return false
 	}
@@ -129,7 +129,7 @@ func (m *Manager) healEndpoint(ctx context.Context, e *endpoint, link netlink.Li
 		return
 	}
 	for _, r := range e.held {
-		if r.relay == nil && r.proto != unix.IPPROTO_SCTP && r.bind(e.target(r.PortMapping)) == nil {
+		if r.relay == nil && r.proto != unix.IPPROTO_SCTP && m.ports.bind(r, e.target(r.PortMapping)) == nil {
 			m.log.Info("a published port is held again", "endpoint", e.ID, "port", r.HostPort, "protocol", r.Proto)
 		}
 	}

@@ -164,11 +164,21 @@ func raisePort(name string, isolated bool) error {
 	return err
 }
 
+// dump lists kernel objects again while others change them under the list.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 20 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
 // hostPrefixes are the destinations that the host has routes for, without the default routes.
 func (m *Manager) hostPrefixes() ([]netip.Prefix, error) {
 	var out []netip.Prefix
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := m.host.RouteList(nil, fam)
+		routes, err := dump(func() ([]netlink.Route, error) { return m.host.RouteList(nil, fam) })
 		if err != nil {
 			return nil, fmt.Errorf("list the host's routes: %w", err)
 		}
@@ -200,7 +210,7 @@ func (m *Manager) forwardIPv6() error {
 		return nil
 	}
 	// A forwarding host ignores router advertisements unless told 2: it must not lose its own default route.
-	links, err := m.host.LinkList()
+	links, err := dump(m.host.LinkList)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
@@ -230,7 +240,7 @@ func dropOtherRoutes(h *netlink.Handle, link int, v6 bool) error {
 	if v6 {
 		fam = netlink.FAMILY_V6
 	}
-	routes, err := h.RouteList(nil, fam)
+	routes, err := dump(func() ([]netlink.Route, error) { return h.RouteList(nil, fam) })
 	if err != nil {
 		return err
 	}

@@ -114,7 +114,11 @@ type endpoint struct {
 	net      *netw
 	box      *sandbox
 	held     []*reservation // guarded by box.mu
-	live     bool           // guarded by Manager.mu: Connect is done
+
+	// Guarded by Manager.mu. First neither, then live when Connect is done, then leaving from Disconnect
+	// until nothing is left, when it is closed.
+	live    bool
+	leaving chan struct{}
 }
 
 // Open takes up the networks and the endpoints of an earlier daemon of the same State.
@@ -147,10 +151,11 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	m := &Manager{
 		o: o, log: o.Log, records: o.Records, boot: bootID(),
 		netnsDir: filepath.Join(o.State, "netns"), endpointDir: filepath.Join(o.State, "network", "endpoints"),
-		fw: newFirewall(o.FirewallTable), ports: newPorts(),
+		fw:    newFirewall(o.FirewallTable),
 		spare: make(chan *os.File, spareNamespaces),
 		nets:  map[string]*netw{}, boxes: map[string]*sandbox{},
 	}
+	m.ports = newPorts(m.mayUseRelay)
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		if err != nil {
@@ -189,6 +194,9 @@ func (m *Manager) loadNetworks(ctx context.Context) error {
 		if err := json.Unmarshal(raw, &n); err != nil {
 			return err
 		}
+		if n.Predefined && n.Bridge != m.o.BridgeName {
+			return nil // of a daemon that was configured otherwise
+		}
 		nw, err := newNetw(n)
 		if err != nil {
 			return err
@@ -215,7 +223,7 @@ func (m *Manager) restore(ctx context.Context) error {
 			m.log.Error("cannot take up an endpoint", "endpoint", s.Endpoint.ID, "network", s.Endpoint.NetworkName, "error", err)
 			continue
 		}
-		if e.net.Driver == DriverBridge && !isNamespace(e.Netns) {
+		if e.net.Driver == DriverBridge && (s.Leaving || !isNamespace(e.Netns)) {
 			dead = append(dead, e)
 		}
 	}
@@ -331,6 +339,7 @@ func (m *Manager) Purge(ctx context.Context) error {
 	for _, e := range m.liveEndpoints() {
 		errs = append(errs, m.disconnect(ctx, e))
 	}
+	errs = append(errs, m.Settle(ctx))
 	entries, err := os.ReadDir(m.netnsDir)
 	errs = append(errs, err)
 	for _, f := range entries {
@@ -344,4 +353,24 @@ func (m *Manager) Purge(ctx context.Context) error {
 		}
 	}
 	return errors.Join(append(errs, m.fw.clear())...)
+}
+
+// mayUseRelay keeps containers of internal networks from ports of other networks, as the firewall does.
+func (m *Manager) mayUseRelay(client netip.Addr) bool {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	for _, n := range m.nets {
+		if !n.Internal {
+			continue
+		}
+		if client.Zone() == n.Bridge {
+			return false
+		}
+		for _, p := range n.pools {
+			if p.prefix.Contains(client.Unmap().WithZone("")) {
+				return false
+			}
+		}
+	}
+	return true
 }

@@ -150,6 +150,20 @@ func (m *Manager) DeleteNetns(_ context.Context, path string) error {
 	return nil
 }
 
+// Netns gives the paths of all namespaces that NewNetns made and DeleteNetns did not delete,
+// so that a caller can find those that it has forgotten.
+func (m *Manager) Netns(context.Context) ([]string, error) {
+	files, err := os.ReadDir(m.netnsDir)
+	if err != nil {
+		return nil, fmt.Errorf("list network namespaces: %w", err)
+	}
+	out := make([]string, len(files))
+	for i, f := range files {
+		out[i] = filepath.Join(m.netnsDir, f.Name())
+	}
+	return out, nil
+}
+
 // refillSpare makes namespaces ahead, in the background and one at a time.
 func (m *Manager) refillSpare() {
 	if !m.refilling.CompareAndSwap(false, true) {

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"regexp"
@@ -178,9 +179,17 @@ func (m *Manager) list() []*netw {
 func (m *Manager) List(context.Context) ([]Network, error) {
 	var out []Network
 	for _, n := range m.list() {
-		out = append(out, n.Network)
+		out = append(out, n.Network.clone())
 	}
 	return out, nil
+}
+
+func (n Network) clone() Network {
+	n.Options, n.Labels, n.Subnets = maps.Clone(n.Options), maps.Clone(n.Labels), slices.Clone(n.Subnets)
+	for i := range n.Subnets {
+		n.Subnets[i].Reserved = maps.Clone(n.Subnets[i].Reserved)
+	}
+	return n
 }
 
 // Get finds a network by id, name or unique prefix of the id: ErrNotFound, or ErrInvalidArgument if ambiguous.
@@ -191,7 +200,7 @@ func (m *Manager) Get(_ context.Context, ref string) (Network, error) {
 	if err != nil {
 		return Network{}, err
 	}
-	return n.Network, nil
+	return n.Network.clone(), nil
 }
 
 // find is Get for a caller that holds mu.
@@ -229,7 +238,7 @@ func (m *Manager) Create(ctx context.Context, c Config) (Network, error) {
 	if err != nil {
 		return Network{}, fmt.Errorf("create network %s: %w", c.Name, err)
 	}
-	nw, err := newNetw(n)
+	nw, err := newNetw(n.clone()) // the caller keeps its maps
 	if err != nil {
 		return Network{}, fmt.Errorf("create network: %w", err)
 	}
@@ -337,6 +346,20 @@ func (m *Manager) plan(c Config) (Network, error) {
 func (m *Manager) Remove(ctx context.Context, ref string) (err error) {
 	m.mu.Lock()
 	n, err := m.find(ref)
+	for err == nil {
+		wait := m.blocker(EndpointConfig{Network: n.ID})
+		if wait == nil {
+			break
+		}
+		m.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return fmt.Errorf("remove network %s: %w", ref, ctx.Err())
+		}
+		m.mu.Lock()
+		n, err = m.find(ref)
+	}
 	switch {
 	case err != nil:
 	case n.Predefined:
@@ -398,6 +421,9 @@ func (m *Manager) bringUp(ctx context.Context, n *netw) error {
 		return err
 	}
 	n.index.Store(int32(link.Attrs().Index))
+	if o := m.fw.obstacles(); len(o) > 0 && !n.Internal {
+		m.log.Warn("another firewall drops what it does not know; containers reach nothing outside until it lets the bridge pass", "network", n.Name, "bridge", n.Bridge, "chains", o)
+	}
 	return nil
 }
 
@@ -420,7 +446,7 @@ func (m *Manager) Endpoints(_ context.Context, networkRef string) ([]Endpoint, e
 	out := []Endpoint{}
 	for _, e := range n.eps {
 		if e.live {
-			out = append(out, e.Endpoint)
+			out = append(out, e.Endpoint.clone())
 		}
 	}
 	slices.SortFunc(out, func(a, b Endpoint) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })

@@ -42,12 +42,17 @@ type portKey struct {
 // ports holds the host's ports for endpoints: in this table against other endpoints, and
 // with a socket against the other programs of the host.
 type ports struct {
+	// allowed tells whether a client may use what the daemon relays; the firewall decides for the rest.
+	allowed func(client netip.Addr) bool
+
 	mu   sync.Mutex
 	used map[portKey][]netip.Addr // the zero address: all
 	next uint16
 }
 
-func newPorts() *ports { return &ports{used: map[portKey][]netip.Addr{}, next: firstEphemeral} }
+func newPorts(allowed func(netip.Addr) bool) *ports {
+	return &ports{allowed: allowed, used: map[portKey][]netip.Addr{}, next: firstEphemeral}
+}
 
 // reservation is one host port that is held.
 type reservation struct {
@@ -152,7 +157,7 @@ func (p *ports) reserveOne(m PortMapping, proto uint8, port uint16, to target) (
 	}
 	m.HostPort, m.HostPortEnd = port, 0
 	r := &reservation{PortMapping: m, proto: proto}
-	if err := r.bind(to); err != nil {
+	if err := p.bind(r, to); err != nil {
 		p.unclaim(k, m.HostIP)
 		if errors.Is(err, unix.EADDRINUSE) {
 			return nil, fmt.Errorf("failed to bind host port %s/%s: address already in use: %w", where, m.Proto, errdefs.ErrAlreadyExists)
@@ -174,7 +179,7 @@ func (p *ports) restore(m PortMapping, to target) (*reservation, error) {
 	p.used[k] = append(p.used[k], m.HostIP)
 	p.mu.Unlock()
 	r := &reservation{PortMapping: m, proto: proto}
-	return r, r.bind(to)
+	return r, p.bind(r, to)
 }
 
 func (p *ports) release(r *reservation) {
@@ -185,7 +190,7 @@ func (p *ports) release(r *reservation) {
 }
 
 // bind opens the socket that keeps the port from other programs.
-func (r *reservation) bind(to target) error {
+func (p *ports) bind(r *reservation, to target) error {
 	suffix := ""
 	switch {
 	case !r.HostIP.IsValid(): // both families
@@ -206,13 +211,13 @@ func (r *reservation) bind(to target) error {
 		if err != nil {
 			return err
 		}
-		r.relay = relayTCP(l, to)
+		r.relay = relayTCP(l, to, p.allowed)
 	case unix.IPPROTO_UDP:
 		c, err := lc.ListenPacket(context.Background(), "udp"+suffix, addr)
 		if err != nil {
 			return err
 		}
-		r.relay = relayUDP(c, to)
+		r.relay = relayUDP(c, to, p.allowed)
 	}
 	return nil
 }

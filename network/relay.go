@@ -38,16 +38,17 @@ const (
 
 // relay holds a published port in the daemon and carries what the firewall does not.
 type relay struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	closer io.Closer
-	wg     sync.WaitGroup
-	slots  chan struct{}
+	allowed func(netip.Addr) bool
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closer  io.Closer
+	wg      sync.WaitGroup
+	slots   chan struct{}
 }
 
-func newRelay(c io.Closer) *relay {
+func newRelay(c io.Closer, allowed func(netip.Addr) bool) *relay {
 	ctx, cancel := context.WithCancel(context.Background())
-	return &relay{ctx: ctx, cancel: cancel, closer: c, slots: make(chan struct{}, maxRelayed)}
+	return &relay{allowed: allowed, ctx: ctx, cancel: cancel, closer: c, slots: make(chan struct{}, maxRelayed)}
 }
 
 // close frees the port and ends the connections that are relayed.
@@ -57,8 +58,8 @@ func (r *relay) close() {
 	r.wg.Wait()
 }
 
-func relayTCP(l net.Listener, to target) *relay {
-	r := newRelay(l)
+func relayTCP(l net.Listener, to target, allowed func(netip.Addr) bool) *relay {
+	r := newRelay(l, allowed)
 	r.wg.Go(func() {
 		for {
 			c, err := l.Accept()
@@ -90,6 +91,10 @@ func relayTCP(l net.Listener, to target) *relay {
 func (r *relay) serveTCP(client *net.TCPConn, to target) {
 	defer client.Close()
 	peer := client.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
+	if !r.allowed(peer) {
+		client.SetLinger(0)
+		return
+	}
 	d := net.Dialer{Timeout: relayDial}
 	back, err := d.DialContext(r.ctx, "tcp", to.address(peer))
 	if err != nil {
@@ -117,8 +122,8 @@ func copyHalf(dst, src *net.TCPConn) {
 	dst.CloseWrite()
 }
 
-func relayUDP(pc net.PacketConn, to target) *relay {
-	r := newRelay(pc)
+func relayUDP(pc net.PacketConn, to target, allowed func(netip.Addr) bool) *relay {
+	r := newRelay(pc, allowed)
 	r.wg.Go(func() { r.serveUDP(pc.(*net.UDPConn), to) })
 	return r
 }
@@ -141,6 +146,9 @@ func (r *relay) serveUDP(pc *net.UDPConn, to target) {
 				return
 			}
 			continue // an ICMP error of an earlier answer
+		}
+		if !r.allowed(from.Addr()) {
+			continue
 		}
 		mu.Lock()
 		back := sessions[from]

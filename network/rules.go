@@ -167,7 +167,7 @@ func hostChains() []chain {
 	return []chain{
 		// A container must not reach the host's loopback, which route_localnet on the bridge would let it (CVE-2020-8558).
 		{"raw_prerouting", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw, "filter hook prerouting priority raw", []*rule{
-			newRule().iifIn(setBridges).loopback4("daddr", offDaddr4).verdict(expr.VerdictDrop),
+			newRule().iifIn(setBridges).v4().loopback4("daddr", offDaddr4).verdict(expr.VerdictDrop),
 		}},
 		// Packets for 127.0.0.1 that come from outside are left for the kernel to drop: what is published there
 		// is for this machine only (CVE-2025-54410).
@@ -212,9 +212,9 @@ func mustConcat(t ...nftables.SetDatatype) nftables.SetDatatype {
 func hostSets() []*nftables.Set {
 	proto, port, a4, a6 := nftables.TypeInetProto, nftables.TypeInetService, nftables.TypeIPAddr, nftables.TypeIP6Addr
 	return []*nftables.Set{
-		{ID: 1, Name: setBridges, KeyType: nftables.TypeIFName},
-		{ID: 2, Name: setInternal, KeyType: nftables.TypeIFName},
-		{ID: 3, Name: setMasq, KeyType: nftables.TypeIFName},
+		{ID: 1, Name: setBridges, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{ID: 2, Name: setInternal, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
+		{ID: 3, Name: setMasq, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		{ID: 4, Name: setSame, KeyType: mustConcat(nftables.TypeIFName, nftables.TypeIFName), Concatenation: true},
 		{ID: 5, Name: setSubnets4, KeyType: a4, Interval: true},
 		{ID: 6, Name: setSubnets6, KeyType: a6, Interval: true},

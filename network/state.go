@@ -19,6 +19,7 @@ type endpointState struct {
 	Hostname        string   `json:"hostname,omitempty"`
 	GatewayPriority int      `json:"gatewayPriority,omitempty"`
 	BootID          string   `json:"bootID"`
+	Leaving         bool     `json:"leaving,omitempty"` // Disconnect has begun
 }
 
 func bootID() string {
@@ -34,7 +35,7 @@ func (m *Manager) statePath(endpointID string) string {
 }
 
 func (m *Manager) saveEndpoint(e *endpoint) error {
-	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, m.boot})
+	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, m.boot, e.leaving != nil})
 	if err != nil {
 		return fmt.Errorf("record endpoint %s: %w", e.ID, err)
 	}
