@@ -37,7 +37,8 @@ func (a *applier) file(dir int, base string, hdr *tar.Header) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if isSparse(hdr) {
+	sparse := isSparse(hdr)
+	if sparse {
 		err = a.fillSparse(fd, hdr.Size)
 	} else {
 		err = a.fill(fd, hdr.Size)
@@ -46,6 +47,9 @@ func (a *applier) file(dir int, base string, hdr *tar.Header) error {
 		return err
 	}
 	a.res.Size += hdr.Size
+	if !sparse {
+		a.count(hdr.Size)
+	}
 	if a.o.Writeback && hdr.Size >= writebackFrom {
 		// Advice: the sync at the end is what makes it durable.
 		_ = unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)
@@ -95,7 +99,7 @@ func isSparse(hdr *tar.Header) bool {
 // fillSparse leaves out pages of zeros.
 func (a *applier) fillSparse(fd int, size int64) error {
 	const page = 4096
-	var off int64
+	var off, written int64
 	for off < size {
 		if err := a.ctx.Err(); err != nil {
 			return err
@@ -117,11 +121,13 @@ func (a *applier) fillSparse(fd int, size int64) error {
 				if err := pwriteAll(fd, b[:run], off); err != nil {
 					return err
 				}
+				written += int64(run)
 			}
 			off += int64(run)
 			b = b[run:]
 		}
 	}
+	a.count(written)
 	return unix.Ftruncate(fd, size)
 }
 
@@ -202,6 +208,7 @@ func (a *applier) directory(parent int, name, base string, hdr *tar.Header) erro
 	if !made {
 		defer unix.Close(fd)
 	} else {
+		a.count(blockSize)
 		a.dirs.put(name, fd) // entries below come next
 	}
 	return a.describe(name, fd, hdr)
@@ -324,6 +331,7 @@ func (a *applier) symlink(dir int, base string, hdr *tar.Header) error {
 			return fmt.Errorf("chown to %d:%d: %w", uid, gid, err)
 		}
 	}
+	a.count(0)
 	return a.timesAt(dir, base, hdr)
 }
 
@@ -438,6 +446,7 @@ func (a *applier) node(dir int, base string, hdr *tar.Header) error {
 			return fmt.Errorf("chmod to %#o: %w", perm, err)
 		}
 	}
+	a.count(0)
 	return a.timesAt(dir, base, hdr)
 }
 

@@ -85,6 +85,8 @@ type Options struct {
 type Result struct {
 	Size    int64 // bytes in regular files; a hard link adds nothing
 	Entries int64 // members of the tar
+	Disk    int64 // bytes on the disk, about
+	Inodes  int64
 	// Implicit are the directories that the layer needs but does not describe, in an
 	// order in which parents come first; "." is the top. See Inherit.
 	Implicit []string
@@ -315,6 +317,7 @@ func (a *applier) makeParents(dir string) error {
 				return err
 			}
 			a.mark(prefix)
+			a.count(blockSize)
 			if err := a.remember(prefix); err != nil {
 				return err
 			}
@@ -329,6 +332,15 @@ func (a *applier) makeParents(dir string) error {
 		at = fd
 	}
 	return nil
+}
+
+// blockSize is what a directory, and the last part of a file, take up on most file systems.
+const blockSize = 4096
+
+// count adds a new inode that uses some bytes of the disk.
+func (a *applier) count(bytes int64) {
+	a.res.Inodes++
+	a.res.Disk += (bytes + blockSize - 1) &^ (blockSize - 1)
 }
 
 // remember accounts for a name that is kept until the end.
