@@ -172,8 +172,8 @@ func (w *Writer) flush() {
 	}
 }
 
-// Stream turns the bytes of one stream into records. It is not safe for
-// concurrent use; several streams of a Writer are.
+// Stream turns the bytes of one stream into records. Its fields are guarded by the
+// Writer's lock.
 type Stream struct {
 	w    *Writer
 	name string
@@ -250,7 +250,8 @@ func (s *Stream) emit(now time.Time, line []byte, whole bool) {
 	s.long = !whole
 }
 
-// Close records what is left of an unfinished line (as a piece without newline).
+// Close records what is left of an unfinished line (as a piece without newline). The
+// stream can be written to again.
 func (s *Stream) Close() error {
 	s.w.mu.Lock()
 	defer s.w.mu.Unlock()

@@ -103,15 +103,24 @@ func WriteFrame(w net.Conn, typ byte, p []byte) error {
 	return err
 }
 
-// ReadFrame reads a frame into buf, which must hold MaxFrame bytes, and gives the payload.
-func ReadFrame(r io.Reader, buf []byte) (typ byte, p []byte, err error) {
+// ReadFrameHeader reads the type of a frame and the length of its payload.
+func ReadFrameHeader(r io.Reader) (typ byte, n int, err error) {
 	var h [frameHeader]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
-		return 0, nil, err
+		return 0, 0, err
 	}
-	n := binary.BigEndian.Uint32(h[1:])
-	if n > MaxFrame {
-		return 0, nil, fmt.Errorf("attach frame of %d bytes", n)
+	size := binary.BigEndian.Uint32(h[1:])
+	if size > MaxFrame {
+		return 0, 0, fmt.Errorf("attach frame of %d bytes", size)
+	}
+	return h[0], int(size), nil
+}
+
+// ReadFrame reads a frame into buf, which must hold MaxFrame bytes, and gives the payload.
+func ReadFrame(r io.Reader, buf []byte) (typ byte, p []byte, err error) {
+	typ, n, err := ReadFrameHeader(r)
+	if err != nil {
+		return 0, nil, err
 	}
 	if _, err := io.ReadFull(r, buf[:n]); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -119,7 +128,7 @@ func ReadFrame(r io.Reader, buf []byte) (typ byte, p []byte, err error) {
 		}
 		return 0, nil, err
 	}
-	return h[0], buf[:n], nil
+	return typ, buf[:n], nil
 }
 
 // ServiceTask and the others are the names of ttrpc services.
@@ -128,4 +137,13 @@ const (
 	ServiceTaskV2 = "containerd.task.v2.Task"
 	ServiceHako   = "hako.shim.v1.Shim" // ReopenLog(ProcessRequest) returns Empty
 	ServiceEvents = "containerd.services.events.ttrpc.v1.Events"
+)
+
+// Files in a bundle (docs/shim.md).
+const (
+	ExitFile    = "exit.json"
+	TaskFile    = "task.json"
+	AddressFile = "address"
+	SocketFile  = "shim.sock"
+	LogFile     = "shim.log"
 )
