@@ -368,8 +368,10 @@ func TestOverlaySupported(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}
-	if _, err := NewOverlay(filepath.Join(dir, "a:b"), nil); !errdefs.IsInvalidArgument(err) {
-		t.Error(err)
+	for _, bad := range []string{"a:b", "a,b", `a\b`, strings.Repeat("long/", 50)} {
+		if _, err := NewOverlay(filepath.Join(dir, bad), nil); !errdefs.IsInvalidArgument(err) {
+			t.Error(err)
+		}
 	}
 }
 

@@ -17,6 +17,9 @@ import (
 	"github.com/hako-engine/hako/store"
 )
 
+// maxOption is the longest string that fsconfig(2) takes, in bytes.
+const maxOption = 255
+
 // NewOverlay opens the overlayfs snapshotter below root. root must not hold
 // characters that overlayfs's mount options give a meaning to (backslash, colon, comma).
 func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
@@ -26,6 +29,9 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 	}
 	if strings.ContainsAny(abs, "\\:,") {
 		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
+	}
+	if longest := layer(filepath.Join(abs, "snapshots", "18446744073709551615")).work(); len(longest) > maxOption {
+		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q: its layers' names would be longer than %d bytes: %w", abs, maxOption, errdefs.ErrInvalidArgument)
 	}
 	return open("overlayfs", abs, s, overlay{options: layerOptions()})
 }
