@@ -266,7 +266,9 @@ func TestReachability(t *testing.T) {
 
 	// Without the daemon the kernel goes on: what was reached through a relay is the only thing that is lost.
 	for _, e := range m.liveEndpoints() {
+		e.box.mu.Lock()
 		m.releasePorts(e)
+		e.box.mu.Unlock()
 	}
 	for _, x := range []struct {
 		from *box
