@@ -598,6 +598,42 @@ func TestChangedSubnet(t *testing.T) {
 	}
 }
 
+// TestUDPFlows: a client that keeps its source port reaches the container that has the port now.
+func TestUDPFlows(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	m := manager(t, options(t))
+	publish := func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "udp", ContainerPort: 80, HostPort: 18040}} }
+	keep := newBox(t, m, "keep") // so that the bridge is there all the time
+	ek := keep.connect("bridge", nil)
+	var client net.Conn
+	must(t, keep.run(func() (err error) {
+		client, err = net.Dial("udp", ek.Gateway4.String()+":18040")
+		return err
+	}))
+	defer client.Close()
+	for _, id := range []string{"a", "b"} {
+		x := newBox(t, m, id)
+		x.connect("bridge", publish)
+		x.serve(80)
+		eventually(t, id+" answers", func() error {
+			if _, err := client.Write([]byte("x")); err != nil {
+				return err
+			}
+			client.SetReadDeadline(time.Now().Add(refused))
+			buf := make([]byte, 100)
+			n, err := client.Read(buf)
+			if err == nil && !strings.HasPrefix(string(buf[:n]), id+" sees") {
+				err = fmt.Errorf("got %q", buf[:n])
+			}
+			return err
+		})
+		x.remove("bridge")
+		must(t, m.Settle(ctx))
+		client.Write([]byte("nobody is there"))
+	}
+}
+
 func TestManyPorts(t *testing.T) {
 	needRoot(t)
 	m := manager(t, options(t))
