@@ -164,7 +164,7 @@ func (m *Manager) enroll(c EndpointConfig, mac net.HardwareAddr) (*endpoint, err
 	}
 	id := make([]byte, 32)
 	rand.Read(id)
-	e := &endpoint{net: n, hostname: c.Hostname, priority: c.GatewayPriority, Endpoint: Endpoint{
+	e := &endpoint{net: n, hostname: c.Hostname, priority: c.GatewayPriority, upstream: slices.Clone(c.DNS), Endpoint: Endpoint{
 		ID: c.ID, EndpointID: hex.EncodeToString(id), NetworkID: n.ID, NetworkName: n.Name, Netns: c.Netns,
 		Name: c.Name, Aliases: slices.Clone(c.Aliases), IfName: c.IfName,
 	}}
@@ -220,7 +220,7 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	if n == nil {
 		return nil, fmt.Errorf("network %s: %w", s.Endpoint.NetworkID, errdefs.ErrNotFound)
 	}
-	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: !s.Unfinished}
+	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, upstream: s.DNS, net: n, live: !s.Unfinished}
 	if err := e.takeAddresses(e.IPv4.Addr(), e.IPv6.Addr()); err != nil {
 		return nil, err
 	}

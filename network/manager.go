@@ -115,6 +115,7 @@ type endpoint struct {
 	Endpoint
 	hostname string
 	priority int
+	upstream []netip.Addr
 	net      *netw
 	box      *sandbox
 	held     []*reservation // guarded by box.mu
