@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -108,7 +109,7 @@ func (m *Manager) Rename(_ context.Context, networkRef, endpointID, newName stri
 	e.setDNSNames()
 	n.publish(e)
 	m.mu.Unlock()
-	return m.saveEndpoint(e)
+	return m.saveEndpoint(e, false)
 }
 
 // startDNS gives the sandbox a nameserver if the endpoint's network has names. The caller holds box.mu.
@@ -374,8 +375,8 @@ func (u *upstream) mark(a netip.Addr, bad bool) {
 	u.bad[a] = time.Now().Add(dnsBadFor)
 }
 
-// forward asks the host's servers, from the host's namespace. A sandbox that has only
-// internal networks gets no answer from outside (CVE-2024-29018).
+// forward asks the host's servers, from the host's namespace, or those that the sandbox was given,
+// from the sandbox. A sandbox that has only internal networks gets no answer from the host's (CVE-2024-29018).
 func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 	fail := func(rcode int) *dns.Msg {
 		resp := new(dns.Msg)
@@ -383,21 +384,30 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		resp.RecursionAvailable = true
 		return resp
 	}
+	var own []netip.Addr
+	outside := false
 	s.m.mu.RLock()
-	outside := slices.ContainsFunc(s.box.eps, func(e *endpoint) bool { return !e.net.Internal && e.net.Driver == DriverBridge })
+	for _, e := range s.box.eps {
+		outside = outside || !e.net.Internal && e.net.Driver == DriverBridge
+		if len(own) == 0 {
+			own = e.upstream
+		}
+	}
 	s.m.mu.RUnlock()
-	if !outside {
-		return fail(dns.RcodeNameError)
+	servers := slices.Clone(own)
+	if len(own) == 0 {
+		if !outside {
+			return fail(dns.RcodeNameError)
+		}
+		if servers = hostResolver(s.m.o.ResolvConf).Servers; len(servers) == 0 {
+			servers = fallbackServers()
+		}
 	}
 	select {
 	case s.forwards <- struct{}{}:
 		defer func() { <-s.forwards }()
 	default:
 		return fail(dns.RcodeServerFailure)
-	}
-	servers := hostResolver(s.m.o.ResolvConf).Servers
-	if len(servers) == 0 {
-		servers = fallbackServers()
 	}
 	servers = servers[:min(len(servers), dnsMaxServer)]
 	// Dead servers come last, and briefly.
@@ -412,9 +422,8 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		if s.m.upstream.isBad(a) {
 			timeout /= 4
 		}
-		c := dns.Client{Net: proto, Timeout: timeout, UDPSize: dns.MaxMsgSize}
-		resp, _, err := c.ExchangeContext(ctx, req, netip.AddrPortFrom(a, 53).String())
-		if err != nil || resp == nil {
+		resp, err := s.exchange(ctx, proto, a, req, timeout, len(own) > 0)
+		if err != nil {
 			s.m.upstream.mark(a, ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded))
 			continue
 		}
@@ -423,6 +432,32 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		return resp
 	}
 	return fail(dns.RcodeServerFailure)
+}
+
+// exchange asks one server.
+func (s *nameserver) exchange(ctx context.Context, proto string, server netip.Addr, req *dns.Msg, timeout time.Duration, inside bool) (*dns.Msg, error) {
+	c := dns.Client{Net: proto, Timeout: timeout, UDPSize: dns.MaxMsgSize}
+	var conn *dns.Conn
+	dial := func() (err error) {
+		conn, err = c.DialContext(ctx, netip.AddrPortFrom(server, 53).String())
+		return err
+	}
+	var err error
+	if inside {
+		var ns *os.File
+		if ns, err = openNamespace(s.box.path); err == nil {
+			err = s.m.inNamespace(ns, dial)
+			ns.Close()
+		}
+	} else {
+		err = dial()
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	resp, _, err := c.ExchangeWithConnContext(ctx, req, conn)
+	return resp, err
 }
 
 func boolInt(b bool) int {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,11 +16,12 @@ import (
 // folder and is not synced: an endpoint does not outlive a reboot, and neither does
 // its lease (an address is held from the start of a container to its stop).
 type endpointState struct {
-	Endpoint        Endpoint `json:"endpoint"`
-	Hostname        string   `json:"hostname,omitempty"`
-	GatewayPriority int      `json:"gatewayPriority,omitempty"`
-	BootID          string   `json:"bootID"`
-	Leaving         bool     `json:"leaving,omitempty"` // Disconnect has begun
+	Endpoint        Endpoint     `json:"endpoint"`
+	Hostname        string       `json:"hostname,omitempty"`
+	GatewayPriority int          `json:"gatewayPriority,omitempty"`
+	DNS             []netip.Addr `json:"dns,omitempty"`
+	BootID          string       `json:"bootID"`
+	Unfinished      bool         `json:"unfinished,omitempty"` // Connect has not ended, or Disconnect has begun: to be removed
 }
 
 func bootID() string {
@@ -34,8 +36,8 @@ func (m *Manager) statePath(endpointID string) string {
 	return filepath.Join(m.endpointDir, endpointID+".json")
 }
 
-func (m *Manager) saveEndpoint(e *endpoint) error {
-	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, m.boot, e.leaving != nil})
+func (m *Manager) saveEndpoint(e *endpoint, unfinished bool) error {
+	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, e.upstream, m.boot, unfinished})
 	if err != nil {
 		return fmt.Errorf("record endpoint %s: %w", e.ID, err)
 	}
