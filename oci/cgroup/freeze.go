@@ -33,8 +33,10 @@ func (c *Cgroup) Freeze() error {
 		err = freezeV2(c.v2)
 	} else if dir, ok := c.v1["freezer"]; ok {
 		err = freezeV1(dir)
-	} else {
+	} else if c.Exists() {
 		err = &MissingError{"freezer", "freezing"}
+	} else {
+		err = unix.ENOENT
 	}
 	if gone(err) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
