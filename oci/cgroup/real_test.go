@@ -273,6 +273,17 @@ func TestRealApply(t *testing.T) {
 	if err := c.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}, Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}); err != nil {
 		t.Error(err)
 	}
+	// Huge pages are where the machine has them: on a hybrid one, often on v2 alone.
+	if pages, err := os.ReadDir("/sys/kernel/mm/hugepages"); err == nil && len(pages) > 0 {
+		if size, ok := pageSize(pages[0].Name()); ok {
+			err := c.Apply(&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: size, Limit: 0}}})
+			var missing *MissingError
+			if err != nil && !errors.As(err, &missing) {
+				t.Error(err)
+			}
+			t.Logf("huge pages of %s: %v", size, err)
+		}
+	}
 	if dir, ok := c.v1["devices"]; ok {
 		list, err := readString(dir + "/devices.list")
 		if err != nil || !strings.Contains(list, "c 10:229 rwm") || !strings.Contains(list, "c 1:3 rwm") || strings.Contains(list, "a *:*") {
