@@ -275,9 +275,9 @@ func (c *Cgroup) Add(pid int) error {
 		if err := writeFile(dir+"/cgroup.procs", text); err != nil {
 			switch {
 			case errors.Is(err, unix.ESRCH):
-				err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+				err = classed(err, errdefs.ErrNotFound)
 			case gone(err):
-				err = fmt.Errorf("cgroup is gone: %w: %w", err, errdefs.ErrNotFound)
+				err = classed(fmt.Errorf("cgroup is gone: %w", err), errdefs.ErrNotFound)
 			}
 			return fmt.Errorf("add process %d: %w", pid, err)
 		}
@@ -485,7 +485,7 @@ func remove(dir string, deadline time.Time) error {
 		if time.Now().After(deadline) {
 			var pids []int
 			_ = walk(dir, 0, func(d string) (e error) { pids, e = appendProcs(pids, d); return e })
-			return fmt.Errorf("delete cgroup: %w (processes %v): %w", err, pids[:min(len(pids), 16)], errdefs.ErrFailedPrecondition)
+			return classed(fmt.Errorf("delete cgroup: %w (processes %v)", err, pids[:min(len(pids), 16)]), errdefs.ErrFailedPrecondition)
 		}
 		time.Sleep(pause)
 	}

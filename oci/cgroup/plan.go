@@ -113,7 +113,7 @@ func (p *planner) together(steps ...step) {
 }
 
 func invalid(format string, a ...any) error {
-	return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	return classed(fmt.Errorf(format, a...), errdefs.ErrInvalidArgument)
 }
 
 func set[T comparable](v *T) bool {

@@ -198,8 +198,25 @@ func value(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
 	return s
 }
 
+// keepSubtreeControl takes back, at the end of the test, what it has handed down from
+// the top of a hybrid machine's v2 hierarchy.
+func keepSubtreeControl(t *testing.T) {
+	t.Helper()
+	l, err := Detect()
+	if err != nil || l.Mode != Hybrid {
+		return
+	}
+	file := l.Hierarchies[len(l.Hierarchies)-1].Mount + "/cgroup.subtree_control"
+	before, err := readString(file)
+	if err != nil || strings.Contains(before, "hugetlb") {
+		return
+	}
+	t.Cleanup(func() { _ = writeFile(file, "-hugetlb") }) // others may have come to use it
+}
+
 func TestRealApply(t *testing.T) {
 	t.Parallel()
+	keepSubtreeControl(t)
 	c := real(t)
 	needs(t, c, "memory", "cpu", "pids", "cpuset")
 	if err := c.Apply(defaultResources()); err != nil {
