@@ -33,11 +33,13 @@ func (c *Cgroup) Freeze() error {
 		err = freezeV2(c.v2)
 	} else if dir, ok := c.v1["freezer"]; ok {
 		err = freezeV1(dir)
-	} else {
+	} else if c.Exists() {
 		err = &MissingError{"freezer", "freezing"}
+	} else {
+		err = unix.ENOENT
 	}
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("freeze cgroup: %w", err)
@@ -129,7 +131,7 @@ func (c *Cgroup) Thaw() error {
 	}
 	err := errors.Join(errs...)
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("thaw cgroup: %w", err)
