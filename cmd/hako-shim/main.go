@@ -15,13 +15,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
 	"github.com/hako-engine/hako/shim/wire"
@@ -116,8 +116,12 @@ func info(io.Reader, io.Writer) error {
 
 // newRuntime wires the runtime that a configuration asks for.
 func newRuntime(cfg shim.RuntimeConfig) (shim.Runtime, error) {
-	if cfg.Binary == "" {
-		cfg.Binary = "runc"
+	if cfg.Binary != "" {
+		return &ociexec.Runtime{Binary: cfg.Binary, Root: cfg.Root, SystemdCgroup: cfg.SystemdCgroup, Cgroup: cgroupOf}, nil
 	}
-	return &ociexec.Runtime{Binary: cfg.Binary, Root: filepath.Clean(cfg.Root), SystemdCgroup: cfg.SystemdCgroup}, nil
+	driver := "cgroupfs"
+	if cfg.SystemdCgroup {
+		driver = "systemd"
+	}
+	return native{&oci.Runtime{Root: cfg.Root, CgroupDriver: driver, Log: slog.Default()}}, nil
 }
