@@ -55,7 +55,7 @@ func run(args []string) error {
 	fs.BoolVar(&c.Defaults.SystemdCgroup, "systemd-cgroup", false, "let systemd manage cgroups")
 	fs.BoolVar(&c.Debug, "debug", false, "verbose log")
 	fs.String("publish-binary", "", "ignored: events go over ttrpc")
-	fs.String("socket", "", "ignored")
+	fs.StringVar(&c.Socket, "socket", "", "path of the listening socket")
 	showVersion := fs.Bool("v", false, "print the version")
 	showInfo := fs.Bool("info", false, "print a RuntimeInfo message")
 	if err := fs.Parse(args); err != nil {
@@ -98,7 +98,7 @@ func serve(c shim.Command) error {
 		return err
 	}
 	s, err := shim.New(shim.Options{
-		Namespace: c.Namespace, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
+		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
