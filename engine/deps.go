@@ -92,5 +92,6 @@ type Records interface {
 	Put(ctx context.Context, id string, v any) error
 	Get(ctx context.Context, id string, v any) error // errdefs.ErrNotFound
 	Delete(ctx context.Context, id string) error     // of a missing one: nil
-	ForEach(ctx context.Context, f func(id string, raw []byte) error) error
+	// ForEach goes on after a record that f refuses, and gives the errors joined.
+	ForEach(f func(id string, raw []byte) error) error
 }

@@ -196,8 +196,8 @@ type Config struct {
 	CapDrop        []string          `json:"capDrop,omitempty"`
 	SecurityOpt    []string          `json:"securityOpt,omitempty"` // seccomp=JSON|unconfined, no-new-privileges, apparmor=, label=, systempaths=
 	ReadonlyRootfs bool              `json:"readonlyRootfs,omitempty"`
-	MaskedPaths    []string          `json:"maskedPaths,omitempty"` // nil: the default; empty: none
-	ReadonlyPaths  []string          `json:"readonlyPaths,omitempty"`
+	MaskedPaths    []string          `json:"maskedPaths"` // nil: the default; empty: none
+	ReadonlyPaths  []string          `json:"readonlyPaths"`
 	Sysctls        map[string]string `json:"sysctls,omitempty"`
 	OOMScoreAdj    int               `json:"oomScoreAdj,omitempty"`
 	ShmSize        int64             `json:"shmSize,omitempty"` // bytes; 0: 64 MiB
@@ -510,7 +510,7 @@ type Info struct {
 // PutOptions of PutArchive.
 type PutOptions struct {
 	NoOverwriteDirNonDir bool // refuse to replace a directory by a file and the reverse
-	CopyUIDGID           bool // keep the owners of the archive
+	CopyUIDGID           bool // everything belongs to the container's user; otherwise the archive's owners are kept
 }
 
 // ImageSummary is an image in a list.

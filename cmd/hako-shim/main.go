@@ -1,0 +1,123 @@
+// Command hako-shim supervises the containers of a pod, or one lone container. It
+// is also installed as containerd-shim-hako-v2.
+//
+//	hako-shim -namespace NS -id ID -bundle DIR [flags] serve|start|delete
+//
+// In flow a listening socket on file descriptor 3 (serve) or containerd's shim v2
+// bootstrap (start, delete, -v, -info); see docs/shim.md.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hako-engine/hako/shim"
+	"github.com/hako-engine/hako/shim/ociexec"
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// version is set by the linker.
+var version = "dev"
+
+// runtimeName is the name under which containerd knows this shim.
+const runtimeName = "io.containerd.hako.v2"
+
+// deleteTimeout bounds the clean-up after a dead shim.
+const deleteTimeout = 30 * time.Second
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "hako-shim:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	c := shim.Command{Runtime: newRuntime}
+	fs := flag.NewFlagSet("hako-shim", flag.ContinueOnError)
+	fs.StringVar(&c.Namespace, "namespace", os.Getenv("NAMESPACE"), "containerd namespace of the container")
+	fs.StringVar(&c.Address, "address", os.Getenv("GRPC_ADDRESS"), "gRPC socket of containerd")
+	fs.StringVar(&c.ID, "id", "", "id of the container")
+	fs.StringVar(&c.Bundle, "bundle", "", "bundle folder (default: the working directory)")
+	fs.StringVar(&c.Events, "events", os.Getenv("TTRPC_ADDRESS"), "ttrpc socket that takes events")
+	fs.StringVar(&c.Defaults.Binary, "runtime", "", "OCI runtime to execute (default: hako's own)")
+	fs.BoolVar(&c.Defaults.SystemdCgroup, "systemd-cgroup", false, "let systemd manage cgroups")
+	fs.BoolVar(&c.Debug, "debug", false, "verbose log")
+	fs.String("publish-binary", "", "ignored: events go over ttrpc")
+	fs.String("socket", "", "ignored")
+	showVersion := fs.Bool("v", false, "print the version")
+	showInfo := fs.Bool("info", false, "print a RuntimeInfo message")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case *showVersion:
+		fmt.Printf("hako-shim:\n  Version:  %s\n  Go version: %s\n", version, runtime.Version())
+		return nil
+	case *showInfo:
+		return info(os.Stdin, os.Stdout)
+	}
+	switch fs.Arg(0) {
+	case "serve":
+		return serve(c)
+	case "start":
+		return shim.Start(c, os.Stdin, os.Stdout)
+	case "delete":
+		ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
+		defer cancel()
+		return shim.Cleanup(ctx, c, os.Stdout)
+	}
+	return fmt.Errorf("unknown command %q: want serve, start or delete", strings.Join(fs.Args(), " "))
+}
+
+func serve(c shim.Command) error {
+	runtime.GOMAXPROCS(2)
+	// The heap is a few hundred kilobytes: collecting it often costs nothing.
+	debug.SetGCPercent(20)
+	// Terminal and job signals are not for us, and a daemon that stops its process
+	// group must not take the containers along.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	shim.RaiseOOMScore()
+	level := slog.LevelInfo
+	if c.Debug {
+		level = slog.LevelDebug
+	}
+	l, err := shim.Listener()
+	if err != nil {
+		return err
+	}
+	s, err := shim.New(shim.Options{
+		Namespace: c.Namespace, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
+		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+	})
+	if err != nil {
+		return err
+	}
+	return s.Serve(l)
+}
+
+func info(io.Reader, io.Writer) error {
+	_, err := os.Stdout.Write(wire.Marshal(&wire.RuntimeInfo{
+		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version},
+	}))
+	return err
+}
+
+// newRuntime wires the runtime that a configuration asks for.
+func newRuntime(cfg shim.RuntimeConfig) (shim.Runtime, error) {
+	if cfg.Binary == "" {
+		cfg.Binary = "runc"
+	}
+	return &ociexec.Runtime{Binary: cfg.Binary, Root: filepath.Clean(cfg.Root), SystemdCgroup: cfg.SystemdCgroup}, nil
+}

@@ -1,0 +1,44 @@
+package engine
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// classed is an error whose text is exactly what a client shall read, and whose
+// class (one of errdefs) decides the protocol's code.
+type classed struct {
+	text  string
+	class error
+	cause error // may be nil
+}
+
+func (e *classed) Error() string { return e.text }
+
+func (e *classed) Unwrap() []error {
+	if e.cause == nil {
+		return []error{e.class}
+	}
+	return []error{e.class, e.cause}
+}
+
+func invalidf(format string, args ...any) error {
+	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrInvalidArgument}
+}
+
+func conflictf(format string, args ...any) error {
+	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrConflict}
+}
+
+func notFoundf(format string, args ...any) error {
+	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrNotFound}
+}
+
+func notModifiedf(format string, args ...any) error {
+	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrNotModified}
+}
+
+func notImplementedf(format string, args ...any) error {
+	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrNotImplemented}
+}

@@ -1,0 +1,513 @@
+//go:build linux
+
+package cgroup
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// Cgroup is one container's directory in every hierarchy of the machine. It is not
+// safe for concurrent use.
+type Cgroup struct {
+	v1 map[string]string // controller ("memory", "name=systemd") to directory
+	v2 string            // empty without a v2 hierarchy
+	// fresh is set between New and the first Apply: there is nothing that a failed
+	// Apply would have to restore, because the caller deletes the whole cgroup.
+	fresh bool
+}
+
+// MissingError says that a controller which the resources ask for is not available
+// to the cgroup. It is an errdefs.ErrFailedPrecondition.
+type MissingError struct {
+	Controller string // "memory"
+	Asked      string // the field of the OCI specification, "memory.limit"
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%s needs the cgroup controller %q, which this machine does not have mounted or not enabled", e.Asked, e.Controller)
+}
+
+// Unwrap gives the error's class.
+func (e *MissingError) Unwrap() error { return errdefs.ErrFailedPrecondition }
+
+// New makes the cgroup at path, the cgroupsPath of the OCI specification, in all
+// hierarchies. An absolute path counts from the top of what is mounted. A relative
+// one counts from the cgroup of the calling process; on v2 from the parent of that,
+// because a v2 cgroup with processes cannot hand controllers down.
+//
+// A directory that exists already is taken if no process is in it. When New fails it
+// has removed what it made.
+func (l Layout) New(path string) (_ *Cgroup, err error) {
+	if path == "" || strings.ContainsAny(path, "\x00\n") {
+		return nil, fmt.Errorf("cgroup path %q: %w", path, errdefs.ErrInvalidArgument)
+	}
+	c := &Cgroup{v1: map[string]string{}, fresh: true}
+	var made []string
+	defer func() {
+		for _, dir := range slices.Backward(made) {
+			if err != nil {
+				unix.Rmdir(dir)
+			}
+		}
+	}()
+	for _, h := range l.Hierarchies {
+		dir, err := h.dir(path)
+		if err != nil {
+			return nil, fmt.Errorf("make cgroup %s: %w", path, err)
+		}
+		fresh, err := h.make(dir, &made)
+		if err != nil {
+			// Where no controller depends on it, a v2 hierarchy (or one of systemd's)
+			// that is read-only or belongs to somebody else can be done without.
+			spare := h.V2 && len(h.Controllers) == 0 || !h.V2 && strings.HasPrefix(h.Controllers[0], "name=")
+			if spare && l.Mode != V2 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)) {
+				continue
+			}
+			return nil, fmt.Errorf("make cgroup %s: %w", path, err)
+		}
+		c.fresh = c.fresh && fresh
+		if h.V2 {
+			c.v2 = dir
+			continue
+		}
+		for _, name := range h.Controllers {
+			c.v1[name] = dir
+		}
+	}
+	return c, nil
+}
+
+// dir resolves a cgroupsPath in the hierarchy.
+func (h Hierarchy) dir(path string) (string, error) {
+	clean := filepath.Clean("/" + path)
+	if clean == "/" {
+		return "", fmt.Errorf("the top of the hierarchy cannot be a container's: %w", errdefs.ErrInvalidArgument)
+	}
+	if filepath.IsAbs(path) {
+		return h.Mount + clean, nil
+	}
+	own := h.Own
+	if own == "" {
+		return "", fmt.Errorf("this process is in no cgroup below %s, so a relative path has no place: %w", h.Mount, errdefs.ErrFailedPrecondition)
+	}
+	if h.V2 {
+		own = filepath.Dir(own)
+	}
+	return filepath.Join(h.Mount, own, clean), nil
+}
+
+// make makes dir with its parents and prepares them for processes. fresh tells that
+// dir was not there before. What it makes is added to made, parents first.
+func (h Hierarchy) make(dir string, made *[]string) (fresh bool, err error) {
+	var missing []string // leaf first
+	for d := dir; ; d = filepath.Dir(d) {
+		err := unix.Mkdir(d, 0o755)
+		if err == nil {
+			*made = append(*made, d)
+			fresh = fresh || d == dir
+			break
+		}
+		if errors.Is(err, unix.EEXIST) {
+			break
+		}
+		if !errors.Is(err, unix.ENOENT) || len(d) <= len(h.Mount)+1 {
+			return false, &fs.PathError{Op: "mkdir", Path: d, Err: err}
+		}
+		missing = append(missing, d)
+	}
+	for _, d := range slices.Backward(missing) {
+		switch err := unix.Mkdir(d, 0o755); {
+		case err == nil:
+			*made = append(*made, d)
+			fresh = fresh || d == dir
+		case !errors.Is(err, unix.EEXIST): // somebody else made it meanwhile
+			return false, &fs.PathError{Op: "mkdir", Path: d, Err: err}
+		}
+	}
+	if !fresh {
+		procs, err := readFile(dir + "/cgroup.procs")
+		if err != nil {
+			return false, err
+		}
+		if len(bytes.TrimSpace(procs)) > 0 {
+			return false, fmt.Errorf("%s exists and holds processes: %w", dir, errdefs.ErrAlreadyExists)
+		}
+	}
+	switch {
+	case h.V2:
+		return fresh, h.delegate(dir)
+	case slices.Contains(h.Controllers, "cpuset"):
+		return fresh, h.inheritCpuset(dir)
+	}
+	return fresh, nil
+}
+
+// inheritCpuset gives dir, and those of its parents that lack it, the CPUs and memory
+// nodes of the directory above: an empty v1 cpuset takes no process.
+func (h Hierarchy) inheritCpuset(dir string) error {
+	for _, file := range []string{"/cpuset.cpus", "/cpuset.mems"} {
+		var empty []string
+		value := ""
+		for d := dir; len(d) >= len(h.Mount); d = filepath.Dir(d) {
+			var err error
+			if value, err = readString(d + file); err != nil {
+				return err
+			}
+			if value != "" {
+				break
+			}
+			empty = append(empty, d)
+		}
+		if value == "" {
+			return fmt.Errorf("no cgroup above %s has anything in %s: %w", dir, file[1:], errdefs.ErrFailedPrecondition)
+		}
+		for _, d := range slices.Backward(empty) {
+			if err := writeFile(d+file, value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// delegated are the v2 controllers that containers get. Others ("misc", "dmem") stay
+// where the administrator put them.
+var delegated = []string{"cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma"}
+
+// delegate enables the controllers for dir, from the top of the mount downwards. One
+// that cannot be enabled is no error here: it may not be asked for. Apply refuses it
+// by name if it is.
+func (h Hierarchy) delegate(dir string) error {
+	rel, _ := strings.CutPrefix(dir, h.Mount)
+	at := h.Mount
+	for elem := range strings.SplitSeq(strings.TrimPrefix(rel, "/"), "/") {
+		available, err := readString(at + "/cgroup.controllers")
+		if err != nil {
+			return err
+		}
+		if available == "" {
+			return nil
+		}
+		enabled, err := readString(at + "/cgroup.subtree_control")
+		if err != nil {
+			return err
+		}
+		have := strings.Fields(enabled)
+		var want []string
+		for _, name := range strings.Fields(available) {
+			if slices.Contains(delegated, name) && !slices.Contains(have, name) {
+				want = append(want, "+"+name)
+			}
+		}
+		if len(want) > 0 && writeFile(at+"/cgroup.subtree_control", strings.Join(want, " ")) != nil {
+			// All or nothing is the kernel's rule for one write; one of them may be
+			// held by a v1 hierarchy or refused for realtime processes.
+			for _, w := range want {
+				_ = writeFile(at+"/cgroup.subtree_control", w)
+			}
+		}
+		at += "/" + elem
+	}
+	return nil
+}
+
+// Load gives the cgroup whose Paths were kept. The directories need not exist.
+func (l Layout) Load(paths map[string]string) *Cgroup {
+	c := &Cgroup{v1: maps.Clone(paths), v2: paths[""]}
+	if c.v1 == nil {
+		c.v1 = map[string]string{}
+	}
+	delete(c.v1, "")
+	return c
+}
+
+// Paths gives the directory in each hierarchy: by controller for v1, by "" for v2.
+func (c *Cgroup) Paths() map[string]string {
+	m := maps.Clone(c.v1)
+	if c.v2 != "" {
+		m[""] = c.v2
+	}
+	return m
+}
+
+// dirs gives each directory once, v1 first, in a stable order.
+func (c *Cgroup) dirs() []string {
+	dirs := slices.Collect(maps.Values(c.v1))
+	slices.Sort(dirs)
+	dirs = slices.Compact(dirs)
+	if c.v2 != "" {
+		dirs = append(dirs, c.v2)
+	}
+	return dirs
+}
+
+// Exists tells whether any of the directories is there.
+func (c *Cgroup) Exists() bool { return slices.ContainsFunc(c.dirs(), exists) }
+
+// Add moves the process with all its threads into the cgroup, in all hierarchies.
+//
+// Each write waits for the whole machine's forks and exits to come to a rest
+// (cgroup_threadgroup_rwsem). A single-threaded process that is just being made
+// enters for next to nothing by [Cgroup.Doors] instead.
+func (c *Cgroup) Add(pid int) error {
+	if pid < 0 {
+		return fmt.Errorf("add process %d to a cgroup: %w", pid, errdefs.ErrInvalidArgument)
+	}
+	text := strconv.Itoa(pid)
+	for _, dir := range c.dirs() {
+		if err := writeFile(dir+"/cgroup.procs", text); err != nil {
+			switch {
+			case errors.Is(err, unix.ESRCH):
+				err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+			case gone(err):
+				err = fmt.Errorf("cgroup is gone: %w: %w", err, errdefs.ErrNotFound)
+			}
+			return fmt.Errorf("add process %d: %w", pid, err)
+		}
+	}
+	return nil
+}
+
+// Doors opens, for writing, one file in each hierarchy into which a single-threaded
+// process writes "0" to enter the cgroup by itself: "tasks" on v1, which spares the
+// machine-wide lock that "cgroup.procs" takes, and "cgroup.procs" on v2. With
+// skipV2 the v2 hierarchy is left out, for a child that clone3(2) puts there
+// (CLONE_INTO_CGROUP, see DirFD). The caller closes the files.
+func (c *Cgroup) Doors(skipV2 bool) (_ []*os.File, err error) {
+	var files []*os.File
+	defer func() {
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+		}
+	}()
+	for _, dir := range c.dirs() {
+		name := dir + "/tasks"
+		if dir == c.v2 {
+			if skipV2 {
+				continue
+			}
+			name = dir + "/cgroup.procs"
+		}
+		fd, err := open(name, unix.O_WRONLY)
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup for entering: %w", err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), name))
+	}
+	return files, nil
+}
+
+// DirFD opens the v2 directory for CLONE_INTO_CGROUP. It is nil, without error, on a
+// machine without v2. The caller closes it.
+func (c *Cgroup) DirFD() (*os.File, error) {
+	if c.v2 == "" {
+		return nil, nil
+	}
+	fd, err := open(c.v2, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup: %w", err)
+	}
+	return os.NewFile(uintptr(fd), c.v2), nil
+}
+
+// trees gives the directories whose union holds all processes: in hybrid mode a
+// process may have been moved in one hierarchy only.
+func (c *Cgroup) trees() []string {
+	var t []string
+	for _, name := range []string{"pids", "freezer", "devices", "memory", "cpu", "name=systemd"} {
+		if dir, ok := c.v1[name]; ok {
+			t = append(t, dir)
+			break
+		}
+	}
+	if c.v2 != "" {
+		t = append(t, c.v2)
+	}
+	if len(t) == 0 {
+		t = c.dirs()
+	}
+	return t
+}
+
+// Procs lists the processes in the cgroup itself, by ascending pid as this process
+// sees them. A cgroup that is gone has none.
+func (c *Cgroup) Procs() ([]int, error) { return c.procs(false) }
+
+// AllProcs lists the processes in the cgroup and all cgroups below it.
+func (c *Cgroup) AllProcs() ([]int, error) { return c.procs(true) }
+
+func (c *Cgroup) procs(below bool) ([]int, error) {
+	var pids []int
+	for _, dir := range c.trees() {
+		var err error
+		if below {
+			err = walk(dir, 0, func(d string) (e error) { pids, e = appendProcs(pids, d); return e })
+		} else {
+			pids, err = appendProcs(pids, dir)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list processes of cgroup: %w", err)
+		}
+	}
+	slices.Sort(pids)
+	return slices.Compact(pids), nil
+}
+
+func appendProcs(pids []int, dir string) ([]int, error) {
+	b, err := readFile(dir + "/cgroup.procs")
+	if gone(err) {
+		return pids, nil
+	}
+	if errors.Is(err, unix.EOPNOTSUPP) { // a threaded v2 cgroup: its domain lists them
+		return pids, nil
+	}
+	if err != nil {
+		return pids, err
+	}
+	return parsePids(pids, b), nil
+}
+
+// parsePids adds the numbers of a cgroup.procs file. 0 stands for a process that is
+// outside of our PID namespace, and cannot be used.
+func parsePids(pids []int, b []byte) []int {
+	for line := range bytes.FieldsSeq(b) {
+		if n, err := strconv.Atoi(string(line)); err == nil && n > 0 {
+			pids = append(pids, n)
+		}
+	}
+	return pids
+}
+
+// maxDepth bounds recursion into the cgroups that a container makes below its own.
+const maxDepth = 256
+
+// walk calls visit for dir and then for all directories below it.
+func walk(dir string, depth int, visit func(string) error) error {
+	if err := visit(dir); err != nil {
+		return err
+	}
+	if depth >= maxDepth {
+		return fmt.Errorf("%s: more than %d levels: %w", dir, maxDepth, errdefs.ErrOutOfRange)
+	}
+	names, err := subdirs(dir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := walk(dir+"/"+name, depth+1, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// subdirs lists the directories in dir. A dir that is gone has none.
+func subdirs(dir string) ([]string, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		if gone(err) {
+			return nil, nil
+		}
+		return nil, &fs.PathError{Op: "lstat", Path: dir, Err: err}
+	}
+	if st.Nlink == 2 { // the cgroup file systems count subdirectories here
+		return nil, nil
+	}
+	fd, err := open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	if gone(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(fd), dir)
+	defer f.Close()
+	entries, err := f.ReadDir(-1)
+	if err != nil && !gone(err) {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// deleteFor bounds how long Delete waits for exiting processes to leave.
+const deleteFor = 3 * time.Second
+
+// Delete removes the cgroup, and those below it, in all hierarchies. It waits a little
+// for processes that are exiting; if some stay, the error is
+// errdefs.ErrFailedPrecondition and names them. What is gone already is no error. The
+// directories above are left, even if New made them: other containers may be about
+// to use them.
+func (c *Cgroup) Delete() error {
+	deadline := time.Now().Add(deleteFor)
+	var errs []error
+	for _, dir := range c.dirs() {
+		if err := remove(dir, deadline); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func remove(dir string, deadline time.Time) error {
+	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		err := removeTree(dir, 0)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("delete cgroup: %w", err)
+		}
+		if time.Now().After(deadline) {
+			var pids []int
+			_ = walk(dir, 0, func(d string) (e error) { pids, e = appendProcs(pids, d); return e })
+			return fmt.Errorf("delete cgroup: %w (processes %v): %w", err, pids[:min(len(pids), 16)], errdefs.ErrFailedPrecondition)
+		}
+		time.Sleep(pause)
+	}
+}
+
+func removeTree(dir string, depth int) error {
+	err := unix.Rmdir(dir)
+	if err == nil || gone(err) {
+		return nil
+	}
+	// rmdir(2) of a cgroup with children says EBUSY, that of a plain directory ENOTEMPTY.
+	if depth < maxDepth && (errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENOTEMPTY)) {
+		names, serr := subdirs(dir)
+		if serr != nil {
+			return serr
+		}
+		if len(names) > 0 {
+			for _, name := range names {
+				if err := removeTree(dir+"/"+name, depth+1); err != nil {
+					return err
+				}
+			}
+			if err = unix.Rmdir(dir); err == nil || gone(err) {
+				return nil
+			}
+		}
+	}
+	return &fs.PathError{Op: "rmdir", Path: dir, Err: err}
+}

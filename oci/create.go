@@ -1,0 +1,377 @@
+//go:build linux && (amd64 || arm64)
+
+package oci
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/undo"
+	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/launch"
+	"github.com/hako-engine/hako/oci/plan"
+	"github.com/hako-engine/hako/oci/seccomp"
+	"github.com/hako-engine/hako/oci/spec"
+)
+
+// CreateOptions says what a container is made of.
+type CreateOptions struct {
+	Bundle string      // directory; relative paths of the specification start here
+	Spec   *specs.Spec // nil: Bundle/config.json
+	// Rootfs is mounted as the root, bottom first, inside the container's mount namespace
+	// only: the host's mount table does not show it. Empty: spec.Root.Path.
+	Rootfs []specs.Mount
+	// Nil is /dev/null. Ignored with spec.Process.Terminal: see Container.Console.
+	Stdin, Stdout, Stderr *os.File
+	PreserveFDs           []*os.File // 3, 4, ... of the process
+	NoPivot               bool       // for a host whose root is an initramfs
+	NoNewKeyring          bool
+
+	run bool // execute at once, without waiting for Start
+}
+
+// Create makes a container whose process waits for Start. The process is a child of
+// the caller, who has to reap it.
+func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (*Container, error) {
+	return r.create(ctx, id, o)
+}
+
+// Run is Create and Start in one, and quicker than both.
+func (r *Runtime) Run(ctx context.Context, id string, o CreateOptions) (*Container, error) {
+	o.run = true
+	return r.create(ctx, id, o)
+}
+
+// creation is a Create on its way.
+type creation struct {
+	r      *Runtime
+	o      CreateOptions
+	spec   *specs.Spec
+	raw    []byte // of the specification
+	c      *Container
+	layout cgroup.Layout
+	cg     *cgroup.Cgroup
+	undo   undo.Stack
+	ctx    context.Context
+}
+
+func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	if r.CgroupDriver == "systemd" {
+		return nil, fmt.Errorf("create container %s: %w", id, cgroup.ErrSystemdDriver)
+	}
+	k := &creation{r: r, o: o, ctx: ctx}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, k.undo.Run(ctx))
+		}
+	}()
+	if err := k.readSpec(); err != nil {
+		return nil, err
+	}
+	if err := k.makeDir(id); err != nil {
+		return nil, err
+	}
+	if err := k.makeCgroup(); err != nil {
+		return nil, err
+	}
+	p, err := k.compile(id)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	for _, w := range p.Warnings {
+		r.log().Warn(w)
+	}
+	if err := k.launch(p); err != nil {
+		return nil, fmt.Errorf("unable to start container process: %w", classify(err))
+	}
+	if hook := k.spec.Hooks; o.run && hook != nil && !k.needsHold() {
+		if err := k.c.poststart(ctx, k.spec); err != nil {
+			return nil, err
+		}
+	}
+	k.undo.Release()
+	if o.run && k.needsHold() {
+		if err := k.c.Start(ctx); err != nil {
+			return nil, errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+		}
+	}
+	return k.c, nil
+}
+
+// classify gives a failed step the class that callers map.
+func classify(err error) error {
+	var step *launch.StepError
+	if !errors.As(err, &step) {
+		return err
+	}
+	switch {
+	case step.Step.Class == plan.ClassInvalid:
+		return &classed{err, errdefs.ErrInvalidArgument}
+	case step.Step.Class == plan.ClassNoExec && step.Errno == unix.ENOENT:
+		return &classed{err, errdefs.ErrNotFound}
+	case step.Errno == unix.EPERM || step.Errno == unix.EACCES:
+		return &classed{err, errdefs.ErrPermissionDenied}
+	}
+	return err
+}
+
+// classed adds a class without adding words.
+type classed struct {
+	error
+	class error
+}
+
+func (e *classed) Unwrap() []error { return []error{e.error, e.class} }
+
+// needsHold: hooks have to run between creation and execution.
+func (k *creation) needsHold() bool {
+	return k.spec.Hooks != nil && len(k.spec.Hooks.StartContainer) > 0
+}
+
+func (k *creation) readSpec() (err error) {
+	if k.o.Bundle, err = filepath.Abs(k.o.Bundle); err != nil {
+		return err
+	}
+	if k.spec = k.o.Spec; k.spec == nil {
+		k.spec, k.raw, err = spec.Read(filepath.Join(k.o.Bundle, configFile))
+		return err
+	}
+	if k.raw, err = json.Marshal(k.spec); err != nil {
+		return err
+	}
+	return spec.Validate(k.spec)
+}
+
+func (k *creation) makeDir(id string) error {
+	if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
+		return err
+	}
+	dir := filepath.Join(k.r.Root, id)
+	if err := os.Mkdir(dir, 0o711); err != nil {
+		if errors.Is(err, os.ErrExist) {
+			return fmt.Errorf("container with given ID already exists: %s: %w", id, errdefs.ErrAlreadyExists)
+		}
+		return err
+	}
+	k.undo.Add("the state directory", func(context.Context) error { return os.RemoveAll(dir) })
+	if err := os.WriteFile(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
+		return err
+	}
+	rootfs := k.spec.Root.Path
+	if !filepath.IsAbs(rootfs) {
+		rootfs = filepath.Join(k.o.Bundle, rootfs)
+	}
+	k.c = &Container{r: k.r, dir: dir, state: state{
+		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
+		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
+	}}
+	return nil
+}
+
+func (k *creation) makeCgroup() (err error) {
+	if k.layout, err = cgroup.Detect(); err != nil {
+		return err
+	}
+	path := k.spec.Linux.CgroupsPath
+	if path == "" {
+		path = k.c.ID()
+	}
+	if k.cg, err = k.layout.New(path); err != nil {
+		return err
+	}
+	k.undo.Add("the cgroup", func(context.Context) error { return k.cg.Delete() })
+	k.c.state.Cgroups = k.cg.Paths()
+	return nil
+}
+
+func (k *creation) compile(id string) (*plan.Plan, error) {
+	facts := probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups)
+	o := plan.Options{
+		ID: id, Bundle: k.o.Bundle, NoPivot: k.o.NoPivot, NoNewKeyring: k.o.NoNewKeyring, Hold: !k.o.run || k.needsHold(),
+		Preserve: len(k.o.PreserveFDs), Hooks: k.setupHooks(),
+	}
+	for _, m := range k.o.Rootfs {
+		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	for _, h := range facts.Cgroup.Hierarchies {
+		if !h.V2 {
+			o.Doors = append(o.Doors, h.Name)
+		}
+	}
+	var err error
+	if o.Filter, err = filter(k.spec); err != nil {
+		return nil, err
+	}
+	return plan.Container(k.spec, facts, o)
+}
+
+func filter(s *specs.Spec) (plan.Filter, error) {
+	if s.Linux == nil || s.Linux.Seccomp == nil {
+		return plan.Filter{}, nil
+	}
+	f, err := seccomp.Compile(s.Linux.Seccomp, seccomp.Options{})
+	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags)}, err
+}
+
+func (k *creation) setupHooks() bool {
+	h := k.spec.Hooks
+	return h != nil && len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0 //nolint:staticcheck // prestart is deprecated, not gone
+}
+
+func (k *creation) launch(p *plan.Plan) (err error) {
+	cfg := launch.Config{
+		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
+		CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
+		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
+	}
+	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
+	// are open already.
+	v2, err := k.cg.DirFD()
+	if err != nil {
+		return err
+	}
+	if v2 != nil {
+		defer v2.Close()
+		cfg.CgroupFD = int(v2.Fd())
+	}
+	if cfg.Doors, err = k.cg.Doors(true); err != nil {
+		return err
+	}
+	defer func() {
+		for _, f := range cfg.Doors {
+			f.Close()
+		}
+	}()
+	if p.Hold {
+		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {
+			if *f, err = makeFifo(filepath.Join(k.c.dir, name)); err != nil {
+				return err
+			}
+			defer (*f).Close()
+		}
+	}
+	if p.NewTime {
+		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
+	}
+	proc, err := launch.Start(p, cfg)
+	if err != nil {
+		return err
+	}
+	k.undo.Add("the process", func(context.Context) error { proc.Kill(); return nil })
+	k.c.Console, k.c.PidFD = proc.Console, proc.PidFD
+	return nil
+}
+
+// makeFifo makes a FIFO and opens it so that neither end ever blocks or is missing.
+func makeFifo(path string) (*os.File, error) {
+	if err := unix.Mkfifo(path, 0o622); err != nil {
+		return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+	}
+	fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// place limits the new process. It goes on making mounts meanwhile.
+func (k *creation) place(pid int, p *plan.Plan) error {
+	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+		return err
+	}
+	if p.OOMScoreAdj != nil {
+		if err := setOOMScore(pid, *p.OOMScoreAdj); err != nil {
+			return err
+		}
+	}
+	return raiseLimits(pid, p.Rlimits)
+}
+
+// withDevices adds the devices that every container may use. What no rule allows is
+// denied, also where the specification has none.
+func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
+	out := specs.LinuxResources{}
+	if r != nil {
+		out = *r
+	}
+	out.Devices = append(slices.Clip(out.Devices), cgroup.DefaultDevices()...)
+	return &out
+}
+
+// setOOMScore changes how willingly the kernel kills the process. Lowering it needs a
+// privilege; to ask for what is there already does not.
+func setOOMScore(pid, score int) error {
+	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
+	err := writeExisting(path, strconv.Itoa(score))
+	if err == nil {
+		return nil
+	}
+	if raw, rerr := os.ReadFile(path); rerr == nil && strings.TrimSpace(string(raw)) == strconv.Itoa(score) {
+		return nil
+	}
+	return fmt.Errorf("set oom_score_adj to %d: %w", score, err)
+}
+
+// writeExisting writes a small file of procfs with one call.
+func writeExisting(path, value string) error {
+	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &os.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}
+
+// raiseLimits lifts hard limits that the child could not lift, because it may have
+// given up the privilege. The limits themselves are set by the child at the end.
+func raiseLimits(pid int, limits []plan.Rlimit) error {
+	for _, l := range limits {
+		var cur unix.Rlimit
+		if err := unix.Prlimit(pid, l.Resource, nil, &cur); err != nil {
+			return fmt.Errorf("read resource limit %d: %w", l.Resource, err)
+		}
+		if l.Hard <= cur.Max {
+			continue
+		}
+		next := unix.Rlimit{Cur: cur.Cur, Max: l.Hard}
+		if err := unix.Prlimit(pid, l.Resource, &next, nil); err != nil {
+			return fmt.Errorf("raise hard resource limit %d from %d to %d: %w", l.Resource, cur.Max, l.Hard, err)
+		}
+	}
+	return nil
+}
+
+// ready keeps what others need to find the container.
+func (k *creation) ready(pid int) (err error) {
+	k.c.state.Pid = pid
+	if k.c.state.StartTime, _, err = startTime(pid); err != nil {
+		return err
+	}
+	return k.c.writeState()
+}
+
+func timeOffsets(l *specs.Linux) string {
+	var b strings.Builder
+	for clock, o := range l.TimeOffsets {
+		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
+	}
+	return b.String()
+}

@@ -1,0 +1,498 @@
+//go:build linux && (amd64 || arm64)
+
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/plan"
+)
+
+// Config is what a plan's execution needs from outside. The functions are called in
+// the order of the fields, each at most once; an error ends the child.
+type Config struct {
+	Stdin, Stdout, Stderr *os.File // nil: /dev/null
+	Preserve              []*os.File
+	Doors                 []*os.File // see plan.Options
+	Pidfd                 *os.File   // of the process whose namespaces are joined
+	Start, Report         *os.File   // with plan.Hold: see plan.SlotStart and plan.SlotReport
+	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
+	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
+
+	CopyUp func(root int, dest string, tmpfs int) error // fills a tmpfs
+	IDMaps func(pid int) error                          // writes the maps
+	Place  func(pid int) error                          // cgroup, limits
+	Hooks  func(pid int) error
+	Ready  func(pid int) error // the process is created (with plan.Hold), or about to be executed
+}
+
+// Process is the child. It is a child of the calling process, which has to wait for it.
+type Process struct {
+	Pid     int
+	PidFD   *os.File
+	Console *os.File // master of the terminal
+}
+
+// Kill ends the child after a failure, and reaps it.
+func (p *Process) Kill() {
+	unix.Kill(p.Pid, unix.SIGKILL)
+	reap(p.Pid)
+	if p.PidFD != nil {
+		p.PidFD.Close()
+	}
+	if p.Console != nil {
+		p.Console.Close()
+	}
+}
+
+func reap(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// StepError is a step that failed.
+type StepError struct {
+	Step  plan.Step
+	Index int // counted from 1 over the parent's and the child's steps
+	Total int
+	Errno unix.Errno
+}
+
+func (e *StepError) Error() string {
+	if t := e.Step.Text; t != "" {
+		if s, ok := strings.CutSuffix(t, "%e"); ok {
+			return s + e.Errno.Error()
+		}
+		return t
+	}
+	return fmt.Sprintf("%s: %v (step %d of %d)", e.Step.Do, e.Errno, e.Index, e.Total)
+}
+
+func (e *StepError) Unwrap() error { return e.Errno }
+
+// Start executes a plan. The process that it gives is being executed already, or waits
+// for its start (plan.Hold).
+func Start(p *plan.Plan, c Config) (_ *Process, err error) {
+	r := &runner{p: p, c: c}
+	defer r.close()
+	if err := r.prepare(); err != nil {
+		return nil, err
+	}
+	if err := r.runHost(); err != nil {
+		return nil, err
+	}
+	if err := r.clone(); err != nil {
+		return nil, err
+	}
+	if err := r.accompany(); err != nil {
+		r.proc.Kill()
+		return nil, err
+	}
+	return r.proc, nil
+}
+
+type runner struct {
+	p       *plan.Plan
+	c       Config
+	slots   []int64
+	buffers []byte
+	own     []int // descriptors to close at the end
+	fixed   int   // slots below this were not filled by steps of the host
+	sync    int   // the parent's end
+	proc    *Process
+	pending [2]int32
+}
+
+func (r *runner) close() {
+	for _, fd := range r.own {
+		unix.Close(fd)
+	}
+	if r.sync > 0 {
+		unix.Close(r.sync)
+	}
+	runtime.KeepAlive(r.c)
+}
+
+// high duplicates a descriptor to a number above those that the program gets.
+func (r *runner) high(fd int) (int64, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3+r.p.Preserve)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate a descriptor: %w", err)
+	}
+	r.own = append(r.own, n)
+	return int64(n), nil
+}
+
+// prepare fills the fixed slots.
+func (r *runner) prepare() error {
+	if len(r.c.Preserve) != r.p.Preserve {
+		return fmt.Errorf("%d descriptors to hand on, the plan says %d", len(r.c.Preserve), r.p.Preserve)
+	}
+	r.slots = make([]int64, len(r.p.Slots))
+	for i := range r.slots {
+		r.slots[i] = -1
+	}
+	r.buffers = make([]byte, (r.p.Buffers+1)*plan.BufferSize)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socketpair: %w", err)
+	}
+	r.sync = pair[0]
+	r.own = append(r.own, pair[1])
+	set := func(s plan.Slot, fd int) {
+		if err == nil {
+			r.slots[s], err = r.high(fd)
+		}
+	}
+	set(plan.SlotSync, pair[1])
+	r.slots[plan.SlotReport] = r.slots[plan.SlotSync]
+	if r.p.Hold {
+		set(plan.SlotReport, int(r.c.Report.Fd()))
+		set(plan.SlotStart, int(r.c.Start.Fd()))
+	}
+	if !r.p.Terminal {
+		null := -1
+		for s, f := range map[plan.Slot]*os.File{plan.SlotStdin: r.c.Stdin, plan.SlotStdout: r.c.Stdout, plan.SlotStderr: r.c.Stderr} {
+			if f != nil {
+				set(s, int(f.Fd()))
+				continue
+			}
+			if null < 0 {
+				if null, err = openNull(); err != nil {
+					return err
+				}
+				r.own = append(r.own, null)
+			}
+			set(s, null)
+		}
+	}
+	if r.c.Pidfd != nil {
+		set(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
+	}
+	if r.p.ConsoleSent {
+		set(plan.SlotConsole, pair[1]) // only the number matters
+	}
+	for i, s := range r.p.Slots {
+		for prefix, files := range map[string][]*os.File{"preserve": r.c.Preserve, "door": r.c.Doors} {
+			if digits, ok := strings.CutPrefix(s, prefix); ok {
+				if n, e := strconv.Atoi(digits); e == nil && n < len(files) {
+					set(plan.Slot(i), int(files[n].Fd()))
+				}
+			}
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if r.p.NeedsProc {
+		fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open /proc: %w", err)
+		}
+		r.own = append(r.own, fd)
+		var st unix.Statfs_t
+		if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
+			return errors.New("/proc of the host is not a proc file system")
+		}
+		r.slots[plan.SlotSelf] = int64(fd)
+	}
+	loader, err := loaderFile(loaderOptions{
+		sync: int(r.slots[plan.SlotSync]), report: int(r.slots[plan.SlotReport]), start: int(r.slots[plan.SlotStart]),
+		refork: r.p.LoaderForks, hold: r.p.Hold, filter: r.p.Filter,
+	})
+	if err != nil {
+		return err
+	}
+	set(plan.SlotLoader, loader)
+	r.own = append(r.own, loader)
+	return err
+}
+
+// openNull opens the host's null device, and makes sure that it is one.
+func openNull() (int, error) {
+	fd, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NOCTTY, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open /dev/null: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != unix.Mkdev(1, 3) {
+		unix.Close(fd)
+		return -1, errors.New("/dev/null of the host is not the null device")
+	}
+	return fd, nil
+}
+
+// runHost executes the parent's steps.
+func (r *runner) runHost() error {
+	before := append([]int64(nil), r.slots...)
+	m := &machine{slots: r.slots}
+	if err := m.load(r.p.Host, r.buffers); err != nil {
+		return err
+	}
+	failed, errno := m.run()
+	runtime.KeepAlive(m)
+	for i, fd := range r.slots {
+		if fd >= 0 && fd != before[i] {
+			if plan.Slot(i) == r.p.ConsoleSlot && errno == 0 {
+				continue
+			}
+			r.own = append(r.own, int(fd))
+		}
+	}
+	if errno != 0 {
+		return r.stepError(r.p.Host, int(failed), 0, errno)
+	}
+	if s := r.p.ConsoleSlot; s >= 0 && r.slots[s] >= 0 {
+		r.proc = &Process{Console: os.NewFile(uintptr(r.slots[s]), "console")}
+	} else {
+		r.proc = &Process{}
+	}
+	for _, u := range r.p.CopyUps {
+		root := r.slots[r.p.RootSlot]
+		if err := r.c.CopyUp(int(root), u.Dest, int(r.slots[u.Slot])); err != nil {
+			return fmt.Errorf("copy the image's %s into its tmpfs: %w", u.Dest, err)
+		}
+	}
+	return nil
+}
+
+func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error {
+	total := len(r.p.Host) + len(r.p.Program)
+	if i < 0 || i >= len(steps) {
+		return fmt.Errorf("the container's first process reported an unknown step %d: %w", i, unix.Errno(errno))
+	}
+	return &StepError{Step: steps[i], Index: base + i + 1, Total: total, Errno: unix.Errno(errno)}
+}
+
+func (r *runner) clone() (err error) {
+	m := &machine{slots: append([]int64(nil), r.slots...)}
+	if err := m.load(r.p.Program, r.buffers); err != nil {
+		return err
+	}
+	pidfd := new(int32)
+	args := &cloneArgs{
+		flags: r.p.CloneFlags | unix.CLONE_PIDFD, exitSignal: uint64(unix.SIGCHLD),
+		pidfd: uint64(uintptr(unsafe.Pointer(pidfd))),
+	}
+	if r.c.CgroupFD >= 0 {
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(r.c.CgroupFD)
+	}
+	if r.p.NewTime {
+		r.proc.Pid, err = cloneInNewTime(m, args, r.c.TimeOffsets)
+	} else {
+		r.proc.Pid, err = m.clone(args)
+	}
+	runtime.KeepAlive(m)
+	runtime.KeepAlive(args)
+	if err != nil {
+		if r.proc.Console != nil {
+			r.proc.Console.Close()
+		}
+		return fmt.Errorf("clone: %w", err)
+	}
+	r.proc.PidFD = os.NewFile(uintptr(*pidfd), "pidfd")
+	// From here on EOF on the sync socket means that the child is gone, or has executed
+	// the container's program.
+	for i, fd := range r.own {
+		if int64(fd) == r.slots[plan.SlotSync] || fd == r.own[0] {
+			unix.Close(fd)
+			r.own[i] = -1
+		}
+	}
+	return nil
+}
+
+// cloneInNewTime makes a time namespace for children of a thread that is then thrown
+// away, because a thread cannot go back. Offsets can only be set while nobody is in it.
+func cloneInNewTime(m *machine, args *cloneArgs, offsets string) (pid int, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if err = unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+			return
+		}
+		if offsets != "" {
+			if err = os.WriteFile(fmt.Sprintf("/proc/%d/timens_offsets", unix.Gettid()), []byte(offsets), 0); err != nil {
+				return
+			}
+		}
+		pid, err = m.clone(args)
+	}()
+	<-done
+	return pid, err
+}
+
+// accompany answers the child until it is ready.
+func (r *runner) accompany() error {
+	p := r.proc
+	call := func(f func(int) error) error {
+		if f == nil {
+			return nil
+		}
+		return f(p.Pid)
+	}
+	goOn := func() error {
+		_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
+		if err == unix.EPIPE {
+			return r.expect(0) // what it said before it went
+		}
+		return err
+	}
+	if r.p.IDMaps {
+		if err := r.expect(plan.MsgMaps); err != nil {
+			return err
+		}
+		if err := call(r.c.IDMaps); err != nil {
+			return err
+		}
+		if err := goOn(); err != nil {
+			return err
+		}
+	}
+	if err := call(r.c.Place); err != nil {
+		return errors.Join(err, r.peek())
+	}
+	if !r.p.Hold && r.c.Ready != nil && !r.p.HooksInSetup && !r.p.Refork && !r.p.LoaderForks {
+		if err := call(r.c.Ready); err != nil {
+			return err
+		}
+		r.c.Ready = nil
+	}
+	if err := goOn(); err != nil {
+		return err
+	}
+	if r.p.HooksInSetup {
+		if err := r.expect(plan.MsgMounted); err != nil {
+			return err
+		}
+		if err := call(r.c.Hooks); err != nil {
+			return err
+		}
+		if err := goOn(); err != nil {
+			return err
+		}
+	}
+	want := int32(0)
+	if r.p.Hold {
+		want = plan.MsgReady
+	}
+	if err := r.expect(want); err != nil {
+		return err
+	}
+	return call(r.c.Ready)
+}
+
+// peek gives the failure that the child may have reported already.
+func (r *runner) peek() error {
+	var b [8]byte
+	n, _, err := unix.Recvfrom(r.sync, b[:], unix.MSG_DONTWAIT|unix.MSG_PEEK)
+	if err != nil || n == 0 {
+		return nil
+	}
+	return r.expect(0)
+}
+
+// expect waits for a word of the child. 0 stands for the end of the connection, which
+// means that the container's program was executed.
+func (r *runner) expect(want int32) error {
+	for {
+		var b [8]byte
+		oob := make([]byte, unix.CmsgSpace(4))
+		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("read from the container's first process: %w", err)
+		}
+		if n == 0 {
+			if want == 0 {
+				return nil
+			}
+			return r.died()
+		}
+		if n != 8 {
+			return fmt.Errorf("the container's first process sent %d bytes", n)
+		}
+		word, arg := *(*int32)(unsafe.Pointer(&b[0])), *(*int32)(unsafe.Pointer(&b[4]))
+		switch {
+		case word == plan.MsgConsole:
+			if err := r.takeConsole(oob[:oobn]); err != nil {
+				return err
+			}
+		case word == plan.MsgPid:
+			if err := r.takePid(int(arg)); err != nil {
+				return err
+			}
+		case want != 0 && word == want:
+			return nil
+		case word >= 0:
+			return r.stepError(r.p.Program, int(word), len(r.p.Host), uintptr(arg))
+		default:
+			return LoaderError(r.p, word, unix.Errno(arg))
+		}
+	}
+}
+
+// LoaderError explains a word of the loader.
+func LoaderError(p *plan.Plan, word int32, errno unix.Errno) error {
+	total := len(p.Host) + len(p.Program)
+	e := &StepError{Index: total, Total: total, Errno: errno}
+	if n := len(p.Program); n > 0 {
+		e.Step = p.Program[n-1]
+	}
+	switch word {
+	case plan.MsgFilter:
+		e.Step.Do, e.Step.Class = "load the seccomp filter", plan.ClassSystem
+	case plan.MsgClone:
+		e.Step.Do, e.Step.Class = "clone into the PID namespace", plan.ClassSystem
+	case plan.MsgHold:
+		e.Step.Do, e.Step.Class = "wait for start", plan.ClassSystem
+	case plan.MsgExec:
+		e.Step.Text = e.Step.Do + ": %e"
+	}
+	return e
+}
+
+func (r *runner) died() error {
+	return errors.New("the container's first process died before it was ready (killed, or out of memory in its cgroup)")
+}
+
+func (r *runner) takeConsole(oob []byte) error {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(msgs) != 1 {
+		return fmt.Errorf("no terminal came with the message: %v", err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		return fmt.Errorf("no terminal came with the message: %v", err)
+	}
+	r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
+	return nil
+}
+
+// takePid replaces the child by the one that it has cloned.
+func (r *runner) takePid(pid int) error {
+	old := r.proc.Pid
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return fmt.Errorf("pidfd_open: %w", err)
+	}
+	r.proc.PidFD.Close()
+	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
+	reap(old)
+	return nil
+}

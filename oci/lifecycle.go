@@ -1,0 +1,307 @@
+//go:build linux && (amd64 || arm64)
+
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/launch"
+	"github.com/hako-engine/hako/oci/plan"
+)
+
+// Start lets a created container's process execute its program. It returns when it has.
+func (c *Container) Start(ctx context.Context) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch st, err := c.Status(); {
+	case err != nil:
+		return err
+	case st == Stopped:
+		return fmt.Errorf("container %q: cannot start a container that has stopped: %w", c.ID(), errdefs.ErrFailedPrecondition)
+	case st == Paused:
+		return fmt.Errorf("container %q: cannot start a paused container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+	case st != Created:
+		return fmt.Errorf("container %q: cannot start an already running container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+	}
+	s, err := c.readSpec()
+	if err != nil {
+		return err
+	}
+	if err := c.startContainerHooks(ctx, s); err != nil {
+		c.killInit()
+		return err
+	}
+	if err := c.release(ctx, s); err != nil {
+		return fmt.Errorf("container %q: unable to start container process: %w", c.ID(), classify(err))
+	}
+	return c.poststart(ctx, s)
+}
+
+// release writes the byte that the loader waits for, and learns how exec went: the
+// loader holds the report FIFO open until then.
+func (c *Container) release(ctx context.Context, s *specs.Spec) error {
+	report, err := unix.Open(filepath.Join(c.dir, reportFifo), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", reportFifo, err)
+	}
+	defer unix.Close(report)
+	start, err := unix.Open(filepath.Join(c.dir, startFifo), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENXIO) {
+		return fmt.Errorf("the process has ended: %w", errdefs.ErrFailedPrecondition)
+	}
+	if err != nil {
+		return fmt.Errorf("open %s: %w", startFifo, err)
+	}
+	defer unix.Close(start)
+	if _, err := unix.Write(start, []byte{1}); err != nil {
+		return fmt.Errorf("write %s: %w", startFifo, err)
+	}
+	word, errno, err := readReport(ctx, report)
+	if err != nil {
+		return err
+	}
+	os.Remove(filepath.Join(c.dir, reportFifo))
+	if err := os.Remove(filepath.Join(c.dir, startFifo)); err != nil {
+		return err
+	}
+	if word != 0 {
+		p := &plan.Plan{Program: []plan.Step{{Do: fmt.Sprintf("exec %q", s.Process.Args[0]), Class: plan.ClassNoExec}}}
+		return launch.LoaderError(p, word, errno)
+	}
+	return nil
+}
+
+// readReport waits for the loader's word, or for the end of the FIFO: exec has closed
+// the other end.
+func readReport(ctx context.Context, fd int) (word int32, errno unix.Errno, err error) {
+	for {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(p, 1000); err != nil && err != unix.EINTR {
+			return 0, 0, err
+		}
+		if p[0].Revents == 0 {
+			if err := ctx.Err(); err != nil {
+				return 0, 0, err
+			}
+			continue
+		}
+		var b [8]byte
+		switch n, err := unix.Read(fd, b[:]); {
+		case err == unix.EAGAIN || err == unix.EINTR:
+		case err != nil:
+			return 0, 0, err
+		case n == 0:
+			return 0, 0, nil
+		case n == 8:
+			return *(*int32)(unsafe.Pointer(&b[0])), unix.Errno(*(*int32)(unsafe.Pointer(&b[4]))), nil
+		default:
+			return 0, 0, fmt.Errorf("the loader wrote %d bytes", n)
+		}
+	}
+}
+
+// signalInit sends a signal to the first process, and to no other that has got its
+// pid.
+func (c *Container) signalInit(sig unix.Signal) error {
+	fd, err := unix.PidfdOpen(c.state.Pid, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		if !alive(c.state.Pid, c.state.StartTime) {
+			err = unix.ESRCH
+		} else {
+			err = unix.PidfdSendSignal(fd, sig, nil, 0)
+		}
+	}
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("container %q: container not running: %w", c.ID(), errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return fmt.Errorf("container %q: signal %d: %w", c.ID(), int(sig), err)
+	}
+	return nil
+}
+
+func (c *Container) killInit() { _ = c.signalInit(unix.SIGKILL) }
+
+// Kill sends a signal to the container's first process. Signal 0 asks whether it lives.
+func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
+	if err := c.signalInit(sig); err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		// A frozen process of cgroup v1 only dies when it is thawed.
+		if frozen, err := c.frozen(); err == nil && frozen {
+			return c.cgroup().Thaw()
+		}
+		if !c.ownPidNamespace() {
+			// Without a PID namespace nobody ends the others with the first.
+			return c.KillAll(ctx, sig)
+		}
+	}
+	return nil
+}
+
+func (c *Container) ownPidNamespace() bool {
+	s, err := c.readSpec()
+	if err != nil || s.Linux == nil {
+		return true
+	}
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
+}
+
+// KillAll sends a signal to every process of the container. That there is none is no
+// error.
+func (c *Container) KillAll(ctx context.Context, sig unix.Signal) error {
+	if len(c.state.Cgroups) > 0 && sig == unix.SIGKILL {
+		if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("container %q: %w", c.ID(), err)
+		}
+		return nil
+	}
+	pids, err := c.Processes()
+	if err != nil {
+		return fmt.Errorf("container %q: %w", c.ID(), err)
+	}
+	var errs []error
+	for _, pid := range pids {
+		if err := unix.Kill(pid, sig); err != nil && err != unix.ESRCH {
+			errs = append(errs, fmt.Errorf("container %q: signal %d to %d: %w", c.ID(), int(sig), pid, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Pause freezes all processes.
+func (c *Container) Pause(context.Context) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.require("container not running", Running, Created); err != nil {
+		return err
+	}
+	return c.cgroup().Freeze()
+}
+
+// Resume thaws them.
+func (c *Container) Resume(context.Context) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.require("container not paused", Paused); err != nil {
+		return err
+	}
+	return c.cgroup().Thaw()
+}
+
+// Update changes limits. When one cannot be set, those before it are taken back.
+func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.require("container not running", Running, Created, Paused); err != nil {
+		return err
+	}
+	if len(r.Devices) > 0 {
+		r = withDevices(r)
+	}
+	if err := c.cgroup().Apply(r); err != nil {
+		return fmt.Errorf("container %q: %w", c.ID(), err)
+	}
+	return nil
+}
+
+// deleteLimit bounds how long Delete waits for killed processes to go.
+const deleteLimit = 10 * time.Second
+
+// Delete removes a stopped container; with force also one that is not, by killing it.
+func (c *Container) Delete(ctx context.Context, force bool) error {
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	st, err := c.Status()
+	if err != nil && !force {
+		return err
+	}
+	if st != Stopped {
+		if !force && st != Created && st != Creating {
+			return fmt.Errorf("cannot delete container %s that is not stopped: %s: %w", c.ID(), st, errdefs.ErrFailedPrecondition)
+		}
+		if err := c.destroy(); err != nil {
+			return err
+		}
+	}
+	if len(c.state.Cgroups) > 0 {
+		// Also those that the first process has left behind.
+		if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
+			c.r.log().Warn("cannot kill what is left in the cgroup", "id", c.ID(), "error", err)
+		}
+		if err := c.cgroup().Delete(); err != nil {
+			return fmt.Errorf("container %q: %w", c.ID(), err)
+		}
+	}
+	s, specErr := c.readSpec()
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	if specErr == nil {
+		c.poststop(ctx, s)
+	}
+	return nil
+}
+
+// destroy kills the container's processes and waits until the first one has ended.
+func (c *Container) destroy() error {
+	fd, err := unix.PidfdOpen(c.state.Pid, 0)
+	if err != nil || !alive(c.state.Pid, c.state.StartTime) {
+		if err == nil {
+			unix.Close(fd)
+		}
+		return nil
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("container %q: kill: %w", c.ID(), err)
+	}
+	if frozen, err := c.frozen(); err == nil && frozen {
+		if err := c.cgroup().Thaw(); err != nil {
+			return fmt.Errorf("container %q: %w", c.ID(), err)
+		}
+	}
+	deadline := time.Now().Add(deleteLimit)
+	for {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return fmt.Errorf("container %q: its process %d does not die: %w", c.ID(), c.state.Pid, errdefs.ErrUnavailable)
+		}
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if n, err := unix.Poll(p, int(left.Milliseconds())+1); n > 0 && err == nil {
+			return nil
+		}
+	}
+}

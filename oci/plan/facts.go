@@ -1,0 +1,77 @@
+//go:build linux
+
+package plan
+
+import "golang.org/x/sys/unix"
+
+// Facts is what compiling needs to know of the host. It is data: probing fills it,
+// tests write it down.
+type Facts struct {
+	// Rootless: the runtime has no privileges on the host, so that the child does all
+	// mounts itself, inside its user namespace.
+	Rootless bool
+	AppArmor bool
+	SELinux  bool
+	LastCap  int // highest capability that the kernel knows
+	// Sources describes the sources of bind mounts by their absolute path.
+	Sources map[string]Source
+	// Ignored are the signals which the runtime's process ignores.
+	Ignored []int
+	Cgroup  CgroupFacts
+	// Joined lists the types of namespaces of the target process that differ from the
+	// runtime's own (exec).
+	Joined []string
+}
+
+// Source is what a path of the host is.
+type Source struct {
+	Exists bool
+	Dir    bool
+	Procfs bool // on a proc file system
+}
+
+// CgroupFacts tells how the container sees its cgroups.
+type CgroupFacts struct {
+	V2          bool // one unified hierarchy
+	Hierarchies []Hierarchy
+}
+
+// Hierarchy is one mounted cgroup hierarchy.
+type Hierarchy struct {
+	Name       string   // of the directory below /sys/fs/cgroup
+	Mountpoint string   // on the host
+	Dir        string   // the container's directory on the host
+	Options    []string // mount options that select it (v1)
+	V2         bool
+}
+
+// Options is what the caller of the runtime asks for beside the configuration.
+type Options struct {
+	ID      string
+	Bundle  string // absolute; relative sources are looked up here
+	Root    []Mount
+	NoPivot bool
+	// NoNewKeyring keeps the caller's session keyring.
+	NoNewKeyring bool
+	// Hold makes the process wait for a start after it has been created.
+	Hold     bool
+	Preserve int
+	// Doors names the hierarchies whose cgroup the child enters itself, by writing 0 into
+	// a file that the launcher has opened.
+	Doors []string
+	// Filter is the compiled seccomp profile.
+	Filter Filter
+	Hooks  bool // prestart, createRuntime or createContainer hooks run in between
+}
+
+// Filter is a compiled seccomp profile.
+type Filter struct {
+	Program []unix.SockFilter
+	Flags   uint32
+}
+
+// Mount is a mount as in the specification.
+type Mount struct {
+	Type, Source string
+	Options      []string
+}

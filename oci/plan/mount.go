@@ -1,0 +1,382 @@
+//go:build linux
+
+package plan
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const procMagic = unix.PROC_SUPER_MAGIC
+
+// bindsToNamespace are file systems whose content is that of the caller's namespaces:
+// only the child can mount them.
+var bindsToNamespace = []string{"proc", "sysfs", "mqueue", "cgroup", "cgroup2", "binfmt_misc"}
+
+// below /proc these are replaced by lxcfs and the like; they cannot mislead the
+// runtime, which never reads them.
+var overProc = []string{
+	"/proc/cpuinfo", "/proc/diskstats", "/proc/meminfo", "/proc/stat", "/proc/swaps", "/proc/uptime", "/proc/loadavg",
+	"/proc/slabinfo", "/proc/net/dev", "/proc/sys/kernel/ns_last_pid", "/proc/sys/crypto/fips_enabled",
+}
+
+// create makes a file system of the given type, detached, in slot.
+func (b *builder) create(typ, source string, data []string, attr uint64, slot Slot) []*Step {
+	fs := b.slot("fs")
+	var steps []*Step
+	add := func(s *Step) { steps = append(steps, s) }
+	add(b.call(sysFsopen, str(typ), flags(unix.FSOPEN_CLOEXEC, "CLOEXEC")).into(fs))
+	if source != "" {
+		add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(source)))
+	}
+	for _, o := range data {
+		if k, v, ok := strings.Cut(o, "="); ok {
+			add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v)))
+		} else {
+			add(b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(k), none))
+		}
+	}
+	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
+	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
+	return steps
+}
+
+func (b *builder) config(fs Slot, cmd uint64, name string, key, value Arg) *Step {
+	return b.call(sysFsconfig, in(fs), flags(cmd, name), key, value, num(0))
+}
+
+// clone makes a detached copy of what is open in dir (name "") or at a path.
+func (b *builder) clone(dir Arg, name string, rec bool, into Slot) *Step {
+	f, text := uint64(unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), "CLONE|CLOEXEC"
+	if rec {
+		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
+	}
+	if name == "" {
+		f, text = f|unix.AT_EMPTY_PATH, text+"|EMPTY_PATH"
+	}
+	return b.call(sysOpenTree, dir, str(name), flags(f, text)).into(into)
+}
+
+func (b *builder) attach(from, to Slot) *Step {
+	return b.call(sysMoveMount, in(from), str(""), in(to), str(""), flags(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, "F_EMPTY_PATH|T_EMPTY_PATH"))
+}
+
+// builderFor is where the detached mount is made: by the parent if it can be, so that
+// the child needs neither the path of the source nor the rights to it.
+func (c *compiler) builderFor(m *mount) *builder {
+	m.child = c.f.Rootless || !m.bind && slices.Contains(bindsToNamespace, m.typ)
+	if m.child {
+		return c.child
+	}
+	return c.host
+}
+
+// prepare emits the steps that make m, detached, in its slot.
+func (c *compiler) prepare(m *mount) error {
+	b := c.builderFor(m)
+	if m.bind {
+		return c.prepareBind(b, m)
+	}
+	b.do("mount %s", m.dest)
+	data := m.data
+	attr := m.set | m.recSet
+	switch m.typ {
+	case "tmpfs":
+		// Mount points and nodes are still to be made in it.
+		if attr&unix.MOUNT_ATTR_RDONLY != 0 {
+			attr &^= unix.MOUNT_ATTR_RDONLY
+			m.readOnlyLater = true
+		}
+		data = c.ownedByRoot(data, m.child)
+		m.fresh = !m.copyUp
+		if m.copyUp {
+			if c.f.Rootless {
+				return fmt.Errorf("mount %s: tmpcopyup needs privileges on the host", m.dest)
+			}
+			c.p.CopyUps = append(c.p.CopyUps, CopyUp{m.dest, m.slot})
+		}
+	case "devpts":
+		data = c.ownedByRoot(data, m.child)
+		if !slices.Contains(data, "newinstance") {
+			data = append([]string{"newinstance"}, data...)
+		}
+	case "proc", "sysfs", "mqueue":
+		// The source is a mere name, and proc refuses none; leave it out of the plan.
+		m.source = ""
+	}
+	if m.typ == "tmpfs" || m.typ == "devpts" {
+		m.source = m.typ
+	}
+	steps := b.create(m.typ, m.source, data, attr, m.slot)
+	if m.typ == "sysfs" && c.userns {
+		// Sysfs shows the network namespace, and only its owner may mount it. With the
+		// host's network in a user namespace there is the host's own to bind.
+		use, done := b.label(), b.label()
+		for _, s := range steps {
+			s.accept(unix.EPERM).onFail(use)
+		}
+		steps[len(steps)-1].onOK(done)
+		b.here(use)
+		b.do("bind the host's /sys on %s", m.dest)
+		b.clone(atCwd, "/sys", true, m.slot)
+		b.setattr(m.slot, true, attr, 0, unix.MS_SLAVE)
+		b.here(done)
+	}
+	if m.propagation != 0 {
+		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
+	}
+	return nil
+}
+
+// ownedByRoot translates uid= and gid= of the container, and gives the file system to
+// the container's root, when the parent makes it for a container with a user namespace.
+func (c *compiler) ownedByRoot(data []string, child bool) []string {
+	if !c.userns || child {
+		return data
+	}
+	out := make([]string, 0, len(data)+2)
+	var uid, gid bool
+	for _, o := range data {
+		k, v, _ := strings.Cut(o, "=")
+		var id uint32
+		if k == "uid" || k == "gid" {
+			if _, err := fmt.Sscanf(v, "%d", &id); err == nil {
+				maps := c.spec.Linux.UIDMappings
+				if k == "gid" {
+					maps = c.spec.Linux.GIDMappings
+				}
+				if host, ok := hostID(maps, id); ok {
+					o = fmt.Sprintf("%s=%d", k, host)
+				}
+			}
+			uid, gid = uid || k == "uid", gid || k == "gid"
+		}
+		out = append(out, o)
+	}
+	if !uid {
+		out = append(out, fmt.Sprintf("uid=%d", c.rootUID))
+	}
+	if !gid {
+		out = append(out, fmt.Sprintf("gid=%d", c.rootGID))
+	}
+	return out
+}
+
+func (c *compiler) prepareBind(b *builder, m *mount) error {
+	if !path.IsAbs(m.source) {
+		m.source = path.Join(c.o.Bundle, m.source)
+	}
+	b.do("bind %s on %s", m.source, m.dest)
+	b.clone(atCwd, m.source, m.rec, m.slot)
+	c.ownPropagation(b, m)
+	if m.set|m.clr != 0 {
+		b.setattr(m.slot, false, m.set, m.clr, 0)
+	}
+	if m.recSet|m.recClr != 0 {
+		b.setattr(m.slot, true, m.recSet, m.recClr, 0)
+	}
+	return nil
+}
+
+// ownPropagation cuts a copy of host mounts off from the host's peer groups, so that
+// nothing that is mounted in the container shows on the host, unless the whole root is
+// asked to be shared.
+func (c *compiler) ownPropagation(b *builder, m *mount) {
+	shared := c.rootPropagation&unix.MS_SHARED != 0
+	if m.propagation != 0 && m.propagation != unix.MS_SHARED && m.propagationRec {
+		b.setattr(m.slot, true, 0, 0, m.propagation)
+		return
+	}
+	if !shared {
+		first := uint64(unix.MS_SLAVE)
+		if c.rootPropagation&(unix.MS_PRIVATE|unix.MS_UNBINDABLE) != 0 {
+			first = unix.MS_PRIVATE
+		}
+		b.setattr(m.slot, true, 0, 0, first)
+	}
+	if m.propagation != 0 {
+		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
+	}
+}
+
+// checkDestination refuses mounts that would let the runtime or the container take a
+// forged /proc for the real one.
+func (c *compiler) checkDestination(m *mount) error {
+	switch {
+	case m.dest == "/":
+		return fmt.Errorf("mount /: the root is given by root.path")
+	case m.dest == "/proc":
+		if m.typ == "proc" && !m.bind || m.bind && c.f.Sources[m.source].Procfs {
+			return nil
+		}
+		return fmt.Errorf("mount /proc: only proc can be mounted there, not %s", m.typ)
+	case strings.HasPrefix(m.dest, "/proc/"):
+		if slices.Contains(overProc, m.dest) || m.bind && c.f.Sources[m.source].Procfs {
+			return nil
+		}
+		return fmt.Errorf("mount %s: inside /proc", m.dest)
+	}
+	return nil
+}
+
+// place emits the steps that find or make the mount's target, and attach it.
+func (c *compiler) place(m *mount) {
+	b := c.child
+	if m.bind {
+		b.do("bind %s on %s", m.source, m.dest)
+	} else {
+		b.do("mount %s", m.dest)
+	}
+	target := b.slot("target")
+	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
+	switch parent, rel := c.freshParent(m.dest); {
+	case parent != nil && dir:
+		if !slices.Contains(parent.made, rel) {
+			b.call(sysMkdirat, in(parent.slot), str(rel), num(0o755))
+			parent.made = append(parent.made, rel)
+		}
+		f := unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+		b.call(sysOpenat, in(parent.slot), str(rel), openFlag(f), none).into(target)
+	case m.typ == "proc" || m.typ == "sysfs":
+		s := c.openOrMake(b, m.dest, true, inRoot|unix.RESOLVE_NO_SYMLINKS, target)
+		for _, s := range s {
+			s.says(ClassInvalid, "mount "+m.dest+": not an ordinary directory: %e")
+		}
+	default:
+		c.openOrMake(b, m.dest, dir, inRoot, target)
+		if c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
+			c.notInProc(b, m.dest, target)
+		}
+	}
+	b.attach(m.slot, target)
+	c.mounted = append(c.mounted, m)
+	if m.typ == "proc" && m.dest == "/proc" && !m.bind {
+		c.procMounted = true
+	}
+}
+
+// notInProc fails if the directory or file in slot lies on procfs: a link in the image
+// led the mount there.
+func (c *compiler) notInProc(b *builder, dest string, slot Slot) {
+	buf, good := b.buffer(), b.label()
+	b.call(sysFstatfs, in(slot), buf)
+	b.check64(buf, 0, procMagic, unix.EPERM).onFail(good).Any = true
+	b.fail(unix.EPERM).says(ClassInvalid, "mount "+dest+": it leads into /proc: %e")
+	b.here(good)
+}
+
+// freshParent finds the empty tmpfs, mounted by this plan, that holds dest directly.
+func (c *compiler) freshParent(dest string) (*mount, string) {
+	for _, m := range slices.Backward(c.mounted) {
+		rel, ok := strings.CutPrefix(dest, m.dest+"/")
+		if !ok {
+			if m.dest == dest {
+				return nil, ""
+			}
+			continue
+		}
+		if m.fresh && !strings.Contains(rel, "/") {
+			return m, rel
+		}
+		return nil, ""
+	}
+	return nil, ""
+}
+
+// openOrMake opens name below the container's root, O_PATH; what is missing is made.
+// Every lookup starts at the root again and stays in it, whatever the image's links
+// say. It gives the lookups of the name itself.
+func (c *compiler) openOrMake(b *builder, name string, dir bool, resolve uint64, into Slot) (final []*Step) {
+	f := unix.O_PATH
+	if dir {
+		f |= unix.O_DIRECTORY
+	}
+	missing, done := b.label(), b.label()
+	final = append(final, b.openIn(c.root, name, f, resolve, into).accept(unix.ENOENT).onFail(missing).onOK(done))
+	b.here(missing)
+	parents := strings.Split(strings.TrimPrefix(name, "/"), "/")
+	last := parents[len(parents)-1]
+	if !dir {
+		parents = parents[:len(parents)-1]
+	}
+	at := b.slot("parent")
+	b.openIn(c.root, "/", unix.O_PATH|unix.O_DIRECTORY, resolve, at)
+	prefix := "/"
+	for i, elem := range parents {
+		prefix = path.Join(prefix, elem)
+		slot := at
+		if dir && i == len(parents)-1 {
+			slot = into
+		}
+		mk, next := b.label(), b.label()
+		b.openIn(c.root, prefix, unix.O_PATH|unix.O_DIRECTORY, resolve, slot).accept(unix.ENOENT).onFail(mk).onOK(next)
+		b.here(mk)
+		b.call(sysMkdirat, in(at), str(elem), num(0o755)).accept(unix.EEXIST)
+		s := b.openIn(c.root, prefix, unix.O_PATH|unix.O_DIRECTORY, resolve, slot)
+		if slot == into {
+			final = append(final, s)
+		}
+		b.here(next)
+	}
+	if !dir {
+		b.call(sysMknodat, in(at), str(last), flags(unix.S_IFREG|0o755, "S_IFREG|0755"), none).accept(unix.EEXIST)
+		final = append(final, b.openIn(c.root, name, unix.O_PATH, resolve, into))
+	}
+	b.here(done)
+	return final
+}
+
+// mountCgroup shows the container its cgroups.
+func (c *compiler) mountCgroup(m *mount) {
+	b := c.child
+	c.enterCgroup()
+	b.do("mount %s", m.dest)
+	attr := m.set | m.recSet
+	if c.f.Cgroup.V2 {
+		h := Hierarchy{Mountpoint: "/sys/fs/cgroup", V2: true}
+		if len(c.f.Cgroup.Hierarchies) > 0 {
+			h = c.f.Cgroup.Hierarchies[0]
+		}
+		// Without a cgroup namespace the container sees the host's whole tree.
+		h.Dir = h.Mountpoint
+		c.hierarchy(h, attr, m.slot)
+		c.place(m)
+		return
+	}
+	// A directory of hierarchies. It becomes read-only when they are in it.
+	b.create("tmpfs", "cgroup", []string{"mode=755"}, attr&^unix.MOUNT_ATTR_RDONLY, m.slot)
+	m.fresh, m.readOnlyLater = true, attr&unix.MOUNT_ATTR_RDONLY != 0
+	c.place(m)
+	target, sub := b.slot("target"), b.slot("hierarchy")
+	for _, h := range c.f.Cgroup.Hierarchies {
+		b.do("mount %s", path.Join(m.dest, h.Name))
+		c.hierarchy(h, attr, sub)
+		b.call(sysMkdirat, in(m.slot), str(h.Name), num(0o755))
+		b.call(sysOpenat, in(m.slot), str(h.Name), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC), none).into(target)
+		b.attach(sub, target)
+		if names := strings.Split(h.Name, ","); len(names) > 1 {
+			for _, n := range names {
+				b.call(sysSymlinkat, str(h.Name), in(m.slot), str(n))
+			}
+		}
+	}
+}
+
+func (c *compiler) hierarchy(h Hierarchy, attr uint64, slot Slot) {
+	b := c.child
+	if !c.cgroupns {
+		b.clone(atCwd, h.Dir, false, slot)
+		b.setattr(slot, true, attr, 0, unix.MS_PRIVATE)
+		return
+	}
+	typ, source := "cgroup", "cgroup"
+	if h.V2 {
+		typ, source = "cgroup2", "cgroup"
+		h.Options = nil
+	}
+	b.create(typ, source, h.Options, attr, slot)
+}

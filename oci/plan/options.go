@@ -1,0 +1,172 @@
+//go:build linux
+
+package plan
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// mount is a parsed mount of the specification.
+type mount struct {
+	dest, typ, source string
+
+	bind, rec      bool
+	set, clr       uint64 // MOUNT_ATTR_ of the mount itself
+	recSet, recClr uint64 // of the mount and everything below it
+	propagation    uint64 // MS_SHARED, ...; 0 if not given
+	propagationRec bool
+	data           []string // options for the file system
+	copyUp         bool
+	readOnlyLater  bool // read-only once everything below is in place
+
+	slot  Slot
+	child bool // made by the child
+	fresh bool // an empty tmpfs that nobody but us has seen
+	made  []string
+}
+
+// attrs maps an option to the MOUNT_ATTR_ bits that it sets and clears.
+var attrs = map[string]struct{ set, clr uint64 }{
+	"ro": {unix.MOUNT_ATTR_RDONLY, 0}, "rw": {0, unix.MOUNT_ATTR_RDONLY},
+	"nosuid": {unix.MOUNT_ATTR_NOSUID, 0}, "suid": {0, unix.MOUNT_ATTR_NOSUID},
+	"nodev": {unix.MOUNT_ATTR_NODEV, 0}, "dev": {0, unix.MOUNT_ATTR_NODEV},
+	"noexec": {unix.MOUNT_ATTR_NOEXEC, 0}, "exec": {0, unix.MOUNT_ATTR_NOEXEC},
+	"nodiratime": {unix.MOUNT_ATTR_NODIRATIME, 0}, "diratime": {0, unix.MOUNT_ATTR_NODIRATIME},
+	"relatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}, "norelatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
+	"noatime": {unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME}, "atime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	"strictatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}, "nostrictatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
+	"nosymfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, 0}, "symfollow": {0, unix.MOUNT_ATTR_NOSYMFOLLOW},
+}
+
+var propagations = map[string]uint64{
+	"private": unix.MS_PRIVATE, "shared": unix.MS_SHARED, "slave": unix.MS_SLAVE, "unbindable": unix.MS_UNBINDABLE,
+}
+
+// superblock are options that the kernel takes as flags of any file system; those
+// mapped to "" are the default or without meaning.
+var superblock = map[string]string{
+	"sync": "sync", "dirsync": "dirsync", "mand": "mand", "lazytime": "lazytime",
+	"async": "", "nomand": "", "nolazytime": "", "defaults": "", "silent": "", "loud": "",
+	"iversion": "iversion", "noiversion": "noiversion", "acl": "acl", "noacl": "noacl",
+}
+
+// MountOptions lists the options that are not handed to the file system.
+func MountOptions() []string {
+	out := []string{"bind", "rbind", "tmpcopyup"}
+	for name := range attrs {
+		out = append(out, name, "r"+name)
+	}
+	for name := range propagations {
+		out = append(out, name, "r"+name)
+	}
+	for name := range superblock {
+		out = append(out, name)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func (m *mount) apply(set, clr uint64) { m.set, m.clr = m.set&^clr|set, m.clr&^set|clr }
+
+// parseMount sorts the options of one mount.
+func parseMount(s specs.Mount) (*mount, error) {
+	m := &mount{dest: path.Clean("/" + s.Destination), typ: s.Type, source: s.Source, slot: NoSlot}
+	if strings.IndexByte(s.Destination, 0) >= 0 || strings.IndexByte(s.Source, 0) >= 0 || strings.IndexByte(s.Type, 0) >= 0 {
+		return nil, fmt.Errorf("mount %q: NUL in a name", m.dest)
+	}
+	if len(s.UIDMappings)+len(s.GIDMappings) > 0 {
+		return nil, fmt.Errorf("mount %s: id-mapped mounts are not supported", m.dest)
+	}
+	for _, o := range s.Options {
+		if strings.IndexByte(o, 0) >= 0 {
+			return nil, fmt.Errorf("mount %s: NUL in option %q", m.dest, o)
+		}
+		if a, ok := attrs[o]; ok {
+			m.apply(a.set, a.clr)
+			continue
+		}
+		if a, ok := attrs[strings.TrimPrefix(o, "r")]; ok && o[0] == 'r' {
+			m.recSet, m.recClr = m.recSet&^a.clr|a.set, m.recClr&^a.set|a.clr
+			continue
+		}
+		if p, ok := propagations[o]; ok {
+			m.propagation, m.propagationRec = p, false
+			continue
+		}
+		if p, ok := propagations[strings.TrimPrefix(o, "r")]; ok {
+			m.propagation, m.propagationRec = p, true
+			continue
+		}
+		if flag, ok := superblock[o]; ok {
+			if flag != "" {
+				m.data = append(m.data, flag)
+			}
+			continue
+		}
+		switch o {
+		case "":
+		case "bind":
+			m.bind = true
+		case "rbind":
+			m.bind, m.rec = true, true
+		case "tmpcopyup":
+			m.copyUp = true
+		case "idmap", "ridmap":
+			return nil, fmt.Errorf("mount %s: id-mapped mounts are not supported", m.dest)
+		case "remount":
+			return nil, fmt.Errorf("mount %s: option remount is not supported", m.dest)
+		default:
+			m.data = append(m.data, o)
+		}
+	}
+	if m.typ == "bind" {
+		m.bind = true
+	}
+	if m.typ == "" && !m.bind {
+		return nil, fmt.Errorf("mount %s: neither a type nor option bind", m.dest)
+	}
+	if m.bind {
+		if m.source == "" {
+			return nil, fmt.Errorf("bind mount %s: no source", m.dest)
+		}
+		// A bind mount has no file system to hand these to.
+		m.data = nil
+	}
+	if m.copyUp && m.typ != "tmpfs" {
+		return nil, fmt.Errorf("mount %s: tmpcopyup needs type tmpfs", m.dest)
+	}
+	return m, nil
+}
+
+var attrFlags = []flagName{
+	{unix.MOUNT_ATTR_RDONLY, "RDONLY"}, {unix.MOUNT_ATTR_NOSUID, "NOSUID"}, {unix.MOUNT_ATTR_NODEV, "NODEV"},
+	{unix.MOUNT_ATTR_NOEXEC, "NOEXEC"}, {unix.MOUNT_ATTR__ATIME, "ATIME"}, {unix.MOUNT_ATTR_NOATIME, "NOATIME"},
+	{unix.MOUNT_ATTR_STRICTATIME, "STRICTATIME"}, {unix.MOUNT_ATTR_NODIRATIME, "NODIRATIME"}, {unix.MOUNT_ATTR_NOSYMFOLLOW, "NOSYMFOLLOW"},
+}
+
+func attrText(v uint64) string {
+	if v == 0 {
+		return "0"
+	}
+	return flagText(v, attrFlags)
+}
+
+var propagationNames = map[uint64]string{
+	0: "0", unix.MS_PRIVATE: "PRIVATE", unix.MS_SHARED: "SHARED", unix.MS_SLAVE: "SLAVE", unix.MS_UNBINDABLE: "UNBINDABLE",
+}
+
+// setattr changes the mount that is open in slot.
+func (b *builder) setattr(slot Slot, rec bool, set, clr, propagation uint64) *Step {
+	f, text := uint64(unix.AT_EMPTY_PATH), "EMPTY_PATH"
+	if rec {
+		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
+	}
+	what := "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationNames[propagation] + "}"
+	return b.call(sysMountSetattr, in(slot), str(""), flags(f, text), data(words(set, clr, propagation, 0), what), num(unix.MOUNT_ATTR_SIZE_VER0))
+}

@@ -1,0 +1,406 @@
+//go:build linux
+
+package plan
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// capabilities in the order of their numbers.
+var capabilities = []string{
+	"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE",
+	"NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT",
+	"SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE",
+	"AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ",
+	"PERFMON", "BPF", "CHECKPOINT_RESTORE",
+}
+
+// Capabilities lists the names that are known, with their prefix.
+func Capabilities() []string {
+	out := make([]string, len(capabilities))
+	for i, c := range capabilities {
+		out[i] = "CAP_" + c
+	}
+	return out
+}
+
+// capSet turns names into bits. Unknown names only give a warning, as the
+// specification says.
+func (c *compiler) capSet(names []string) (bits uint64) {
+	for _, n := range names {
+		i := slices.Index(capabilities, strings.TrimPrefix(strings.ToUpper(n), "CAP_"))
+		if i < 0 || i > c.f.LastCap {
+			w := fmt.Sprintf("capability %q is unknown or unavailable, ignored", n)
+			if !slices.Contains(c.p.Warnings, w) {
+				c.p.Warnings = append(c.p.Warnings, w)
+			}
+			continue
+		}
+		bits |= 1 << i
+	}
+	return bits
+}
+
+var rlimits = map[string]int{
+	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5, "RLIMIT_NPROC": 6,
+	"RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12,
+	"RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+}
+
+// process emits everything from a prepared environment to exec.
+func (c *compiler) process(p *specs.Process) error {
+	if p == nil {
+		return errors.New("process: nothing to run")
+	}
+	if len(p.Args) == 0 {
+		return errors.New("process.args: nothing to run")
+	}
+	b := c.child
+	if !c.o.NoNewKeyring {
+		b.do("join a new session keyring")
+		b.call(sysKeyctl, flags(unix.KEYCTL_JOIN_SESSION_KEYRING, "JOIN_SESSION_KEYRING"), str("_ses."+c.o.ID)).
+			accept(unix.ENOSYS, unix.EPERM, unix.EDQUOT)
+	}
+	if !p.Terminal {
+		b.do("set up standard input and output")
+		for i, s := range []Slot{SlotStdin, SlotStdout, SlotStderr} {
+			b.call(sysDup3, in(s), num(i), none)
+		}
+	}
+	if err := c.schedule(p); err != nil {
+		return err
+	}
+	c.p.OOMScoreAdj = p.OOMScoreAdj
+	if err := c.labels(p); err != nil {
+		return err
+	}
+	if p.NoNewPrivileges {
+		b.do("set no_new_privs")
+		b.call(sysPrctl, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), none, none, none)
+	}
+	again := c.chdir(p, true)
+	c.user(p)
+	c.chdirAgain(p, again)
+	path := c.lookup(p)
+	c.handOn(p)
+	c.p.Hold = c.o.Hold
+	if err := c.rlimits(p); err != nil {
+		return err
+	}
+	b.do("set the umask")
+	mask := uint32(0o022)
+	if p.User.Umask != nil {
+		mask = *p.User.Umask & 0o777
+	}
+	b.call(sysUmask, flags(uint64(mask), fmt.Sprintf("%#o", mask)))
+	b.do("exec %q", p.Args[0])
+	b.class = ClassNoExec
+	argv := list(append([]string{""}, p.Args...))
+	b.poke(argv, 0, in(path))
+	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
+		if s == SlotSync || c.o.Hold {
+			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
+		}
+	}
+	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(p.Env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
+	b.fail(unix.ENOEXEC) // not reached
+	return nil
+}
+
+func (c *compiler) schedule(p *specs.Process) error {
+	b := c.child
+	if s := p.Scheduler; s != nil {
+		policy, ok := schedPolicies[s.Policy]
+		if !ok {
+			return fmt.Errorf("process.scheduler: unknown policy %q", s.Policy)
+		}
+		var fl uint64
+		for _, f := range s.Flags {
+			bit, ok := schedFlags[f]
+			if !ok {
+				return fmt.Errorf("process.scheduler: unknown flag %q", f)
+			}
+			fl |= bit
+		}
+		attr := append(halves(48, uint32(policy)), words(fl)...)
+		attr = append(attr, halves(uint32(s.Nice), uint32(s.Priority))...)
+		attr = append(attr, words(s.Runtime, s.Deadline, s.Period)...)
+		b.do("set the scheduler to %s", s.Policy)
+		b.call(sysSchedSetattr, num(0), data(attr, fmt.Sprintf("{%s nice=%d priority=%d}", s.Policy, s.Nice, s.Priority)), num(0))
+	}
+	if io := p.IOPriority; io != nil {
+		class, ok := ioClasses[io.Class]
+		if !ok {
+			return fmt.Errorf("process.ioPriority: unknown class %q", io.Class)
+		}
+		if io.Priority < 0 || io.Priority > 7 {
+			return fmt.Errorf("process.ioPriority: priority %d is not within 0 and 7", io.Priority)
+		}
+		b.do("set the I/O priority to %s/%d", io.Class, io.Priority)
+		b.call(sysIoprioSet, num(1), num(0), num(class<<13|uint64(io.Priority)))
+	}
+	if l := c.spec.Linux; l != nil && l.Personality != nil {
+		domain, ok := map[specs.LinuxPersonalityDomain]uint64{"LINUX": 0, "LINUX32": 8}[l.Personality.Domain]
+		if !ok {
+			return fmt.Errorf("linux.personality: unknown domain %q", l.Personality.Domain)
+		}
+		b.do("set the personality to %s", l.Personality.Domain)
+		b.call(sysPersonality, num(domain))
+	}
+	return nil
+}
+
+var schedPolicies = map[specs.LinuxSchedulerPolicy]uint64{
+	"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6,
+}
+
+var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
+	"SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
+	"SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
+}
+
+var ioClasses = map[specs.IOPriorityClass]uint64{"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+
+// labels asks the security modules for the label of the next exec, through the host's
+// procfs.
+func (c *compiler) labels(p *specs.Process) error {
+	b := c.child
+	c.p.NeedsProc = c.p.NeedsProc || p.ApparmorProfile != "" || p.SelinuxLabel != ""
+	write := func(value string, files ...string) {
+		file := b.slot("file")
+		done := b.label()
+		for i, f := range files {
+			s := b.call(sysOpenat, in(SlotSelf), str(f), openFlag(unix.O_WRONLY|unix.O_CLOEXEC), none).into(file).onOK(done)
+			if i < len(files)-1 {
+				s.accept(unix.ENOENT)
+			}
+		}
+		b.here(done)
+		b.call(sysWrite, in(file), str(value), num(len(value))).expect(int64(len(value)))
+	}
+	if p.ApparmorProfile != "" {
+		if !c.f.AppArmor {
+			return fmt.Errorf("process.apparmorProfile %q: AppArmor is not enabled on the host", p.ApparmorProfile)
+		}
+		b.do("set AppArmor profile %q", p.ApparmorProfile)
+		write("exec "+p.ApparmorProfile, "thread-self/attr/apparmor/exec", "thread-self/attr/exec")
+	}
+	if p.SelinuxLabel != "" {
+		if !c.f.SELinux {
+			return fmt.Errorf("process.selinuxLabel %q: SELinux is not enabled on the host", p.SelinuxLabel)
+		}
+		b.do("set SELinux label %q", p.SelinuxLabel)
+		write(p.SelinuxLabel, "thread-self/attr/exec")
+	}
+	return nil
+}
+
+// chdir opens the working directory without magic links (CVE-2024-21626) and enters
+// it. The first try, with the runtime's rights, may be refused on a network file
+// system; the slot that it gives is then set, and the user tries again.
+func (c *compiler) chdir(p *specs.Process, first bool) Slot {
+	b := c.child
+	b.do("chdir to cwd (%q)", p.Cwd)
+	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
+	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
+	how := data(words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS), "{O_PATH|O_DIRECTORY|O_CLOEXEC, 0, NO_MAGICLINKS}")
+	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
+	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
+	if first {
+		fail, done := b.label(), b.label()
+		open.accept(unix.EACCES, unix.EPERM).onFail(fail)
+		enter.accept(unix.EACCES, unix.EPERM).onFail(fail)
+		b.set(failed, num(0)).onOK(done)
+		b.here(fail)
+		b.set(failed, num(1))
+		b.here(done)
+	}
+	return failed
+}
+
+func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
+	b := c.child
+	again, done := b.label(), b.label()
+	b.do("chdir to cwd (%q)", p.Cwd)
+	b.add(&Step{Op: Branch, Args: []Arg{in(failed)}}).onOK(done).onFail(again)
+	b.here(again)
+	c.chdir(p, false)
+	b.here(done)
+	// A directory outside the root has no path: getcwd(2) gives "(unreachable)".
+	b.do("check that cwd is inside the container")
+	buf, inside := b.buffer(), b.label()
+	text := "current working directory is outside of container mount namespace root -- possible container breakout detected: %e"
+	b.call(sysGetcwd, buf, num(BufferSize)).accept(unix.ERANGE).onFail(inside).says(ClassInvalid, text)
+	b.check(buf, 0, 0xff, '/', unix.EXDEV).says(ClassInvalid, text)
+	b.here(inside)
+}
+
+// user drops privileges, and loads a seccomp filter that needs them.
+func (c *compiler) user(p *specs.Process) {
+	b := c.child
+	set := func(v []string) uint64 { return c.capSet(v) }
+	var bounding, effective, permitted, inheritable, ambient uint64
+	if k := p.Capabilities; k != nil {
+		bounding, effective, permitted = set(k.Bounding), set(k.Effective), set(k.Permitted)
+		inheritable, ambient = set(k.Inheritable), set(k.Ambient)
+	}
+	b.do("limit the bounding set")
+	for i := range c.f.LastCap + 1 {
+		if bounding&(1<<i) == 0 {
+			name := fmt.Sprintf("CAP_%d", i)
+			if i < len(capabilities) {
+				name = "CAP_" + capabilities[i]
+			}
+			b.call(sysPrctl, flags(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), flags(uint64(i), name), none, none, none)
+		}
+	}
+	if len(c.o.Filter.Program) > 0 {
+		if p.NoNewPrivileges {
+			// As late as possible: the loader does it, so that the filter need not allow
+			// anything but what the container's program does itself.
+			c.p.Filter = c.o.Filter
+		} else {
+			b.do("load the seccomp filter")
+			b.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(c.o.Filter.Flags), Arg{Kind: ArgFilter, Filter: c.o.Filter.Program, Slot: NoSlot})
+		}
+	}
+	b.do("become user %d, group %d", p.User.UID, p.User.GID)
+	b.call(sysPrctl, flags(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), num(1), none, none, none)
+	groups := p.User.AdditionalGids
+	s := b.call(sysSetgroups, num(len(groups)), data(halves(groups...), fmt.Sprint(groups)))
+	if len(groups) == 0 && c.userns {
+		// Denied in a user namespace whose setgroups file says so; there are none to drop then.
+		s.accept(unix.EPERM)
+	}
+	gid, uid := num(p.User.GID), num(p.User.UID)
+	b.call(sysSetresgid, gid, gid, gid)
+	b.call(sysSetresuid, uid, uid, uid)
+	b.call(sysPrctl, flags(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), num(0), none, none, none)
+	b.do("set capabilities")
+	header := data(halves(unix.LINUX_CAPABILITY_VERSION_3, 0), "{VERSION_3, 0}")
+	body := halves(uint32(effective), uint32(permitted), uint32(inheritable), uint32(effective>>32), uint32(permitted>>32), uint32(inheritable>>32))
+	b.call(sysCapset, header, data(body, fmt.Sprintf("{effective %#x, permitted %#x, inheritable %#x}", effective, permitted, inheritable)))
+	b.call(sysPrctl, flags(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"), flags(unix.PR_CAP_AMBIENT_CLEAR_ALL, "CLEAR_ALL"), none, none, none)
+	for i, name := range capabilities {
+		if ambient&(1<<i) == 0 {
+			continue
+		}
+		s := b.call(sysPrctl, flags(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"), flags(unix.PR_CAP_AMBIENT_RAISE, "RAISE"), flags(uint64(i), "CAP_"+name), none, none)
+		// What is not both permitted and inheritable cannot be ambient. Callers ask for it
+		// all the same (runc's own default does), and runc lets it pass.
+		s.accept(unix.EPERM)
+	}
+}
+
+// lookup finds the program as the container's user, so that a wrong name is an error
+// of create, in the words that callers know. It gives the slot with the path.
+func (c *compiler) lookup(p *specs.Process) Slot {
+	b := c.child
+	name := p.Args[0]
+	slot := b.slot("path")
+	b.do("look up %q", name)
+	b.class = ClassNoExec
+	prefix := fmt.Sprintf("exec: %q: ", name)
+	if strings.Contains(name, "/") {
+		c.executable(name, slot, func(s *Step, what int) {
+			switch what {
+			case isMissing:
+				s.says(ClassNoExec, prefix+"stat "+name+": %e")
+			default:
+				s.says(ClassNoExec, prefix+"%e")
+			}
+		})
+		return slot
+	}
+	found := b.label()
+	for _, dir := range strings.Split(env(p.Env, "PATH"), ":") {
+		if dir == "" {
+			dir = "."
+		}
+		next := b.label()
+		c.executable(path.Join(dir, name), slot, func(s *Step, what int) {
+			s.Any = true
+			s.onFail(next)
+		}).onOK(found)
+		b.here(next)
+	}
+	b.fail(unix.ENOENT).says(ClassNoExec, prefix+"executable file not found in $PATH")
+	b.here(found)
+	return slot
+}
+
+const (
+	isMissing = iota
+	isOther
+)
+
+// executable checks one candidate; handle says what its failures mean. The path is
+// only looked at here: the loader executes it later.
+func (c *compiler) executable(file string, into Slot, handle func(*Step, int)) *Step {
+	b := c.child
+	fd, buf := b.slot("exe"), b.buffer()
+	var st unix.Stat_t
+	handle(b.call(sysOpenat, atCwd, str(file), openFlag(unix.O_PATH|unix.O_CLOEXEC), none).into(fd), isMissing)
+	handle(b.call(sysFstat, in(fd), buf), isMissing)
+	isFile := b.label()
+	dir := b.check(buf, unsafe.Offsetof(st.Mode), unix.S_IFMT, unix.S_IFDIR, 0)
+	dir.onFail(isFile).Any = true
+	handle(b.fail(unix.EISDIR), isOther)
+	b.here(isFile)
+	handle(b.call(sysFaccessat2, in(fd), str(""), flags(unix.X_OK, "X_OK"), flags(unix.AT_EMPTY_PATH|unix.AT_EACCESS, "EMPTY_PATH|EACCESS")), isOther)
+	return b.set(into, str(file))
+}
+
+func env(list []string, key string) string {
+	for _, e := range slices.Backward(list) {
+		if v, ok := strings.CutPrefix(e, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// handOn moves descriptors that the program gets into place, and marks all others
+// close-on-exec.
+func (c *compiler) handOn(p *specs.Process) {
+	b := c.child
+	for i := range c.p.Preserve {
+		b.do("hand on descriptor %d", 3+i)
+		b.call(sysDup3, in(b.slot(fmt.Sprintf("preserve%d", i))), num(3+i), none)
+	}
+	b.do("close all other descriptors")
+	keep := []Arg{in(SlotSync), in(SlotReport), in(SlotLoader)}
+	if c.o.Hold {
+		keep = append(keep, in(SlotStart))
+	}
+	b.add(&Step{Op: CloseAll, Args: keep, Off: uint32(c.p.Preserve)})
+	b.call(sysCloseRange, num(3+c.p.Preserve), flags(uint64(^uint32(0)), "~0"), flags(unix.CLOSE_RANGE_CLOEXEC, "CLOEXEC"))
+}
+
+func (c *compiler) rlimits(p *specs.Process) error {
+	b := c.child
+	for _, r := range p.Rlimits {
+		n, ok := rlimits[r.Type]
+		if !ok {
+			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+		}
+		if r.Soft > r.Hard {
+			return fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
+		}
+		if slices.ContainsFunc(c.p.Rlimits, func(o Rlimit) bool { return o.Resource == n }) {
+			return fmt.Errorf("process.rlimits: %s is given twice", r.Type)
+		}
+		c.p.Rlimits = append(c.p.Rlimits, Rlimit{n, r.Soft, r.Hard})
+		b.do("set %s to %d:%d", r.Type, r.Soft, r.Hard)
+		b.call(sysPrlimit, num(0), flags(uint64(n), r.Type), data(words(r.Soft, r.Hard), fmt.Sprintf("{%d, %d}", r.Soft, r.Hard)), none)
+	}
+	return nil
+}

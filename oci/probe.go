@@ -1,0 +1,125 @@
+//go:build linux && (amd64 || arm64)
+
+package oci
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/plan"
+)
+
+// probe collects what compiling the specification needs to know of this machine.
+func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]string) plan.Facts {
+	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
+	probeLabels(&f, s.Process)
+	f.Sources = make(map[string]plan.Source, len(s.Mounts))
+	for _, m := range s.Mounts {
+		if m.Source == "" || m.Type != "bind" && !isBind(m.Options) {
+			continue
+		}
+		src := m.Source
+		if !filepath.IsAbs(src) {
+			src = filepath.Join(bundle, src)
+		}
+		var st unix.Stat_t
+		if unix.Stat(src, &st) != nil {
+			f.Sources[src] = plan.Source{}
+			continue
+		}
+		info := plan.Source{Exists: true, Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+		if strings.HasPrefix(filepath.Clean("/"+m.Destination), "/proc") {
+			var fs unix.Statfs_t
+			info.Procfs = unix.Statfs(src, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
+		}
+		f.Sources[src] = info
+	}
+	f.Cgroup = cgroupFacts(layout, paths)
+	return f
+}
+
+func probeLabels(f *plan.Facts, p *specs.Process) {
+	if p == nil {
+		return
+	}
+	if p.ApparmorProfile != "" {
+		b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+		f.AppArmor = err == nil && len(b) > 0 && b[0] == 'Y'
+	}
+	if p.SelinuxLabel != "" {
+		f.SELinux = unix.Access("/sys/fs/selinux/enforce", unix.F_OK) == nil
+	}
+}
+
+func isBind(options []string) bool {
+	for _, o := range options {
+		if o == "bind" || o == "rbind" {
+			return true
+		}
+	}
+	return false
+}
+
+func cgroupFacts(l cgroup.Layout, paths map[string]string) plan.CgroupFacts {
+	f := plan.CgroupFacts{V2: l.Mode == cgroup.V2}
+	for _, h := range l.Hierarchies {
+		e := plan.Hierarchy{Name: filepath.Base(h.Mount), Mountpoint: h.Mount, V2: h.V2}
+		if h.V2 {
+			e.Dir = paths[""]
+		} else {
+			e.Dir = paths[h.Controllers[0]]
+			for _, c := range h.Controllers {
+				if strings.HasPrefix(c, "name=") {
+					// Without "none" the kernel takes all controllers that are free.
+					e.Options = append(e.Options, "none")
+				}
+				e.Options = append(e.Options, c)
+			}
+		}
+		if e.Dir == "" {
+			continue
+		}
+		f.Hierarchies = append(f.Hierarchies, e)
+	}
+	return f
+}
+
+// lastCap asks the kernel for its highest capability.
+func lastCap() int {
+	n := len(plan.Capabilities()) - 1
+	for n < 63 {
+		if v, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n+1), 0, 0, 0); err != nil || v < 0 {
+			break
+		}
+		n++
+	}
+	for n > 0 {
+		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(n), 0, 0, 0); err == nil {
+			break
+		}
+		n--
+	}
+	return n
+}
+
+// ignoredSignals lists those that the container's process would inherit as ignored.
+func ignoredSignals() (out []int) {
+	type sigaction struct {
+		handler, flags, restorer uintptr
+		mask                     uint64
+	}
+	for sig := 1; sig <= 64; sig++ {
+		var a sigaction
+		_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&a)), 8, 0, 0)
+		if e == 0 && a.handler == 1 {
+			out = append(out, sig)
+		}
+	}
+	return out
+}

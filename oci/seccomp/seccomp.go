@@ -1,0 +1,165 @@
+//go:build linux
+
+// Package seccomp compiles the seccomp profile of an OCI specification to a classic
+// BPF program.
+//
+// In flow a profile, the machine's architecture and nothing else; out flow the
+// program and the flags for seccomp(2). [Compile] is a pure function: it makes no
+// system call, and the same profile gives the same program.
+//
+// What a profile means, where the specification leaves it open:
+//
+//   - Rules for one system call are looked at in the profile's order; the first one
+//     whose conditions all hold decides. Where none does, the default action decides.
+//   - A rule with several conditions on the same argument stands for as many rules with
+//     one of these conditions each. No other reading makes sense of "arg0 is 1, arg0 is
+//     2", and runc and crun read it so too.
+//   - Names that an architecture does not have, or that are not known at all, are
+//     skipped: one profile serves several architectures and kernels.
+//   - Where the default action is an error or a kill, a system call that is newer than
+//     every one which the profile names answers ENOSYS: see [newerThan].
+//   - The machine's own architecture is always there, whether listed or not. A call
+//     through one that is not listed kills the process.
+//   - Without a "flags" field SECCOMP_FILTER_FLAG_SPEC_ALLOW is set, as runc does; an
+//     empty list sets none.
+package seccomp
+
+import (
+	"fmt"
+	"runtime"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+//go:generate go run ./internal/gen
+
+// MaxInstructions is the kernel's limit for one program (BPF_MAXINSNS).
+const MaxInstructions = 4096
+
+// Errors of Compile that ask for something else than a better profile.
+var (
+	// ErrTooLong says that the program would exceed MaxInstructions.
+	ErrTooLong = fmt.Errorf("the seccomp profile compiles to more than %d instructions: %w", MaxInstructions, errdefs.ErrOutOfRange)
+	// ErrNotify says that the profile uses SCMP_ACT_NOTIFY.
+	ErrNotify = fmt.Errorf("SCMP_ACT_NOTIFY: %w", errdefs.ErrNotImplemented)
+)
+
+// Options say for which machine a profile is compiled.
+type Options struct {
+	// Arch is the machine, in Go's words: "amd64" or "arm64". Empty is the one that
+	// this program was built for.
+	Arch string
+}
+
+// Filter is a compiled profile.
+type Filter struct {
+	Program []unix.SockFilter
+	Flags   uint // SECCOMP_FILTER_FLAG_* for seccomp(2)
+}
+
+// Compile compiles a profile. An error for a profile that is wrong is
+// errdefs.ErrInvalidArgument.
+func Compile(p *specs.LinuxSeccomp, o Options) (Filter, error) {
+	if p == nil {
+		return Filter{}, fmt.Errorf("compile seccomp profile: there is none: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Arch == "" {
+		o.Arch = runtime.GOARCH
+	}
+	f, err := compile(p, o.Arch)
+	if err != nil {
+		return Filter{}, fmt.Errorf("compile seccomp profile: %w", err)
+	}
+	return f, nil
+}
+
+func compile(p *specs.LinuxSeccomp, machine string) (Filter, error) {
+	archs, err := architectures(machine, p.Architectures)
+	if err != nil {
+		return Filter{}, err
+	}
+	flags, err := filterFlags(p.Flags)
+	if err != nil {
+		return Filter{}, err
+	}
+	profile, err := parse(p)
+	if err != nil {
+		return Filter{}, err
+	}
+	b := &builder{}
+	// The program is written backwards, so that every jump's target is known: what is
+	// wanted first comes last.
+	entry := make([]int, len(archs))
+	for i := len(archs) - 1; i >= 0; i-- {
+		entry[i] = b.arch(archs[i], profile)
+	}
+	next := b.ret(retBadArch)
+	for i := len(archs) - 1; i >= 0; i-- {
+		next = b.jump(unix.BPF_JEQ, archs[i].audit, entry[i], next)
+	}
+	b.load(offArch, next)
+	if b.full {
+		return Filter{}, ErrTooLong
+	}
+	return Filter{Program: b.program(), Flags: flags}, nil
+}
+
+func filterFlags(list []specs.LinuxSeccompFlag) (uint, error) {
+	if list == nil {
+		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
+	}
+	var flags uint
+	for _, f := range list {
+		switch f {
+		case "SECCOMP_FILTER_FLAG_TSYNC":
+			flags |= unix.SECCOMP_FILTER_FLAG_TSYNC
+		case specs.LinuxSeccompFlagLog:
+			flags |= unix.SECCOMP_FILTER_FLAG_LOG
+		case specs.LinuxSeccompFlagSpecAllow:
+			flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+		case specs.LinuxSeccompFlagWaitKillableRecv:
+			// It says how to wait for a listener. The kernel refuses it without one, and
+			// a profile without SCMP_ACT_NOTIFY has none.
+		default:
+			return 0, invalid("unknown flag %q", short(string(f)))
+		}
+	}
+	return flags, nil
+}
+
+// Features lists what Compile knows, for the "features" command.
+type Features struct {
+	Actions   []specs.LinuxSeccompAction
+	Operators []specs.LinuxSeccompOperator
+	Archs     []specs.Arch
+	Flags     []specs.LinuxSeccompFlag
+}
+
+// Supported gives the features.
+func Supported() Features {
+	return Features{
+		Actions: []specs.LinuxSeccompAction{
+			specs.ActAllow, specs.ActErrno, specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActLog, specs.ActTrace, specs.ActTrap,
+		},
+		Operators: []specs.LinuxSeccompOperator{
+			specs.OpEqualTo, specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpLessEqual, specs.OpLessThan, specs.OpMaskedEqual, specs.OpNotEqual,
+		},
+		Archs: []specs.Arch{specs.ArchAARCH64, specs.ArchARM, specs.ArchX32, specs.ArchX86, specs.ArchX86_64},
+		Flags: []specs.LinuxSeccompFlag{
+			specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagSpecAllow, "SECCOMP_FILTER_FLAG_TSYNC", specs.LinuxSeccompFlagWaitKillableRecv,
+		},
+	}
+}
+
+func invalid(format string, a ...any) error {
+	return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+}
+
+func short(s string) string {
+	if len(s) > 64 {
+		return s[:64] + "..."
+	}
+	return s
+}

@@ -1,0 +1,234 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/undo"
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// container is one container and its processes.
+type container struct {
+	id, bundle string
+	rt         Container
+	cfg        RuntimeConfig
+	ownPIDs    bool // a PID namespace of its own: its end is the end of all of it
+	init       *process
+	oomEnd     context.CancelFunc
+
+	paused atomic.Bool
+	oom    atomic.Bool // the kernel killed one of its processes
+
+	mu struct {
+		sync.Mutex
+		execs map[string]*process
+	}
+}
+
+// bundleSpec is the part of config.json that concerns the shim.
+type bundleSpec struct {
+	Annotations map[string]string `json:"annotations"`
+	Process     *struct {
+		Terminal bool `json:"terminal"`
+	} `json:"process"`
+	Linux *struct {
+		Namespaces []struct {
+			Type string `json:"type"`
+			Path string `json:"path"`
+		} `json:"namespaces"`
+	} `json:"linux"`
+}
+
+func readSpec(bundle string) (*bundleSpec, error) {
+	var spec bundleSpec
+	path := filepath.Join(bundle, "config.json")
+	if err := readJSON(path, &spec); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%s: %w", path, errdefs.ErrNotFound)
+		}
+		return nil, fmt.Errorf("read bundle: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return &spec, nil
+}
+
+// ownPIDs says whether the container gets a new PID namespace.
+func (b *bundleSpec) ownPIDs() bool {
+	if b.Linux != nil {
+		for _, ns := range b.Linux.Namespaces {
+			if ns.Type == "pid" {
+				return ns.Path == ""
+			}
+		}
+	}
+	return false
+}
+
+// group is the id that a shim is shared under: that of the pod, or else the container's.
+func (b *bundleSpec) group(id string) string {
+	for _, key := range []string{"io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"} {
+		if g := b.Annotations[key]; g != "" {
+			return g
+		}
+	}
+	return id
+}
+
+// create makes a container of a request. What it did is taken back if it fails.
+func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *container, err error) {
+	cfg, opts, err := s.runtimeConfig(r)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := readSpec(r.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	rt, err := s.runtime(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, u.Run(ctx))
+		}
+	}()
+	// A status of an earlier container in this bundle must not be taken for this one's.
+	os.Remove(filepath.Join(r.Bundle, wire.ExitFile))
+	task := Task{Version: fileVersion, ID: r.ID, ShimPid: os.Getpid(), Runtime: cfg}
+	if err := writeJSON(filepath.Join(r.Bundle, wire.TaskFile), task); err != nil {
+		return nil, err
+	}
+	u.Add("write "+wire.TaskFile, func(context.Context) error {
+		return os.Remove(filepath.Join(r.Bundle, wire.TaskFile))
+	})
+	c = &container{id: r.ID, bundle: r.Bundle, cfg: cfg, ownPIDs: spec.ownPIDs()}
+	c.mu.execs = map[string]*process{}
+	p := &process{c: c, stopped: make(chan struct{}), io: ioRequest{
+		id: r.ID, namespace: s.namespace, terminal: r.Terminal,
+		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
+	}}
+	c.init = p
+	if p.streams, err = openStreams(p.io, s.startChild); err != nil {
+		return nil, err
+	}
+	u.Add("open streams", func(context.Context) error { p.streams.closeEnds(); p.streams.close(); return nil })
+
+	s.reaper.calls.RLock()
+	defer s.reaper.calls.RUnlock()
+	c.rt, err = rt.Create(ctx, r.ID, CreateOptions{
+		Bundle: r.Bundle, Rootfs: r.Rootfs, Terminal: r.Terminal,
+		Stdin: p.streams.stdinEnd, Stdout: p.streams.stdoutEnd, Stderr: p.streams.stderrEnd,
+		NoPivot: opts.NoPivotRoot, NoNewKeyring: opts.NoNewKeyring,
+	})
+	if err != nil {
+		return nil, err
+	}
+	init := c.rt.Init()
+	ch, err := s.reaper.watch(init.Pid)
+	if err != nil {
+		u.Add("create container", func(ctx context.Context) error { return rt.Remove(ctx, r.ID, r.Bundle) })
+		return nil, err
+	}
+	p.mu.pid, p.mu.child = init.Pid, ch
+	p.streams.started(init.Console)
+	task.Pid = init.Pid
+	if err := writeJSON(filepath.Join(r.Bundle, wire.TaskFile), task); err != nil {
+		s.log.Error("write task file", "container", r.ID, "error", err)
+	}
+	s.watchOOM(c)
+	u.Release()
+	return c, nil
+}
+
+// runtimeConfig takes the runtime from the request's options, or else that of the shim.
+func (s *Service) runtimeConfig(r *wire.CreateTaskRequest) (cfg RuntimeConfig, opts wire.RuntimeOptions, err error) {
+	cfg = s.defaults
+	if r.Options != nil && r.Options.TypeURL == wire.RuntimeOptionsURL {
+		if err := wire.Unmarshal(r.Options.Value, &opts); err != nil {
+			return cfg, opts, fmt.Errorf("decode options: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+		if opts.BinaryName != "" {
+			cfg.Binary = opts.BinaryName
+		}
+		cfg.SystemdCgroup = cfg.SystemdCgroup || opts.SystemdCgroup
+	}
+	if r.ID == "" || !filepath.IsAbs(r.Bundle) {
+		return cfg, opts, fmt.Errorf("create container %q with bundle %q: %w", r.ID, r.Bundle, errdefs.ErrInvalidArgument)
+	}
+	cfg.Root = filepath.Join(r.Bundle, stateDir)
+	if opts.Root != "" {
+		cfg.Root = filepath.Join(opts.Root, s.namespace)
+	}
+	if r.Checkpoint != "" {
+		return cfg, opts, fmt.Errorf("restore a checkpoint: %w", errdefs.ErrNotImplemented)
+	}
+	return cfg, opts, nil
+}
+
+// watchOOM publishes an event each time that the kernel kills for want of memory.
+func (s *Service) watchOOM(c *container) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.oomEnd = cancel
+	ch, err := c.rt.OOM(ctx)
+	if err != nil {
+		s.log.Warn("watch for out of memory", "container", c.id, "error", err)
+		return
+	}
+	go func() {
+		for range ch {
+			c.oom.Store(true)
+			s.events.publish(topicOOM, "TaskOOM", &wire.TaskOOM{ContainerID: c.id})
+		}
+	}()
+}
+
+// writeExit keeps the exit for whoever comes after a crash of this shim.
+func (c *container) writeExit(e Exit) error {
+	return writeJSON(filepath.Join(c.bundle, wire.ExitFile), e)
+}
+
+// killRest ends what the first process of a container without PID namespace left.
+func (s *Service) killRest(c *container) {
+	s.reaper.calls.RLock()
+	defer s.reaper.calls.RUnlock()
+	ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
+	defer cancel()
+	if err := c.rt.Kill(ctx, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+		s.log.Warn("kill the rest", "container", c.id, "error", err)
+	}
+}
+
+// process finds one of the container's processes.
+func (c *container) process(execID string) (*process, error) {
+	if execID == "" {
+		return c.init, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.mu.execs[execID]
+	if p == nil {
+		return nil, fmt.Errorf("process %s of container %s: %w", execID, c.id, errdefs.ErrNotFound)
+	}
+	return p, nil
+}
+
+func (c *container) all() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := []*process{c.init}
+	for _, p := range c.mu.execs {
+		out = append(out, p)
+	}
+	return out
+}

@@ -1,0 +1,497 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/shim/log"
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// uri configures streams as the engine does; log may be "".
+func uri(path string, stdin, once bool) string {
+	s := wire.Stdio{OpenStdin: stdin, StdinOnce: once}
+	if path != "" {
+		s.Log = log.Config{Format: log.FormatJSON, Path: path}
+	}
+	return s.String()
+}
+
+func readLog(t *testing.T, path string) (out string) {
+	t.Helper()
+	for e, err := range log.Read(t.Context(), path, log.ReadOptions{Format: log.FormatJSON, Tail: -1}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		out += string(e.Line)
+	}
+	return out
+}
+
+func TestLife(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.bundle, "log")
+	if err := h.create("echo hello; exit 5", wire.CreateTaskRequest{Stdout: uri(path, false, false)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.create("true", wire.CreateTaskRequest{}); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create twice: %v", err)
+	}
+	var st wire.StateResponse
+	h.must("State", &wire.ProcessRequest{ID: "c"}, &st)
+	if st.Status != wire.StatusCreated || st.Pid == 0 {
+		t.Errorf("state %+v", st)
+	}
+	if err := h.call("Delete", &wire.ProcessRequest{ID: "d"}, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("delete of nothing: %v", err)
+	}
+	_, r := h.attach(wire.AttachRequest{Stdout: true})
+	h.start()
+	if err := h.call("Start", &wire.ProcessRequest{ID: "c"}, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start twice: %v", err)
+	}
+	if out, err := frames(r); out != "hello\n" || err != nil {
+		t.Errorf("attached: %q, %v", out, err)
+	}
+	w := h.wait("")
+	if w.ExitStatus != 5 {
+		t.Errorf("exit %+v", w)
+	}
+	if got := readLog(t, path); got != "hello\n" {
+		t.Errorf("log %q", got)
+	}
+	if e, err := ReadExit(h.bundle); err != nil || e.Status != 5 || !e.ExitedAt.Equal(w.ExitedAt) || e.Pid != int(st.Pid) {
+		t.Errorf("exit file %+v, %v", e, err)
+	}
+	// An attachment after the end is told so at once.
+	_, r = h.attach(wire.AttachRequest{Stdout: true})
+	if out, err := frames(r); out != "" || err != nil {
+		t.Errorf("attached late: %q, %v", out, err)
+	}
+	if err := h.call("Kill", &wire.KillRequest{ID: "c", Signal: 15}, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("kill after the end: %v", err)
+	}
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	want := []string{"create", "start", "exit", "delete"}
+	if !eventually(func() bool { return slices.Equal(h.events.list(), want) }) {
+		t.Errorf("events %v", h.events.list())
+	}
+}
+
+func TestCreateFails(t *testing.T) {
+	h := newHarness(t)
+	h.rt.createErr = fmt.Errorf("no: %w", errdefs.ErrPermissionDenied)
+	if err := h.create("true", wire.CreateTaskRequest{Stdout: uri("", true, false)}); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("create: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(h.bundle, wire.TaskFile)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("task file: %v", err)
+	}
+	h.rt.createErr = nil
+	if err := h.create("true", wire.CreateTaskRequest{Stdout: "nosuch://x"}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("unknown scheme: %v", err)
+	}
+	if err := h.create("true", wire.CreateTaskRequest{Checkpoint: "x"}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	if err := h.create("true", wire.CreateTaskRequest{}); err != nil {
+		t.Errorf("create after failures: %v", err)
+	}
+}
+
+// A container that was created and not started can be deleted.
+func TestDeleteCreated(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("true", wire.CreateTaskRequest{Stdout: uri("", false, false)}); err != nil {
+		t.Fatal(err)
+	}
+	var d wire.DeleteResponse
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, &d)
+	if d.ExitStatus != 137 {
+		t.Errorf("%+v", d)
+	}
+}
+
+// The exit of each process is told after its start, however short it is.
+func TestEventOrder(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	const n = 100
+	for i := range n {
+		id := fmt.Sprint("x", i)
+		if err := h.exec(id, wire.ExecProcessRequest{}, "/bin/true"); err != nil {
+			t.Fatal(err)
+		}
+		h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: id}, nil)
+	}
+	if !eventually(func() bool { return len(h.events.list()) == 2+3*n }) {
+		t.Fatalf("%d events", len(h.events.list()))
+	}
+	at := map[string]int{}
+	for i, topic := range h.events.list() {
+		at[topic] = i
+	}
+	for i := range n {
+		id := fmt.Sprint(":x", i)
+		if !(at["exec-added"+id] < at["exec-started"+id] && at["exec-started"+id] < at["exit"+id]) {
+			t.Errorf("order of %s: %d %d %d", id, at["exec-added"+id], at["exec-started"+id], at["exit"+id])
+		}
+	}
+}
+
+// Events wait for a daemon that is away, and come in order.
+func TestEventsRetry(t *testing.T) {
+	h := newHarness(t)
+	h.events.l.Close()
+	h.events.fail.Store(true)
+	if err := h.create("true", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.wait("")
+	h.events.listen(t)
+	time.Sleep(30 * time.Millisecond)
+	h.events.fail.Store(false)
+	want := []string{"create", "start", "exit"}
+	if !eventually(func() bool { return slices.Equal(h.events.list(), want) }) {
+		t.Errorf("events %v", h.events.list())
+	}
+}
+
+func TestExecFails(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if err := h.exec("x", wire.ExecProcessRequest{}, "/nosuch"); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.call("Start", &wire.ProcessRequest{ID: "c", ExecID: "x"}, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("start: %v", err)
+	}
+	if w := h.wait("x"); w.ExitStatus != statusUnknown {
+		t.Errorf("exit %+v", w)
+	}
+	if err := h.exec("x", wire.ExecProcessRequest{}, "/bin/true"); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("id in use: %v", err)
+	}
+	h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: "x"}, nil)
+	if err := h.exec("x", wire.ExecProcessRequest{}, "/bin/true"); err != nil {
+		t.Errorf("id free again: %v", err)
+	}
+}
+
+// The end of a process is not held up by one that inherited its output, and all that
+// it wrote itself is in the log by then.
+func TestInheritedOutput(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.bundle, "log")
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	err := h.exec("x", wire.ExecProcessRequest{Stdout: uri(path, false, false)},
+		"/bin/sh", "-c", "(sleep 1.5; echo late) & head -c 500000 /dev/zero | tr '\\0' x; printf end")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, r := h.attach(wire.AttachRequest{ExecID: "x", Stdout: true})
+	h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: "x"}, nil)
+	out, err := frames(r)
+	if len(out) != 500003 || err != nil {
+		t.Errorf("attached: %d bytes, %v", len(out), err)
+	}
+	began := time.Now()
+	h.wait("x")
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("exit came after %s", took)
+	}
+	if got := readLog(t, path); len(got) != 500003 {
+		t.Errorf("log has %d bytes", len(got))
+	}
+	if !eventually(func() bool { return strings.HasSuffix(readLog(t, path), "late\n") }) {
+		t.Error("what came late is not in the log")
+	}
+}
+
+// A client that does not read makes the process wait and loses nothing; one that is
+// gone does not.
+func TestBackPressure(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.bundle, "log")
+	const size = 8 << 20
+	if err := h.create(fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x", size), wire.CreateTaskRequest{Stdout: uri(path, false, false)}); err != nil {
+		t.Fatal(err)
+	}
+	dead, _ := h.attach(wire.AttachRequest{Stdout: true, Stdin: true})
+	_, other := h.attach(wire.AttachRequest{Stderr: true}) // wants none of it
+	_, slow := h.attach(wire.AttachRequest{Stdout: true})
+	h.start()
+	time.Sleep(100 * time.Millisecond)
+	var st wire.StateResponse
+	if h.must("State", &wire.ProcessRequest{ID: "c"}, &st); st.Status != wire.StatusRunning {
+		t.Errorf("the process did not wait: %+v", st)
+	}
+	dead.Close()
+	out, err := frames(slow)
+	if len(out) != size || err != nil {
+		t.Errorf("slow client got %d bytes, %v", len(out), err)
+	}
+	if out, err := frames(other); out != "" || err != nil {
+		t.Errorf("other client got %d bytes, %v", len(out), err)
+	}
+	h.wait("")
+	if got := readLog(t, path); len(got) != size {
+		t.Errorf("log has %d bytes", len(got))
+	}
+}
+
+func TestStdin(t *testing.T) {
+	for _, once := range []bool{false, true} {
+		t.Run(fmt.Sprint("once=", once), func(t *testing.T) {
+			h := newHarness(t)
+			if err := h.create("cat; echo end", wire.CreateTaskRequest{Stdout: uri("", true, once)}); err != nil {
+				t.Fatal(err)
+			}
+			_, out := h.attach(wire.AttachRequest{Stdout: true})
+			h.start()
+			big := strings.Repeat("0123456789abcdef", 20000)
+			a, _ := h.attach(wire.AttachRequest{Stdin: true})
+			for p := big; len(p) > 0; {
+				n := min(len(p), wire.MaxFrame)
+				if err := wire.WriteFrame(a, wire.FrameStdin, []byte(p[:n])); err != nil {
+					t.Fatal(err)
+				}
+				p = p[n:]
+			}
+			if once {
+				wire.WriteFrame(a, wire.FrameCloseStdin, nil)
+			} else {
+				a.Close() // what it has sent is delivered all the same
+				buf := make([]byte, wire.MaxFrame)
+				var got strings.Builder
+				for got.Len() < len(big) {
+					_, p, err := wire.ReadFrame(out, buf)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got.Write(p)
+				}
+				if got.String() != big {
+					t.Error("input came out differently")
+				}
+				big = ""
+				b, _ := h.attach(wire.AttachRequest{Stdin: true})
+				wire.WriteFrame(b, wire.FrameStdin, []byte("second"))
+				wire.WriteFrame(b, wire.FrameCloseStdin, nil)
+				if _, p, err := wire.ReadFrame(out, buf); string(p) != "second" || err != nil {
+					t.Errorf("read %q, %v", p, err)
+				}
+				h.must("CloseIO", &wire.CloseIORequest{ID: "c", Stdin: true}, nil)
+			}
+			if got, err := frames(out); got != big+"end\n" || err != nil {
+				t.Errorf("got %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
+// FIFOs, as containerd's clients make them.
+func TestFIFOs(t *testing.T) {
+	h := newHarness(t)
+	fifo := func(name string) string {
+		path := filepath.Join(h.bundle, name)
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	req := wire.CreateTaskRequest{Stdin: fifo("in"), Stdout: fifo("out"), Stderr: fifo("err")}
+	got := make(chan string, 2)
+	for _, path := range []string{req.Stdout, req.Stderr} {
+		go func() {
+			b, err := os.ReadFile(path) // to EOF
+			got <- fmt.Sprint(string(b), err)
+		}()
+	}
+	if err := h.create("echo err >&2; cat", req); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	w, err := os.OpenFile(req.Stdin, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(w, "through")
+	w.Close()
+	h.must("CloseIO", &wire.CloseIORequest{ID: "c", Stdin: true}, nil)
+	h.wait("")
+	a, b := <-got, <-got
+	if a > b {
+		a, b = b, a
+	}
+	if a != "err\n<nil>" || b != "through<nil>" {
+		t.Errorf("read %q and %q", a, b)
+	}
+}
+
+func TestFileAndBinaryURIs(t *testing.T) {
+	h := newHarness(t)
+	file := filepath.Join(h.bundle, "out.txt")
+	if err := h.create("echo one; sleep 60", wire.CreateTaskRequest{Stdout: "file://" + file}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if !eventually(func() bool { b, _ := os.ReadFile(file); return string(b) == "one\n" }) {
+		t.Error("nothing in the file")
+	}
+	script := filepath.Join(h.bundle, "logger")
+	os.WriteFile(script, []byte("#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_ID $CONTAINER_NAMESPACE \"$@\"; cat <&3; cat <&4) > "+h.bundle+"/logged\n"), 0o700)
+	if err := h.exec("x", wire.ExecProcessRequest{Stdout: "binary://" + script + "?key=value"}, "/bin/sh", "-c", "echo out; echo err >&2"); err != nil {
+		t.Fatal(err)
+	}
+	h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: "x"}, nil)
+	h.wait("x")
+	if want := "c test key value\nout\nerr\n"; !eventually(func() bool { b, _ := os.ReadFile(h.bundle + "/logged"); return string(b) == want }) {
+		b, _ := os.ReadFile(h.bundle + "/logged")
+		t.Errorf("logger wrote %q", b)
+	}
+}
+
+func TestOOM(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.rt.oom <- struct{}{}
+	if !eventually(func() bool { return slices.Contains(h.events.list(), "oom") }) {
+		t.Error("no event")
+	}
+	h.must("Kill", &wire.KillRequest{ID: "c", Signal: 9, All: true}, nil)
+	if w := h.wait(""); !w.OOMKilled || w.ExitStatus != 137 {
+		t.Errorf("exit %+v", w)
+	}
+	if e, err := ReadExit(h.bundle); err != nil || !e.OOMKilled {
+		t.Errorf("exit file %+v, %v", e, err)
+	}
+}
+
+func TestPauseAndOthers(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	var st wire.StateResponse
+	h.must("Pause", &wire.ProcessRequest{ID: "c"}, nil)
+	if h.must("State", &wire.ProcessRequest{ID: "c"}, &st); st.Status != wire.StatusPaused {
+		t.Errorf("state %+v", st)
+	}
+	h.must("Resume", &wire.ProcessRequest{ID: "c"}, nil)
+	if h.must("State", &wire.ProcessRequest{ID: "c"}, &st); st.Status != wire.StatusRunning {
+		t.Errorf("state %+v", st)
+	}
+	var pids wire.PidsResponse
+	if h.must("Pids", &wire.ProcessRequest{ID: "c"}, &pids); len(pids.Processes) != 1 || pids.Processes[0].Pid != st.Pid {
+		t.Errorf("pids %+v", pids)
+	}
+	h.must("Update", &wire.UpdateTaskRequest{ID: "c", Resources: &wire.Any{Value: []byte("{}")}}, nil)
+	if err := h.call("Update", &wire.UpdateTaskRequest{ID: "c", Resources: &wire.Any{Value: []byte("x")}}, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("update with nonsense: %v", err)
+	}
+	if err := h.call("ResizePty", &wire.ResizePtyRequest{ID: "c", Width: 1, Height: 1}, nil); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("resize without terminal: %v", err)
+	}
+	if err := h.call("Checkpoint", &wire.ProcessRequest{ID: "c"}, nil); !errdefs.IsNotImplemented(err) {
+		t.Errorf("checkpoint: %v", err)
+	}
+	var conn wire.ConnectResponse
+	if h.must("Connect", &wire.ProcessRequest{ID: "c"}, &conn); conn.TaskPid != st.Pid || int(conn.ShimPid) != os.Getpid() {
+		t.Errorf("connect %+v", conn)
+	}
+	var stats wire.StatsResponse
+	if h.must("Stats", &wire.ProcessRequest{ID: "c"}, &stats); stats.Stats.TypeURL != "x" {
+		t.Errorf("stats %+v", stats)
+	}
+	h.must("Shutdown", &wire.ShutdownRequest{}, nil) // holds a container: stays
+	h.must("State", &wire.ProcessRequest{ID: "c"}, &st)
+}
+
+// Orphans are reaped, and the children of a runtime call are left to it.
+func TestOrphans(t *testing.T) {
+	h := newHarness(t)
+	pidFile := filepath.Join(h.bundle, "orphan")
+	if err := h.create("(sleep 0.05 & echo $! > "+pidFile+"); sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	ok := eventually(func() bool {
+		b, err := os.ReadFile(pidFile)
+		var pid int
+		if _, serr := fmt.Sscan(string(b), &pid); err != nil || serr != nil {
+			return false
+		}
+		return unix.Kill(pid, 0) == unix.ESRCH
+	})
+	if !ok {
+		t.Error("the orphan is a zombie")
+	}
+}
+
+// Two thousand processes leave neither goroutines nor descriptors nor memory behind.
+func TestExecLeaks(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.bundle, "log")
+	if err := h.create("sleep 600", wire.CreateTaskRequest{Stdout: uri(path, false, false)}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	count := func() (fds, goroutines int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), runtime.NumGoroutine()
+	}
+	run := func(n int) {
+		for i := range n {
+			id := fmt.Sprint("x", i)
+			if err := h.exec(id, wire.ExecProcessRequest{Stdout: uri("", true, true)}, "/bin/true"); err != nil {
+				t.Fatal(err)
+			}
+			h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: id}, nil)
+			if w := h.wait(id); w.ExitStatus != 0 {
+				t.Fatalf("exit %+v", w)
+			}
+			h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: id}, nil)
+		}
+	}
+	run(50)
+	fds, goroutines := count()
+	run(2000)
+	var f, g int
+	if !eventually(func() bool { f, g = count(); return f <= fds && g <= goroutines }) {
+		t.Errorf("descriptors %d → %d, goroutines %d → %d", fds, f, goroutines, g)
+	}
+	h.s.reaper.mu.Lock()
+	defer h.s.reaper.mu.Unlock()
+	if n := len(h.s.reaper.children); n != 1 {
+		t.Errorf("%d children are known", n)
+	}
+}

@@ -1,0 +1,615 @@
+package shim
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/shim/log"
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// drainLimit bounds how long the end of a process waits for its output to be taken
+// by a client that is slow.
+const drainLimit = 2 * time.Second
+
+// ioRequest is the part of a request that configures the streams of a process.
+type ioRequest struct {
+	id, namespace         string
+	terminal              bool
+	stdin, stdout, stderr string
+}
+
+// streams are the streams of one process. Output flows from a pipe or the console
+// to the log or file, and then to each attached client; input flows from a FIFO or
+// from attached clients into a pipe or the console.
+type streams struct {
+	terminal bool
+	// The process's ends; closed after the start.
+	stdinEnd, stdoutEnd, stderrEnd *os.File
+
+	outputs []*output // one for a console
+	input   *input    // nil: stdin is /dev/null
+	clients clients
+	once    bool // stdin ends with the first client
+
+	log *log.Writer
+}
+
+// sink takes output. A write blocks while the taker is slow, and fails when it is gone.
+type sink interface {
+	Write(p []byte) (int, error)
+	Close() error
+}
+
+// openStreams makes the streams that a request describes. start starts a child that
+// the reaper knows (for binary://).
+func openStreams(r ioRequest, start startChild) (s *streams, err error) {
+	s = &streams{terminal: r.terminal}
+	defer func() {
+		if err != nil {
+			s.closeEnds()
+			s.close()
+			s = nil
+		}
+	}()
+	if r.terminal {
+		r.stderr = ""
+	}
+	outSink, errSink, config, err := s.openSinks(r, start)
+	if err != nil {
+		return s, err
+	}
+	s.once = config.StdinOnce
+	if err := s.openInput(r, config); err != nil {
+		if outSink != nil {
+			outSink.Close()
+		}
+		if errSink != nil {
+			errSink.Close()
+		}
+		return s, err
+	}
+	hako := config.hako
+	if r.terminal {
+		s.outputs = []*output{newOutput(s, wire.FrameStdout, outSink)} // source: the console, later
+		return s, nil
+	}
+	if outSink != nil || hako {
+		if err := s.addOutput(wire.FrameStdout, outSink, &s.stdoutEnd); err != nil {
+			return s, err
+		}
+	}
+	if errSink != nil || hako {
+		if err := s.addOutput(wire.FrameStderr, errSink, &s.stderrEnd); err != nil {
+			return s, err
+		}
+	}
+	return s, nil
+}
+
+type sinkConfig struct {
+	wire.Stdio
+	hako bool // the streams are configured by a URI of ours: clients may attach
+}
+
+// openSinks opens what takes stdout and stderr. Either may be nil: nothing takes it.
+func (s *streams) openSinks(r ioRequest, start startChild) (out, errs sink, c sinkConfig, err error) {
+	u, err := url.Parse(r.stdout)
+	if err != nil {
+		return nil, nil, c, fmt.Errorf("stdout %q: %w: %w", r.stdout, err, errdefs.ErrInvalidArgument)
+	}
+	switch u.Scheme {
+	case wire.Scheme:
+		c.hako = true
+		if c.Stdio, err = wire.ParseStdio(u); err != nil || c.Log.Format == "" {
+			return nil, nil, c, err
+		}
+		if s.log, err = log.Open(c.Log); err != nil {
+			return nil, nil, c, fmt.Errorf("open log: %w", err)
+		}
+		return s.log.Stream(log.Stdout), s.log.Stream(log.Stderr), c, nil
+	case "binary":
+		out, errs, err = startLogger(u, r, start)
+		return out, errs, c, err
+	}
+	if out, err = openSink(r.stdout); err != nil {
+		return nil, nil, c, err
+	}
+	if errs, err = openSink(r.stderr); err != nil && out != nil {
+		out.Close()
+	}
+	return out, errs, c, err
+}
+
+// openSink opens a FIFO or file by its path or file:// URI; "" gives nil.
+func openSink(name string) (sink, error) {
+	if name == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(name)
+	if err != nil {
+		return nil, fmt.Errorf("output %q: %w: %w", name, err, errdefs.ErrInvalidArgument)
+	}
+	switch u.Scheme {
+	case "", "fifo", "file":
+	default:
+		return nil, fmt.Errorf("output %q: unknown scheme: %w", name, errdefs.ErrNotImplemented)
+	}
+	flags := os.O_RDWR | os.O_APPEND | unix.O_NONBLOCK | unix.O_NOCTTY
+	if u.Scheme == "file" {
+		flags |= os.O_CREATE
+	}
+	// A FIFO is opened for both directions: opening never waits for a client, and
+	// writing never fails because one went away; another may come.
+	f, err := os.OpenFile(u.Path, flags, 0o640)
+	if err != nil {
+		return nil, fmt.Errorf("open output: %w", err)
+	}
+	return f, nil
+}
+
+// openInput opens stdin.
+func (s *streams) openInput(r ioRequest, c sinkConfig) error {
+	if r.stdin == "" && !c.OpenStdin {
+		return nil
+	}
+	s.input = &input{terminal: r.terminal, ready: make(chan struct{})}
+	if r.stdin != "" {
+		f, err := os.OpenFile(r.stdin, os.O_RDWR|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		if err != nil {
+			return fmt.Errorf("open stdin: %w", err)
+		}
+		s.input.fifo = f
+	}
+	if r.terminal {
+		return nil
+	}
+	end, our, err := pipe(false)
+	if err != nil {
+		return err
+	}
+	s.stdinEnd = end
+	s.input.open(our)
+	return nil
+}
+
+// pipe makes a pipe whose one end, ours, is non-blocking and polled, and whose
+// other end, the process's, is an ordinary blocking one. ours is the reading end if
+// read is true.
+func pipe(read bool) (theirs, ours *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	our, their := p[1], p[0]
+	if read {
+		our, their = p[0], p[1]
+	}
+	if err := unix.SetNonblock(our, true); err != nil {
+		unix.Close(our)
+		unix.Close(their)
+		return nil, nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(their), "|"), os.NewFile(uintptr(our), "|"), nil
+}
+
+func (s *streams) addOutput(frame byte, to sink, end **os.File) error {
+	theirs, ours, err := pipe(true)
+	if err != nil {
+		return err
+	}
+	*end = theirs
+	o := newOutput(s, frame, to)
+	o.src = ours
+	s.outputs = append(s.outputs, o)
+	return nil
+}
+
+// started begins to copy. console is the pty master, or nil.
+func (s *streams) started(console *os.File) {
+	s.closeEnds()
+	if console != nil {
+		// Two files, so that the one can be closed while the other is in use.
+		fd, err := unix.FcntlInt(console.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			err = unix.SetNonblock(fd, true)
+		}
+		console.Close()
+		if err != nil {
+			return
+		}
+		master := os.NewFile(uintptr(fd), "console")
+		s.outputs[0].src = master
+		if s.input != nil {
+			s.input.open(master)
+		}
+	}
+	for _, o := range s.outputs {
+		go o.run()
+	}
+	if s.input != nil && s.input.fifo != nil {
+		go s.input.copyFIFO()
+	}
+}
+
+func (s *streams) closeEnds() {
+	for _, f := range []**os.File{&s.stdinEnd, &s.stdoutEnd, &s.stderrEnd} {
+		if *f != nil {
+			(*f).Close()
+			*f = nil
+		}
+	}
+}
+
+// drain waits until all that the ended process wrote has reached the sinks, but not
+// for what another process, that has inherited a stream, may still write; and not
+// longer than drainLimit for a slow client.
+func (s *streams) drain() {
+	limit := time.NewTimer(drainLimit)
+	defer limit.Stop()
+	for _, o := range s.outputs {
+		o.processEnded()
+	}
+	for _, o := range s.outputs {
+		select {
+		case <-o.drained:
+		case <-limit.C:
+			return
+		}
+	}
+}
+
+// end tells the attached clients that there is no more output. It does not wait.
+func (s *streams) end() { s.clients.end() }
+
+// close releases everything; output that still arrives is lost.
+func (s *streams) close() {
+	if s.input != nil {
+		s.input.abort()
+	}
+	s.clients.closeAll()
+	for _, o := range s.outputs {
+		o.close()
+	}
+	if s.log != nil {
+		s.log.Close()
+	}
+}
+
+// resize sets the size of the terminal.
+func (s *streams) resize(width, height uint32) error {
+	if !s.terminal || len(s.outputs) == 0 || s.outputs[0].src == nil {
+		return fmt.Errorf("process has no terminal: %w", errdefs.ErrFailedPrecondition)
+	}
+	raw, err := s.outputs[0].src.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ierr error
+	err = raw.Control(func(fd uintptr) {
+		ierr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: clamp(height), Col: clamp(width)})
+	})
+	return errors.Join(err, ierr)
+}
+
+func clamp(n uint32) uint16 { return uint16(min(n, 1<<16-1)) }
+
+// output copies one stream of a process to its takers.
+type output struct {
+	s     *streams
+	frame byte
+	src   *os.File
+	to    sink        // nil: nothing but the clients takes it
+	log   *log.Stream // to, if it is one
+
+	mu struct {
+		sync.Mutex
+		taken int64 // bytes read from src
+		given int64 // of these, how many have reached the takers
+		// limit: the process has ended, and its output ends at so many bytes. -1: not yet known.
+		limit int64
+		eof   bool
+	}
+	drained chan struct{} // closed when all output of the process has been given
+	once    sync.Once
+	done    chan struct{} // closed when run ends
+	running bool
+}
+
+func newOutput(s *streams, frame byte, to sink) *output {
+	o := &output{s: s, frame: frame, to: to, drained: make(chan struct{}), done: make(chan struct{})}
+	o.mu.limit = -1
+	o.log, _ = to.(*log.Stream)
+	return o
+}
+
+// chunk is how much is read at once: all that a pipe holds.
+const chunk = 64 << 10
+
+var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
+
+func (o *output) run() {
+	defer close(o.done)
+	defer o.finish()
+	raw, err := o.src.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		var buf *[chunk]byte
+		n := 0
+		rerr := raw.Read(func(fd uintptr) bool {
+			// The buffer is taken only when there is something to read: an idle
+			// container holds none.
+			buf = chunks.Get().(*[chunk]byte)
+			o.mu.Lock()
+			n, err = ignoreEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
+			if n > 0 {
+				o.mu.taken += int64(n)
+			}
+			o.mu.Unlock()
+			if errors.Is(err, unix.EAGAIN) {
+				chunks.Put(buf)
+				buf = nil
+				return false
+			}
+			return true
+		})
+		if rerr == nil && err == nil && n > 0 {
+			o.give(buf[:n])
+		}
+		if buf != nil {
+			chunks.Put(buf)
+		}
+		// A console gives EIO when the last process has closed it.
+		if rerr != nil || err != nil || n == 0 {
+			return
+		}
+	}
+}
+
+func ignoreEINTR(f func() (int, error)) (int, error) {
+	for {
+		n, err := f()
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+func (o *output) give(p []byte) {
+	if o.to != nil {
+		if _, err := o.to.Write(p); err != nil {
+			o.to.Close()
+			o.to = nil // the taker is gone, as a file or FIFO can be; the container goes on
+		}
+	}
+	o.s.clients.write(o.frame, p)
+	o.mu.Lock()
+	o.mu.given += int64(len(p))
+	reached := o.mu.limit >= 0 && o.mu.given >= o.mu.limit
+	o.mu.Unlock()
+	if reached {
+		o.flush()
+		o.isDrained()
+	}
+}
+
+// flush records an unfinished line: the process that began it has ended.
+func (o *output) flush() {
+	if o.log != nil {
+		o.log.Close()
+	}
+}
+
+func (o *output) isDrained() { o.once.Do(func() { close(o.drained) }) }
+
+// finish is the end of the stream itself.
+func (o *output) finish() {
+	if o.to != nil {
+		o.to.Close()
+		o.to = nil
+	}
+	o.mu.Lock()
+	o.mu.eof = true
+	o.mu.Unlock()
+	o.isDrained()
+}
+
+// processEnded finds out where the output of the process ends: whatever it wrote is
+// in the pipe by now, so that is what has been read, and what the pipe holds. A
+// console hands its data on with a delay; its output ends when it has been still
+// for a moment.
+func (o *output) processEnded() {
+	if o.src == nil {
+		o.isDrained()
+		return
+	}
+	raw, err := o.src.SyscallConn()
+	if err != nil {
+		o.isDrained()
+		return
+	}
+	if o.s.terminal {
+		go o.awaitStill()
+		return
+	}
+	o.mu.Lock()
+	held := 0
+	cerr := raw.Control(func(fd uintptr) { held, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	if cerr != nil || err != nil {
+		held = 0
+	}
+	o.mu.limit = o.mu.taken + int64(held)
+	reached := o.mu.given >= o.mu.limit
+	o.mu.Unlock()
+	if reached {
+		o.awaitEOF()
+	}
+}
+
+// awaitEOF is for a stream that holds nothing more: nearly always nobody else has it
+// open, and its end is on the way. That end also flushes the log.
+func (o *output) awaitEOF() {
+	go func() {
+		select {
+		case <-o.drained:
+		case <-time.After(20 * time.Millisecond):
+			o.flush()
+			o.isDrained()
+		}
+	}()
+}
+
+func (o *output) awaitStill() {
+	const still = 50 * time.Millisecond
+	var last int64 = -1
+	for {
+		o.mu.Lock()
+		taken, quiet := o.mu.taken, o.mu.taken == o.mu.given
+		o.mu.Unlock()
+		if quiet && taken == last {
+			o.flush()
+			o.isDrained()
+			return
+		}
+		last = taken
+		select {
+		case <-o.drained:
+			return
+		case <-time.After(still):
+		}
+	}
+}
+
+func (o *output) close() {
+	if o.src != nil {
+		o.src.Close()
+	} else if o.to != nil {
+		o.to.Close()
+	}
+}
+
+// input feeds a process's stdin, from a FIFO or from attached clients.
+type input struct {
+	terminal bool
+	fifo     *os.File
+
+	ready chan struct{} // closed when dst is set
+	mu    struct {
+		sync.Mutex
+		dst    *os.File
+		closed bool
+	}
+	write sync.Mutex // one client's piece at a time
+}
+
+// open gives the input its destination.
+func (i *input) open(dst *os.File) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.mu.dst = dst
+	if i.mu.closed && !i.terminal {
+		dst.Close()
+	}
+	close(i.ready)
+}
+
+// Write feeds p, and blocks while the process does not read.
+func (i *input) Write(p []byte) (int, error) {
+	<-i.ready
+	i.mu.Lock()
+	dst := i.mu.dst
+	i.mu.Unlock()
+	if dst == nil {
+		return 0, os.ErrClosed
+	}
+	i.write.Lock()
+	defer i.write.Unlock()
+	return dst.Write(p)
+}
+
+// closeWrite lets the process read EOF. A console is left open: the process has it
+// for its output, too.
+func (i *input) closeWrite() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.mu.closed {
+		return
+	}
+	i.mu.closed = true
+	if i.mu.dst != nil && !i.terminal {
+		i.mu.dst.Close()
+	}
+}
+
+// closeFIFO is CloseIO: what the FIFO holds is delivered first.
+func (i *input) closeFIFO() {
+	if i.fifo == nil {
+		i.closeWrite()
+		return
+	}
+	i.fifo.SetReadDeadline(time.Unix(1, 0)) // wakes copyFIFO
+}
+
+func (i *input) copyFIFO() {
+	defer i.fifo.Close()
+	defer i.closeWrite()
+	buf := make([]byte, 4<<10)
+	for {
+		n, err := i.fifo.Read(buf)
+		if _, werr := i.Write(buf[:n]); werr != nil {
+			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			i.rest(buf)
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// rest copies what the FIFO holds now.
+func (i *input) rest(buf []byte) {
+	raw, err := i.fifo.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		n := 0
+		cerr := raw.Control(func(fd uintptr) {
+			n, err = ignoreEINTR(func() (int, error) { return unix.Read(int(fd), buf) })
+		})
+		if cerr != nil || err != nil || n <= 0 {
+			return
+		}
+		if _, err := i.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// abort ends the input for good.
+func (i *input) abort() {
+	i.closeWrite()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	select {
+	case <-i.ready:
+	default:
+		close(i.ready) // Write fails
+	}
+	if i.fifo != nil {
+		i.fifo.Close()
+	}
+}
