@@ -269,16 +269,21 @@ type branch struct {
 	ret   uint32
 }
 
-// decide gives what happens to each number that the profile says something about. The
-// slices hold branches in order; what comes after one without conditions is left out.
+// decide gives, for each number that the profile names, the branches to look at, in
+// order. A branch without conditions is alone.
 func (p *profile) decide(a abi) map[uint32][]branch {
 	out := map[uint32][]branch{}
 	add := func(nr uint32, b branch) {
 		have := out[nr]
-		if n := len(have); n > 0 && have[n-1].conds == nil {
-			return
+		switch {
+		case b.ret == p.fallback:
+			out[nr] = have // named, if not more
+		case len(have) > 0 && have[0].conds == nil:
+		case b.conds == nil:
+			out[nr] = []branch{b}
+		default:
+			out[nr] = append(have, b)
 		}
-		out[nr] = append(have, b)
 	}
 	for _, r := range p.rules {
 		for _, c := range r.calls {
