@@ -221,6 +221,10 @@ func (n *node) expectCensus(before census) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
+			const most = 40
+			if len(left) > most {
+				left = append(left[:most], "…")
+			}
 			return fmt.Errorf("left behind:\n\t%s", strings.Join(left, "\n\t"))
 		}
 		time.Sleep(100 * time.Millisecond)
