@@ -130,7 +130,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 		c.rec.RestartCount++
 		c.failures++
 	}
-	wait := min(restartFirst<<min(c.failures-1, 20), restartMost)
+	wait := min(restartFirst<<max(0, min(c.failures-1, 20)), restartMost)
 	err := c.changeLocked(to, func(s *State) {
 		s.Pid, s.Error = 0, ""
 		s.ExitCode = int(exit.Status)

@@ -32,7 +32,7 @@ type config struct {
 	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations. This version uses the built-in network only."`
 	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
-	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs or systemd; \"\": systemd where it is PID 1."`
+	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs or systemd; \"\": cgroupfs."`
 	LogLevel         string            `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string            `toml:"log-format" comment:"text or json."`
 	BridgeName       string            `toml:"bridge-name" comment:"Interface of the default network."`
@@ -166,10 +166,7 @@ func (c *config) complete() error {
 		}
 	}
 	if c.CgroupDriver == "" {
-		c.CgroupDriver = "cgroupfs"
-		if st, err := os.Lstat("/run/systemd/system"); err == nil && st.IsDir() { // sd_booted(3)
-			c.CgroupDriver = "systemd"
-		}
+		c.CgroupDriver = "cgroupfs" // the runtime of this version has no systemd driver
 	}
 	for key, s := range map[string]string{"bridge-subnet": c.BridgeSubnet, "bridge-subnet6": c.BridgeSubnet6} {
 		if s == "" {
