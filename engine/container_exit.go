@@ -130,7 +130,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 		c.rec.RestartCount++
 		c.failures++
 	}
-	wait := min(restartFirst<<min(c.failures-1, 20), restartMost)
+	wait := min(restartFirst<<max(0, min(c.failures-1, 20)), restartMost)
 	err := c.changeLocked(to, func(s *State) {
 		s.Pid, s.Error = 0, ""
 		s.ExitCode = int(exit.Status)
@@ -198,14 +198,14 @@ func (e *Engine) releaseShim(ctx context.Context, v Container, r *run) error {
 	_, err := r.shim.get().Delete(ctx, v.ID, "")
 	if err == nil || errdefs.IsNotFound(err) {
 		if err = r.shim.get().Shutdown(ctx); err == nil {
-			return removeBundle(r.bundle)
+			return RemoveBundle(r.bundle)
 		}
 	}
 	// The shim is gone or does not answer.
 	if _, rerr := e.opt.Shims.Reap(ctx, e.shimOptions(v)); rerr != nil {
 		return errors.Join(fmt.Errorf("delete task: %w", err), rerr)
 	}
-	return removeBundle(r.bundle)
+	return RemoveBundle(r.bundle)
 }
 
 // releaseNetwork gives back endpoints and the namespace of a container.

@@ -117,7 +117,7 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 		return nil
 	})
 	g.Go(func() error { return os.RemoveAll(e.dir(c.id)) })
-	g.Go(func() error { return removeBundle(e.bundle(c.id)) })
+	g.Go(func() error { return RemoveBundle(e.bundle(c.id)) })
 	if err := g.Wait(); err != nil {
 		_ = c.change(StatusDead, func(s *State) { s.Error = err.Error() })
 		c.mu.Lock()

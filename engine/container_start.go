@@ -142,13 +142,13 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		return fmt.Errorf("mounts of container %s: %w", v.ID, err)
 	}
 	bundle := e.bundle(v.ID)
-	if err := removeBundle(bundle); err != nil {
+	if err := RemoveBundle(bundle); err != nil {
 		return fmt.Errorf("clean bundle of container %s: %w", v.ID, err)
 	}
 	if err := os.Mkdir(bundle, 0o710); err != nil {
 		return fmt.Errorf("make bundle of container %s: %w", v.ID, err)
 	}
-	u.Add("bundle", func(context.Context) error { return removeBundle(bundle) })
+	u.Add("bundle", func(context.Context) error { return RemoveBundle(bundle) })
 
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
 	if err := e.joinNamespaces(&in); err != nil {
@@ -440,8 +440,8 @@ func (e *Engine) mountShm(v Container, bundle string) (string, error) {
 	return dir, nil
 }
 
-// removeBundle deletes a bundle with the mounts that are in it.
-func removeBundle(bundle string) error {
+// RemoveBundle deletes a bundle with the mounts that are in it.
+func RemoveBundle(bundle string) error {
 	if err := unix.Unmount(filepath.Join(bundle, "shm"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil &&
 		!errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount shm: %w", err)

@@ -118,7 +118,7 @@ func (e *Engine) take(ctx context.Context, c *container) {
 		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {
 			e.log.Error("undo an unfinished start", "container", c.id, "error", derr)
 		}
-		if err := removeBundle(bundle); err != nil {
+		if err := RemoveBundle(bundle); err != nil {
 			e.log.Error("undo an unfinished start", "container", c.id, "error", err)
 		}
 		e.takeDead(ctx, c, true)
@@ -275,7 +275,7 @@ func (e *Engine) dropStrayFolders(ctx context.Context) {
 			continue
 		}
 		e.reap(Container{ID: id})
-		if err := removeBundle(e.bundle(id)); err != nil {
+		if err := RemoveBundle(e.bundle(id)); err != nil {
 			e.log.Error("remove stray bundle", "container", id, "error", err)
 		}
 	}
