@@ -368,8 +368,10 @@ func TestOverlaySupported(t *testing.T) {
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
 	}
-	if _, err := NewOverlay(filepath.Join(dir, "a:b"), nil); !errdefs.IsInvalidArgument(err) {
-		t.Error(err)
+	for _, bad := range []string{"a:b", "a,b", `a\b`, strings.Repeat("long/", 50)} {
+		if _, err := NewOverlay(filepath.Join(dir, bad), nil); !errdefs.IsInvalidArgument(err) {
+			t.Error(err)
+		}
 	}
 }
 
@@ -524,9 +526,12 @@ func TestUsage(t *testing.T) {
 	root := prepare(t, sn, "a", "")
 	write(t, root, "f", strings.Repeat("x", 100_000))
 	must(t, os.Link(filepath.Join(root, "f"), filepath.Join(root, "g")))
+	outside := t.TempDir()
+	write(t, outside, "large", strings.Repeat("x", 1<<20))
+	must(t, os.Symlink(outside, filepath.Join(root, "link")))
 	u, err := sn.Usage(ctx, "a")
 	must(t, err)
-	if u.Inodes != 2 || u.Size < 100_000 || u.Size > 150_000 {
+	if u.Inodes != 3 || u.Size < 100_000 || u.Size > 150_000 {
 		t.Error(u)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
@@ -537,6 +542,29 @@ func TestUsage(t *testing.T) {
 	must(t, sn.Commit(ctx, "c", "a"))
 	if c, err := sn.Usage(ctx, "c"); err != nil || c != u {
 		t.Error(c, err)
+	}
+	// Deeper than any path can name: an error, not a stack or a table of files used up.
+	_, err = sn.Prepare(ctx, "deep", "")
+	must(t, err)
+	own, _, err := sn.layers(ctx, "deep")
+	must(t, err)
+	dir, err := os.Open(own.fs())
+	must(t, err)
+	for range maxTreeDepth + 10 {
+		must(t, unix.Mkdirat(int(dir.Fd()), "directory", 0o700))
+		next, err := openAt(dir, "directory", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err)
+		dir.Close()
+		dir = next
+	}
+	dir.Close()
+	if _, err := sn.Usage(ctx, "deep"); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	must(t, sn.Remove(ctx, "deep"))
+	must(t, sn.Cleanup(ctx))
+	if there, err := exists(string(own)); err != nil || there {
+		t.Error("a deep tree is left", err)
 	}
 }
 

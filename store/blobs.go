@@ -89,13 +89,14 @@ func (b *blobs) publish(file string, d digest.Digest) error {
 			return err
 		}
 	}
-	if err := os.Chmod(file, 0o444); err != nil {
-		return err
-	}
 	if err := b.step("rename"); err != nil {
 		return err
 	}
 	if err := os.Rename(file, b.path(d)); err != nil {
+		return err
+	}
+	// Not before: an ingest whose rename failed must be writable again.
+	if err := os.Chmod(b.path(d), 0o444); err != nil {
 		return err
 	}
 	if err := b.step("sync directory"); err != nil {
