@@ -45,15 +45,19 @@ func (m *Manager) Connect(ctx context.Context, c EndpointConfig) (_ Endpoint, er
 		return Endpoint{}, err
 	}
 	u.Add("endpoint "+c.ID, func(context.Context) error { m.dismiss(e); return nil })
+	u.Add("record of "+c.ID, func(context.Context) error { return m.forgetEndpoint(e.EndpointID) })
 	if e.net.Driver == DriverBridge {
 		e.box.mu.Lock()
 		defer e.box.mu.Unlock()
+		// If the daemon dies in the middle, the next one finds what there is to take back.
+		if err := m.saveEndpoint(e, true); err != nil {
+			return Endpoint{}, err
+		}
 		if err := m.attach(ctx, e, c, &u); err != nil {
 			return Endpoint{}, err
 		}
 	}
-	u.Add("record of "+c.ID, func(context.Context) error { return m.forgetEndpoint(e.EndpointID) })
-	if err := m.saveEndpoint(e); err != nil {
+	if err := m.saveEndpoint(e, false); err != nil {
 		return Endpoint{}, err
 	}
 	u.Release()
@@ -216,7 +220,7 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	if n == nil {
 		return nil, fmt.Errorf("network %s: %w", s.Endpoint.NetworkID, errdefs.ErrNotFound)
 	}
-	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: !s.Leaving}
+	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: !s.Unfinished}
 	if err := e.takeAddresses(e.IPv4.Addr(), e.IPv6.Addr()); err != nil {
 		return nil, err
 	}
@@ -538,7 +542,7 @@ func (m *Manager) disconnect(_ context.Context, e *endpoint) error {
 	// Removing rules and an interface keeps the caller for 20 ms to a second, most of it in waits of the
 	// kernel for others to let go of it. Nobody needs to wait for that: the address stays taken
 	// meanwhile, and a daemon that starts over finds in the record what is left to do.
-	err := m.saveEndpoint(e)
+	err := m.saveEndpoint(e, true)
 	m.background.Go(func() { m.reap(e) })
 	return err
 }

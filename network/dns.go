@@ -108,7 +108,7 @@ func (m *Manager) Rename(_ context.Context, networkRef, endpointID, newName stri
 	e.setDNSNames()
 	n.publish(e)
 	m.mu.Unlock()
-	return m.saveEndpoint(e)
+	return m.saveEndpoint(e, false)
 }
 
 // startDNS gives the sandbox a nameserver if the endpoint's network has names. The caller holds box.mu.

@@ -333,7 +333,9 @@ func TestNetworks(t *testing.T) {
 func TestConnectErrors(t *testing.T) {
 	needRoot(t)
 	ctx := context.Background()
-	m := manager(t, options(t))
+	o := options(t)
+	o.HealEvery = time.Hour // it would repair what is broken here
+	m := manager(t, o)
 	a := newBox(t, m, "a")
 	ea := a.connect("bridge", func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18090}} })
 	b := newBox(t, m, "b")
@@ -370,6 +372,59 @@ func TestConnectErrors(t *testing.T) {
 		}
 		if after := census(t, m); after != before {
 			t.Errorf("%s: something is left\n--- before\n%s\n--- after\n%s", x.name, before, after)
+		}
+	}
+	// What fails on the host, late in Connect.
+	if _, err := m.Create(ctx, Config{Name: "named"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, harm := range map[string]func() (repair func()){
+		"firewall": func() func() {
+			old := m.fw.name
+			m.fw.name = strings.Repeat("x", 300)
+			return func() { m.fw.name = old; must(t, m.fw.build()) }
+		},
+		"nameserver": func() func() {
+			lo := func(do func(h *netlink.Handle, l netlink.Link, a *netlink.Addr) error) {
+				must(t, b.run(func() error {
+					h, err := netlink.NewHandle()
+					if err != nil {
+						return err
+					}
+					defer h.Close()
+					l, err := h.LinkByName("lo")
+					if err != nil {
+						return err
+					}
+					return do(h, l, &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("127.0.0.1/8"))})
+				}))
+			}
+			lo(func(h *netlink.Handle, l netlink.Link, a *netlink.Addr) error { return h.AddrDel(l, a) })
+			return func() { lo(func(h *netlink.Handle, l netlink.Link, a *netlink.Addr) error { return h.AddrAdd(l, a) }) }
+		},
+		"record": func() func() {
+			old := m.endpointDir
+			m.endpointDir = filepath.Join(old, "none")
+			return func() { m.endpointDir = old }
+		},
+	} {
+		c := EndpointConfig{ID: "b", Network: "named", Netns: b.path, Name: "b", Ports: []PortMapping{{Proto: "tcp", ContainerPort: 80}, {Proto: "udp", ContainerPort: 80}}}
+		e, err := m.Connect(ctx, c) // makes the bridge
+		if err != nil {
+			t.Fatal(err, e)
+		}
+		must(t, errors.Join(m.Disconnect(ctx, "named", "b"), m.Settle(ctx)))
+		before := census(t, m)
+		repair := harm()
+		_, err = m.Connect(ctx, c)
+		repair()
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			must(t, errors.Join(m.Disconnect(ctx, "named", "b")))
+		}
+		must(t, m.Settle(ctx))
+		if after := census(t, m); after != before {
+			t.Errorf("%s: %v: something is left\n--- before\n%s\n--- after\n%s", name, err, before, after)
 		}
 	}
 	e := b.connect("bridge", func(c *EndpointConfig) { c.Sysctls = map[string]string{"net.ipv4.conf.IFNAME.log_martians": "1"} })
@@ -473,6 +528,139 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestKilledInConnect: a daemon that died in the middle leaves a cable and a record of it.
+func TestKilledInConnect(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	o := options(t)
+	first, err := Open(ctx, o)
+	must(t, err)
+	a := newBox(t, first, "a")
+	e := a.connect("bridge", nil)
+	must(t, first.saveEndpoint(first.liveEndpoints()[0], true))
+	must(t, first.Close())
+	m := manager(t, o)
+	if es, err := m.Endpoints(ctx, "bridge"); err != nil || len(es) != 0 {
+		t.Error(es, err)
+	}
+	a.m = m
+	again := a.connect("bridge", nil) // waits for the remains to go
+	if again.IfName != "eth0" || again.IPv4 != e.IPv4 {
+		t.Errorf("%+v, first %+v", again, e)
+	}
+	if _, err := m.host.LinkByName(e.HostIfName); err == nil {
+		t.Error("the old cable is still there")
+	}
+	if paths, err := m.Netns(ctx); err != nil || fmt.Sprint(paths) != fmt.Sprint([]string{a.path}) {
+		t.Error(paths, err)
+	}
+}
+
+func TestChangedSubnet(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	o := options(t)
+	first, err := Open(ctx, o)
+	must(t, err)
+	a := newBox(t, first, "a")
+	ea := a.connect("bridge", nil)
+	must(t, first.Close())
+	old := o.BridgeSubnet
+	o.BridgeSubnet = netip.MustParsePrefix("10.96.0.9/24")
+	second, err := Open(ctx, o)
+	must(t, err)
+	if n, err := second.Get(ctx, "bridge"); err != nil || n.Subnets[0].Prefix != old {
+		t.Errorf("the subnet changed under a container: %+v, %v", n, err)
+	}
+	must(t, errors.Join(second.Disconnect(ctx, "bridge", "a"), second.Settle(ctx)))
+	second.stop() // a bridge with the old address is left
+	m := manager(t, o)
+	a.m = m
+	n, err := m.Get(ctx, "bridge")
+	if err != nil || n.Subnets[0].Prefix.String() != "10.96.0.0/24" || n.Subnets[0].Gateway != addr("10.96.0.9") {
+		t.Errorf("%+v, %v", n, err)
+	}
+	again := a.connect("bridge", func(c *EndpointConfig) { c.IPv4 = addr("10.96.0.77") })
+	if again.IPv4.String() != "10.96.0.77/24" || again.NetworkID != ea.NetworkID {
+		t.Errorf("%+v", again)
+	}
+	l, err := m.host.LinkByName(o.BridgeName)
+	must(t, err)
+	addrs, err := m.host.AddrList(l, netlink.FAMILY_V4)
+	if err != nil || len(addrs) != 1 || addrs[0].IP.String() != "10.96.0.9" {
+		t.Error(addrs, err)
+	}
+	// The address that was asked for is there again at once, also for a namespace of the same name.
+	must(t, errors.Join(m.Disconnect(ctx, "bridge", "a"), m.DeleteNetns(ctx, a.path)))
+	a = newBox(t, m, "a")
+	if third := a.connect("bridge", func(c *EndpointConfig) { c.IPv4 = addr("10.96.0.77") }); third.IPv4 != again.IPv4 {
+		t.Errorf("%+v", third)
+	}
+}
+
+// TestUDPFlows: a client that keeps its source port reaches the container that has the port now.
+func TestUDPFlows(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	m := manager(t, options(t))
+	publish := func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "udp", ContainerPort: 80, HostPort: 18040}} }
+	keep := newBox(t, m, "keep") // so that the bridge is there all the time
+	ek := keep.connect("bridge", nil)
+	var client net.Conn
+	must(t, keep.run(func() (err error) {
+		client, err = net.Dial("udp", ek.Gateway4.String()+":18040")
+		return err
+	}))
+	defer client.Close()
+	for _, id := range []string{"a", "b"} {
+		x := newBox(t, m, id)
+		x.connect("bridge", publish)
+		x.serve(80)
+		eventually(t, id+" answers", func() error {
+			if _, err := client.Write([]byte("x")); err != nil {
+				return err
+			}
+			client.SetReadDeadline(time.Now().Add(refused))
+			buf := make([]byte, 100)
+			n, err := client.Read(buf)
+			if err == nil && !strings.HasPrefix(string(buf[:n]), id+" sees") {
+				err = fmt.Errorf("got %q", buf[:n])
+			}
+			return err
+		})
+		x.remove("bridge")
+		must(t, m.Settle(ctx))
+		client.Write([]byte("nobody is there"))
+	}
+}
+
+func TestManyPorts(t *testing.T) {
+	needRoot(t)
+	m := manager(t, options(t))
+	a := newBox(t, m, "a")
+	var ports []PortMapping
+	for p := range uint16(1000) {
+		ports = append(ports, PortMapping{Proto: "tcp", ContainerPort: 1000 + p, HostPort: 20000 + p})
+	}
+	start := time.Now()
+	a.connect("bridge", func(c *EndpointConfig) { c.Ports = ports })
+	t.Logf("1000 ports: %v", time.Since(start))
+	a.serve(1999)
+	if got, err := ask("tcp", "127.0.0.1:20999", patience); err != nil || !strings.HasPrefix(got, "a sees") {
+		t.Error(got, err)
+	}
+	start = time.Now()
+	a.remove("bridge")
+	t.Logf("removed: %v", time.Since(start))
+	// They are free for another at once.
+	b := newBox(t, m, "b")
+	b.connect("bridge", func(c *EndpointConfig) { c.Ports = ports })
+	b.serve(1999)
+	if got, err := ask("tcp", "127.0.0.1:20999", patience); err != nil || !strings.HasPrefix(got, "b sees") {
+		t.Error(got, err)
+	}
+}
+
 func TestEarlierBoot(t *testing.T) {
 	needRoot(t)
 	o := options(t)
@@ -484,7 +672,7 @@ func TestEarlierBoot(t *testing.T) {
 	a.connect("bridge", nil)
 	m.boot = "another"
 	e := m.liveEndpoints()[0]
-	if err := m.saveEndpoint(e); err != nil {
+	if err := m.saveEndpoint(e, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Close(); err != nil {

@@ -49,6 +49,9 @@ func (m *Manager) makeBridge(ctx context.Context, n Network) (err error) {
 			return fmt.Errorf("bridge %s: an interface of type %s has that name", n.Bridge, old.Type())
 		}
 		link = old
+		if err := m.dropOtherAddresses(n, link); err != nil {
+			return err
+		}
 	default:
 		return fmt.Errorf("make bridge %s: %w", n.Bridge, err)
 	}
@@ -85,6 +88,24 @@ func (m *Manager) makeBridge(ctx context.Context, n Network) (err error) {
 		return fmt.Errorf("bridge %s: up: %w", n.Bridge, err)
 	}
 	u.Release()
+	return nil
+}
+
+// dropOtherAddresses removes what an earlier configuration left on the bridge.
+func (m *Manager) dropOtherAddresses(n Network, link netlink.Link) error {
+	addrs, err := dump(func() ([]netlink.Addr, error) { return m.host.AddrList(link, netlink.FAMILY_ALL) })
+	if err != nil {
+		return fmt.Errorf("bridge %s: list addresses: %w", n.Bridge, err)
+	}
+	for _, a := range addrs {
+		ours := slices.ContainsFunc(n.Subnets, func(s Subnet) bool { return a.IP.Equal(s.Gateway.AsSlice()) })
+		if ours || a.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if err := m.host.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("bridge %s: remove address %s: %w", n.Bridge, a.IP, err)
+		}
+	}
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,6 +54,9 @@ type Options struct {
 }
 
 const defaultBridge = "hako0"
+
+// notInTableName is what nft(8) would want quotes for.
+var notInTableName = regexp.MustCompile(`[^A-Za-z0-9_-]`)
 
 // Manager owns the networks of one daemon. Nothing is made on the host before the
 // first endpoint needs it. All methods may be called concurrently.
@@ -129,7 +133,7 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	if o.FirewallTable == "" {
 		o.FirewallTable = "hako"
 		if o.BridgeName != defaultBridge {
-			o.FirewallTable += "-" + o.BridgeName
+			o.FirewallTable += "-" + notInTableName.ReplaceAllString(o.BridgeName, "_")
 		}
 	}
 	if o.MTU == 0 {
@@ -178,17 +182,19 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	if m.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("open networks: netlink: %w", err)
 	}
-	if err := m.loadNetworks(ctx); err != nil {
+	states, err := m.loadEndpoints()
+	if err != nil {
 		return nil, fmt.Errorf("open networks: %w", err)
 	}
-	if err := m.restore(ctx); err != nil {
+	if err := m.loadNetworks(ctx, states); err != nil {
 		return nil, fmt.Errorf("open networks: %w", err)
 	}
+	m.restore(ctx, states)
 	return m, nil
 }
 
 // loadNetworks reads the records and adds the predefined networks.
-func (m *Manager) loadNetworks(ctx context.Context) error {
+func (m *Manager) loadNetworks(ctx context.Context, states []endpointState) error {
 	err := m.records.ForEach(func(id string, raw []byte) error {
 		var n Network
 		if err := json.Unmarshal(raw, &n); err != nil {
@@ -207,15 +213,11 @@ func (m *Manager) loadNetworks(ctx context.Context) error {
 	if err != nil {
 		m.log.Error("some networks cannot be read", "error", err)
 	}
-	return m.addPredefined(ctx)
+	return m.addPredefined(ctx, states)
 }
 
 // restore takes up the endpoints whose namespace lives, and removes the others.
-func (m *Manager) restore(ctx context.Context) error {
-	states, err := m.loadEndpoints()
-	if err != nil {
-		return err
-	}
+func (m *Manager) restore(ctx context.Context, states []endpointState) {
 	var dead []*endpoint
 	for _, s := range states {
 		e, err := m.readmit(s)
@@ -223,7 +225,7 @@ func (m *Manager) restore(ctx context.Context) error {
 			m.log.Error("cannot take up an endpoint", "endpoint", s.Endpoint.ID, "network", s.Endpoint.NetworkName, "error", err)
 			continue
 		}
-		if e.net.Driver == DriverBridge && (s.Leaving || !isNamespace(e.Netns)) {
+		if e.net.Driver == DriverBridge && (s.Unfinished || !isNamespace(e.Netns)) {
 			dead = append(dead, e)
 		}
 	}
@@ -244,7 +246,6 @@ func (m *Manager) restore(ctx context.Context) error {
 		m.startHealing()
 		m.mu.Unlock()
 	}
-	return nil
 }
 
 // reopen gives an endpoint back what lived in the earlier daemon: ports and DNS.

@@ -80,7 +80,7 @@ func newNetw(n Network) (*netw, error) {
 
 // addPredefined completes the networks that always exist. The default bridge's subnet is kept from the
 // first start on, unless the options ask for another one.
-func (m *Manager) addPredefined(ctx context.Context) error {
+func (m *Manager) addPredefined(ctx context.Context, states []endpointState) error {
 	predefined := func(name, driver string) Network {
 		sum := sha256.Sum256([]byte("hako\x00" + m.o.BridgeName + "\x00" + name))
 		return Network{ID: hex.EncodeToString(sum[:]), Name: name, Driver: driver, EnableIPv4: true, Created: time.Now().UTC(), Predefined: true}
@@ -130,6 +130,10 @@ func (m *Manager) addPredefined(ctx context.Context) error {
 		return nil
 	}
 	if old != nil {
+		if slices.ContainsFunc(states, func(s endpointState) bool { return s.Endpoint.NetworkID == n.ID && !s.Unfinished }) {
+			m.log.Warn("the default network keeps its subnets and MTU until no container is on it", "subnets", prefixes(old.Subnets), "wanted", prefixes(n.Subnets))
+			return nil
+		}
 		n.Created = old.Created
 	}
 	nw, err := newNetw(n)

@@ -82,7 +82,7 @@ func TestReachability(t *testing.T) {
 	needRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
-	for _, c := range []Config{{Name: "other"}, {Name: "inside", Internal: true, EnableIPv4: true, EnableIPv6: true}, {Name: "lonely", Options: map[string]string{optICC: "false"}}, {Name: "six", EnableIPv4: true, EnableIPv6: true}} {
+	for _, c := range []Config{{Name: "other"}, {Name: "inside", Internal: true, EnableIPv4: true, EnableIPv6: true}, {Name: "lonely", Options: map[string]string{optICC: "false"}}, {Name: "six", EnableIPv4: true, EnableIPv6: true}, {Name: "sixonly", EnableIPv6: true}} {
 		if _, err := m.Create(ctx, c); err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +111,14 @@ func TestReachability(t *testing.T) {
 		c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18086}, {Proto: "udp", ContainerPort: 80, HostPort: 18086}}
 	})
 	es2 := s2.connect("six", nil)
-	for _, x := range []*box{b, d, j, l2, s, s2} {
+	s3 := newBox(t, m, "s3")
+	es3 := s3.connect("sixonly", func(c *EndpointConfig) {
+		c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18087}, {Proto: "udp", ContainerPort: 80, HostPort: 18087}}
+	})
+	if es3.IPv4.IsValid() || es3.MAC == "" {
+		t.Errorf("%+v", es3)
+	}
+	for _, x := range []*box{b, d, j, l2, s, s2, s3} {
 		x.serve(80)
 	}
 	host := &box{t: t, m: m, id: "host", path: "/proc/self/ns/net"}
@@ -180,6 +187,10 @@ func TestReachability(t *testing.T) {
 		{s2, net.JoinHostPort(es.IPv6.Addr().String(), "80"), "s sees " + es2.IPv6.Addr().String()},
 		{s2, net.JoinHostPort(es.Gateway6.String(), "18086"), "s sees " + es.Gateway6.String()},
 		{s, net.JoinHostPort(es.Gateway6.String(), "18086"), "s sees " + es.Gateway6.String()},
+		{host, "127.0.0.1:18087", "s3 sees " + es3.Gateway6.String()},
+		{out, "198.51.100.1:18087", "s3 sees " + es3.Gateway6.String()},
+		{out, "[2001:db8:99::1]:18087", "s3 sees 2001:db8:99::2"},
+		{s2, net.JoinHostPort(es3.IPv6.Addr().String(), "80"), ""},
 		{s2, "[2001:db8:99::2]:80", "lan sees 2001:db8:99::1"},
 	} {
 		for _, proto := range []string{"tcp", "udp"} {
@@ -266,7 +277,9 @@ func TestReachability(t *testing.T) {
 
 	// Without the daemon the kernel goes on: what was reached through a relay is the only thing that is lost.
 	for _, e := range m.liveEndpoints() {
+		e.box.mu.Lock()
 		m.releasePorts(e)
+		e.box.mu.Unlock()
 	}
 	for _, x := range []struct {
 		from *box

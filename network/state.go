@@ -19,7 +19,7 @@ type endpointState struct {
 	Hostname        string   `json:"hostname,omitempty"`
 	GatewayPriority int      `json:"gatewayPriority,omitempty"`
 	BootID          string   `json:"bootID"`
-	Leaving         bool     `json:"leaving,omitempty"` // Disconnect has begun
+	Unfinished      bool     `json:"unfinished,omitempty"` // Connect has not ended, or Disconnect has begun: to be removed
 }
 
 func bootID() string {
@@ -34,8 +34,8 @@ func (m *Manager) statePath(endpointID string) string {
 	return filepath.Join(m.endpointDir, endpointID+".json")
 }
 
-func (m *Manager) saveEndpoint(e *endpoint) error {
-	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, m.boot, e.leaving != nil})
+func (m *Manager) saveEndpoint(e *endpoint, unfinished bool) error {
+	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, m.boot, unfinished})
 	if err != nil {
 		return fmt.Errorf("record endpoint %s: %w", e.ID, err)
 	}
