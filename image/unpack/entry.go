@@ -70,10 +70,7 @@ func (a *applier) fill(fd int, size int64) error {
 	for size > 0 {
 		n, err := io.ReadFull(a.tr, a.buf[:min(size, int64(len(a.buf)))])
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
+			return a.broken(err)
 		}
 		if err := writeAll(fd, a.buf[:n]); err != nil {
 			return err
@@ -106,10 +103,7 @@ func (a *applier) fillSparse(fd int, size int64) error {
 		}
 		n, err := io.ReadFull(a.tr, a.buf[:min(size-off, int64(len(a.buf)))])
 		if err != nil {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
+			return a.broken(err)
 		}
 		for b := a.buf[:n]; len(b) > 0; {
 			run := min(page, len(b))

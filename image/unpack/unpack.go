@@ -112,6 +112,7 @@ func refused(name, format string, args ...any) error {
 type applier struct {
 	ctx    context.Context
 	o      Options
+	in     *limitReader
 	tr     *tar.Reader
 	root   int
 	umask  uint32
@@ -141,7 +142,7 @@ func Apply(ctx context.Context, root *os.File, r io.Reader, o Options) (Result, 
 	}
 	bounded := &limitReader{r: r, left: o.Limits.Size}
 	a := &applier{
-		ctx: ctx, o: o, tr: tar.NewReader(bounded), root: int(root.Fd()), umask: umask,
+		ctx: ctx, o: o, in: bounded, tr: tar.NewReader(bounded), root: int(root.Fd()), umask: umask,
 		buf: make([]byte, copyBuffer), times: map[string]int64{}, missed: map[string]struct{}{".": {}},
 	}
 	if o.Mode == Merged {
@@ -180,7 +181,7 @@ func (a *applier) run() error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("read layer entry %d: %w", a.res.Entries+1, err)
+			return fmt.Errorf("read layer entry %d: %w", a.res.Entries+1, a.broken(err))
 		}
 		if a.res.Entries++; a.res.Entries > a.o.Limits.Entries {
 			return fmt.Errorf("layer has more than %d entries: %w", a.o.Limits.Entries, errdefs.ErrResourceExhausted)
@@ -189,6 +190,18 @@ func (a *applier) run() error {
 			return err
 		}
 	}
+}
+
+// broken gives an error of the tar reader its class: what the stream below did not
+// report is the tar's own fault.
+func (a *applier) broken(err error) error {
+	if errors.Is(err, io.EOF) {
+		err = io.ErrUnexpectedEOF
+	}
+	if below := a.in.err; below != nil && below != io.EOF { //nolint:errorlint // the bare end is no error
+		return below
+	}
+	return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 }
 
 // entry applies one member of the tar.
@@ -399,10 +412,9 @@ func classify(err error) error {
 		return err
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENOMEM):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrResourceExhausted)
-	case errors.Is(err, tar.ErrHeader), errors.Is(err, tar.ErrFieldTooLong), errors.Is(err, tar.ErrInsecurePath),
-		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL),
+	case errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EINVAL),
 		errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EMLINK), errors.Is(err, unix.EISDIR),
-		errors.Is(err, unix.EFBIG):
+		errors.Is(err, unix.EFBIG), errors.Is(err, unix.E2BIG), errors.Is(err, unix.ERANGE):
 		return fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return err
@@ -412,13 +424,15 @@ func classify(err error) error {
 type limitReader struct {
 	r    io.Reader
 	left int64
+	err  error
 }
 
 func (l *limitReader) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
 	if l.left -= int64(n); l.left < 0 {
-		return 0, fmt.Errorf("layer is larger than the limit: %w", errdefs.ErrResourceExhausted)
+		n, err = 0, fmt.Errorf("layer is larger than the limit: %w", errdefs.ErrResourceExhausted)
 	}
+	l.err = err
 	return n, err
 }
 
