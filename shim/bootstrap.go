@@ -33,6 +33,7 @@ type Command struct {
 	ID        string
 	Bundle    string // the working directory if empty
 	Debug     bool
+	Socket    string // of a shim that serves: the path of its listener
 	// Events is the ttrpc socket for events.
 	Events string
 	// SocketDir is where `start` puts its sockets.
@@ -128,7 +129,7 @@ func (c *Command) findOrStart() (string, error) {
 		return "", err
 	}
 	defer null.Close()
-	args := []string{os.Args[0], "-namespace", c.Namespace, "-address", c.Address, "-id", c.ID, "-bundle", cwd, "-events", c.Events}
+	args := []string{os.Args[0], "-namespace", c.Namespace, "-address", c.Address, "-id", c.ID, "-bundle", cwd, "-events", c.Events, "-socket", path}
 	if c.Debug {
 		args = append(args, "-debug")
 	}
@@ -151,9 +152,6 @@ func Listener() (net.Listener, error) {
 	l, err := net.FileListener(f)
 	if err != nil {
 		return nil, fmt.Errorf("file descriptor %d is no listening socket: %w", listenFD, err)
-	}
-	if u, ok := l.(*net.UnixListener); ok {
-		u.SetUnlinkOnClose(true)
 	}
 	return l, nil
 }

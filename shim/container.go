@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -112,6 +113,9 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	u.Add("write "+wire.TaskFile, func(context.Context) error {
 		return os.Remove(filepath.Join(r.Bundle, wire.TaskFile))
 	})
+	if err := s.writeAddress(r.Bundle); err != nil {
+		return nil, err
+	}
 	c = &container{id: r.ID, bundle: r.Bundle, cfg: cfg, ownPIDs: spec.ownPIDs()}
 	c.mu.execs = map[string]*process{}
 	p := &process{c: c, stopped: make(chan struct{}), io: ioRequest{
@@ -149,6 +153,18 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	s.watchOOM(c)
 	u.Release()
 	return c, nil
+}
+
+// writeAddress lets a daemon that comes back find the shim from each of its bundles.
+func (s *Service) writeAddress(bundle string) error {
+	if s.socket == "" {
+		return nil
+	}
+	path, address := filepath.Join(bundle, wire.AddressFile), "unix://"+s.socket
+	if b, err := os.ReadFile(path); err == nil && string(b) == address {
+		return nil
+	}
+	return durable.WriteVolatile(path, []byte(address), 0o600)
 }
 
 // runtimeConfig takes the runtime from the request's options, or else that of the shim.

@@ -26,6 +26,9 @@ const idleLimit = time.Minute
 // Options make a Service.
 type Options struct {
 	Namespace string
+	// Socket is the path under which clients reach the shim. It is written to the
+	// bundles of its containers, and removed at the end.
+	Socket string
 	// EventsAddress is the ttrpc socket that takes events (Events/Forward); may be empty.
 	EventsAddress string
 	// Runtime gives the runtime for a configuration.
@@ -38,6 +41,7 @@ type Options struct {
 // Service is a running shim.
 type Service struct {
 	namespace string
+	socket    string
 	runtime   func(RuntimeConfig) (Runtime, error)
 	defaults  RuntimeConfig
 	log       *slog.Logger
@@ -63,7 +67,7 @@ func New(o Options) (*Service, error) {
 		return nil, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
 	s := &Service{
-		namespace: o.Namespace, runtime: o.Runtime, defaults: o.Defaults, log: o.Log,
+		namespace: o.Namespace, socket: o.Socket, runtime: o.Runtime, defaults: o.Defaults, log: o.Log,
 		events:   newPublisher(o.EventsAddress, o.Namespace, o.Log),
 		reaper:   newReaper(),
 		shutdown: make(chan struct{}),
@@ -160,6 +164,9 @@ func (s *Service) end() { s.shutdownOnce.Do(func() { close(s.shutdown) }) }
 
 // close ends what runs in the background.
 func (s *Service) close() {
+	if s.socket != "" {
+		os.Remove(s.socket)
+	}
 	s.trim.Stop()
 	s.events.close()
 	close(s.reaper.quit)

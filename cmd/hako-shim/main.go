@@ -15,13 +15,13 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
 	"github.com/hako-engine/hako/shim/wire"
@@ -55,7 +55,7 @@ func run(args []string) error {
 	fs.BoolVar(&c.Defaults.SystemdCgroup, "systemd-cgroup", false, "let systemd manage cgroups")
 	fs.BoolVar(&c.Debug, "debug", false, "verbose log")
 	fs.String("publish-binary", "", "ignored: events go over ttrpc")
-	fs.String("socket", "", "ignored")
+	fs.StringVar(&c.Socket, "socket", "", "path of the listening socket")
 	showVersion := fs.Bool("v", false, "print the version")
 	showInfo := fs.Bool("info", false, "print a RuntimeInfo message")
 	if err := fs.Parse(args); err != nil {
@@ -98,7 +98,7 @@ func serve(c shim.Command) error {
 		return err
 	}
 	s, err := shim.New(shim.Options{
-		Namespace: c.Namespace, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
+		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
 		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
@@ -116,8 +116,12 @@ func info(io.Reader, io.Writer) error {
 
 // newRuntime wires the runtime that a configuration asks for.
 func newRuntime(cfg shim.RuntimeConfig) (shim.Runtime, error) {
-	if cfg.Binary == "" {
-		cfg.Binary = "runc"
+	if cfg.Binary != "" {
+		return &ociexec.Runtime{Binary: cfg.Binary, Root: cfg.Root, SystemdCgroup: cfg.SystemdCgroup, Cgroup: cgroupOf}, nil
 	}
-	return &ociexec.Runtime{Binary: cfg.Binary, Root: filepath.Clean(cfg.Root), SystemdCgroup: cfg.SystemdCgroup}, nil
+	driver := "cgroupfs"
+	if cfg.SystemdCgroup {
+		driver = "systemd"
+	}
+	return native{&oci.Runtime{Root: cfg.Root, CgroupDriver: driver, Log: slog.Default()}}, nil
 }

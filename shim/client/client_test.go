@@ -13,8 +13,6 @@ import (
 	"github.com/hako-engine/hako/shim/client"
 )
 
-func helper([]string) {}
-
 func TestRunToEnd(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
 		log, path := e.jsonLog()

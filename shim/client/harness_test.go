@@ -201,6 +201,10 @@ func spec(id string) *specs.Spec {
 	}
 }
 
+func resources(memory int64) *specs.LinuxResources {
+	return &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: &memory}}
+}
+
 func (e *env) writeSpec() {
 	e.t.Helper()
 	b, err := json.Marshal(e.spec)

@@ -67,7 +67,7 @@ func start(o StartOptions) (*Shim, error) {
 	if err := os.WriteFile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
-	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "serve"), &os.ProcAttr{
+	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "-socket", path, "serve"), &os.ProcAttr{
 		Dir:   o.Bundle,
 		Env:   append(os.Environ(), "GOMAXPROCS=2"),
 		Files: []*os.File{null, null, logFile, l},

@@ -241,7 +241,9 @@ func TestServerWithForeignClient(t *testing.T) {
 	}
 }
 
-type foreign struct{ got chan *ttrpcevents.ForwardRequest }
+type foreign struct {
+	got chan *ttrpcevents.ForwardRequest
+}
 
 func (f foreign) Forward(_ context.Context, r *ttrpcevents.ForwardRequest) (*emptypb.Empty, error) {
 	f.got <- r

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/shim"
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// native is hako's own runtime, used as a library.
+type native struct{ r *oci.Runtime }
+
+func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (shim.Container, error) {
+	opts := oci.CreateOptions{
+		Bundle: o.Bundle, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
+		NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
+	}
+	for _, m := range o.Rootfs {
+		opts.Rootfs = append(opts.Rootfs, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source, Options: m.Options})
+	}
+	c, err := n.r.Create(ctx, id, opts)
+	if err != nil {
+		return nil, err
+	}
+	if c.PidFD != nil {
+		c.PidFD.Close() // the shim has one of its own
+	}
+	return nativeContainer{c}, nil
+}
+
+func (n native) Remove(ctx context.Context, id, _ string) error {
+	c, err := n.r.Load(id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	err = c.Delete(ctx, true)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+type nativeContainer struct{ c *oci.Container }
+
+func (n nativeContainer) Init() shim.Process {
+	return shim.Process{Pid: n.c.Pid(), Console: n.c.Console}
+}
+
+func (n nativeContainer) Start(ctx context.Context) error { return n.c.Start(ctx) }
+
+func (n nativeContainer) Exec(ctx context.Context, o shim.ExecOptions) (shim.Process, error) {
+	return shim.Process{}, fmt.Errorf("exec: %w", errdefs.ErrNotImplemented)
+}
+
+func (n nativeContainer) Kill(ctx context.Context, sig unix.Signal, all bool) error {
+	if all {
+		return n.c.KillAll(ctx, sig)
+	}
+	return n.c.Kill(ctx, sig)
+}
+
+func (n nativeContainer) Pause(ctx context.Context) error  { return n.c.Pause(ctx) }
+func (n nativeContainer) Resume(ctx context.Context) error { return n.c.Resume(ctx) }
+
+func (n nativeContainer) Update(ctx context.Context, r *specs.LinuxResources) error {
+	return n.c.Update(ctx, r)
+}
+
+func (n nativeContainer) Pids(context.Context) ([]int, error) { return n.c.Processes() }
+
+func (n nativeContainer) Stats(context.Context) (wire.Any, error) {
+	st, err := n.c.Stats()
+	if err != nil {
+		return wire.Any{}, err
+	}
+	return metrics(st), nil
+}
+
+func (n nativeContainer) OOM(ctx context.Context) (<-chan struct{}, error) {
+	if len(n.c.CgroupPaths()) == 0 {
+		ch := make(chan struct{})
+		close(ch)
+		return ch, nil
+	}
+	return n.c.NotifyOOM(ctx)
+}
+
+func (n nativeContainer) OOMKilled() bool { return oomKilled(n.c.CgroupPaths()) }
+
+func (n nativeContainer) Delete(ctx context.Context) error {
+	err := n.c.Delete(ctx, false)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
