@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 )
 
@@ -14,7 +15,7 @@ type Process interface {
 	io.Writer
 	// CloseWrite ends the process's input.
 	CloseWrite() error
-	// Close detaches; it ends a ReadFrame under way.
+	// Close detaches; it ends a ReadFrame under way. It is called once.
 	io.Closer
 }
 
@@ -55,14 +56,15 @@ const drainTime = 10 * time.Second
 // client typed the detach keys, and nil at the end of output and for a client that left.
 func Pump(ctx context.Context, c Client, p Process, sink Sink, o PumpOptions) error {
 	ctx, cancel := context.WithCancelCause(ctx)
+	detach := sync.OnceFunc(func() { p.Close() })
 	stop := context.AfterFunc(ctx, func() {
-		p.Close()
+		detach()
 		c.Close()
 	})
 	defer func() {
 		cancel(nil)
 		stop()
-		p.Close()
+		detach()
 		c.Close()
 	}()
 
@@ -98,7 +100,7 @@ func Pump(ctx context.Context, c Client, p Process, sink Sink, o PumpOptions) er
 		if ctx.Err() != nil {
 			return nil
 		}
-		p.Close()
+		detach()
 		_ = c.CloseWrite()
 		select {
 		case <-input:

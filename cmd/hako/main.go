@@ -1,0 +1,13 @@
+// Command hako is the command line of the hako container engine. It speaks to
+// hakod's socket like any other client and links no part of the engine.
+package main
+
+import (
+	"os"
+
+	"github.com/hako-engine/hako/cli"
+)
+
+func main() {
+	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{}))
+}
