@@ -154,7 +154,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	if err := e.joinNamespaces(&in); err != nil {
 		return err
 	}
-	sandbox := in.NetNS
+	sandbox := "" // the namespace that this container owns
 	if !in.NetHost && in.NetNS == "" {
 		if in.NetNS, err = e.opt.Networks.NewNetns(ctx, v.ID); err != nil {
 			return fmt.Errorf("network namespace of container %s: %w", v.ID, err)
