@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/hako-engine/hako/snapshot"
@@ -24,11 +26,30 @@ func (e *Engine) Changes(ctx context.Context, ref string) ([]Change, error) {
 	if err != nil {
 		return nil, fmt.Errorf("changes of container %s: %w", ref, err)
 	}
+	return withoutInjected(list), nil
+}
+
+// injected are the files that every container gets bound over by the engine: the
+// places for them in its layer are not the container's changes.
+var injected = []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+
+func withoutInjected(list []snapshot.Change) []Change {
 	out := make([]Change, 0, len(list))
+	etc, inEtc := -1, false
 	for _, ch := range list {
+		if ch.Kind == snapshot.Added && slices.Contains(injected, ch.Path) {
+			continue
+		}
+		if ch.Path == "/etc" && ch.Kind == snapshot.Modified {
+			etc = len(out)
+		}
+		inEtc = inEtc || strings.HasPrefix(ch.Path, "/etc/")
 		out = append(out, Change{Path: ch.Path, Kind: int(ch.Kind)})
 	}
-	return out, nil
+	if etc >= 0 && !inEtc && len(out) < len(list) { // it was changed by those files alone
+		out = slices.Delete(out, etc, etc+1)
+	}
+	return out
 }
 
 // sysStat is the stat(2) result of a file that came from this system.

@@ -231,7 +231,7 @@ func (e *Engine) resolveModes(c *Config) error {
 		}
 		other, err := e.containers.get(ref)
 		if err != nil {
-			return err
+			return badRequest(err)
 		}
 		*m = "container:" + other.id
 	}
@@ -313,7 +313,7 @@ func (e *Engine) desiredNetworks(ctx context.Context, c Config) ([]EndpointSetti
 	add := func(s EndpointSettings) error {
 		n, err := e.opt.Networks.Get(ctx, s.Network)
 		if errdefs.IsNotFound(err) {
-			return notFoundf("network %s not found", s.Network)
+			return invalidf("network %s not found", s.Network)
 		} else if err != nil {
 			return fmt.Errorf("find network %s: %w", s.Network, err)
 		}
@@ -406,7 +406,7 @@ func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes m
 		}
 		other, err := e.containers.get(ref)
 		if err != nil {
-			return done, err
+			return done, badRequest(err)
 		}
 		for _, m := range other.view().Mounts {
 			m.NoCopy, m.FromImage = true, false
@@ -463,7 +463,7 @@ func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes m
 			}
 			vol, made, err := e.createVolume(ctx, Volume{Name: m.Source, Driver: m.Driver, Options: m.DriverOpts, Labels: m.Labels})
 			if err != nil {
-				return done, err
+				return done, badRequest(err)
 			}
 			if made {
 				u.Add("volume "+vol.Name, func(ctx context.Context) error {

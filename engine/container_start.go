@@ -118,7 +118,7 @@ func startError(err error) (code int, _ error) {
 // taskError marks an error of the shim or runtime on the way to the process.
 type taskError struct{ err error }
 
-func (t *taskError) Error() string { return "failed to create task for container: " + t.err.Error() }
+func (t *taskError) Error() string { return "failed to create task for container: " + plainText(t.err) }
 func (t *taskError) Unwrap() error { return t.err }
 
 // start does it: what does not depend on each other runs side by side.
@@ -154,7 +154,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	if err := e.joinNamespaces(&in); err != nil {
 		return err
 	}
-	sandbox := in.NetNS
+	sandbox := "" // the namespace that this container owns
 	if !in.NetHost && in.NetNS == "" {
 		if in.NetNS, err = e.opt.Networks.NewNetns(ctx, v.ID); err != nil {
 			return fmt.Errorf("network namespace of container %s: %w", v.ID, err)

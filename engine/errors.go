@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/errdefs"
 )
@@ -41,4 +43,26 @@ func notModifiedf(format string, args ...any) error {
 
 func notImplementedf(format string, args ...any) error {
 	return &classed{text: fmt.Sprintf(format, args...), class: errdefs.ErrNotImplemented}
+}
+
+// badRequest gives an error the class of a wrong request, with the same text: a missing
+// container or network that a request only mentions must not look like a missing image
+// to a client, which would then pull it.
+func badRequest(err error) error {
+	if errdefs.IsNotFound(err) {
+		return &classed{text: err.Error(), class: errdefs.ErrInvalidArgument}
+	}
+	return err
+}
+
+// plainText is an error's text without the class that wrapping put at its end, where
+// the text already says it.
+func plainText(err error) string {
+	text := err.Error()
+	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrUnknown, errdefs.ErrInternal} {
+		if errors.Is(err, class) {
+			text = strings.TrimSuffix(text, ": "+class.Error())
+		}
+	}
+	return text
 }

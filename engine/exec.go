@@ -191,7 +191,7 @@ func (e *Engine) startExec(ctx context.Context, id string, attach bool) (Attachm
 
 // execError gives Docker's exit code and text for an exec that could not start.
 func execError(err error) (int, error) {
-	text := "OCI runtime exec failed: exec failed: unable to start container process: " + err.Error()
+	text := "OCI runtime exec failed: exec failed: unable to start container process: " + plainText(err)
 	lower := strings.ToLower(err.Error())
 	switch {
 	case errdefs.IsInvalidArgument(err):
