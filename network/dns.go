@@ -30,6 +30,7 @@ const (
 	dnsServer    = 2 * time.Second
 	dnsQuery     = 5 * time.Second // all servers together
 	dnsBadFor    = 10 * time.Second
+	dnsShutdown  = 200 * time.Millisecond
 	dnsMaxServer = 3 // as MAXNS in resolv.h
 )
 
@@ -184,8 +185,11 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 }
 
 func (s *nameserver) close() {
-	s.udp.Shutdown()
-	s.tcp.Shutdown()
+	// Questions that are being forwarded may go on for seconds; nobody waits for their answers.
+	ctx, cancel := context.WithTimeout(context.Background(), dnsShutdown)
+	defer cancel()
+	s.udp.ShutdownContext(ctx)
+	s.tcp.ShutdownContext(ctx)
 	s.done.Wait()
 }
 
