@@ -233,6 +233,7 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	m.enter(e)
 	if e.live {
 		n.publish(e)
+		e.box.port = max(e.box.port, s.DNSPort)
 	}
 	return e, nil
 }

@@ -459,11 +459,20 @@ func TestRestart(t *testing.T) {
 	eb := b.connect("apps", nil)
 	ed := dead.connect("bridge", func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18071}} })
 	a.serve(80)
+	dnsPort := first.boxes[b.path].dns.port
+	// In the namespace of a the port is taken meanwhile.
+	var squatter net.PacketConn
+	aPort := first.boxes[a.path].dns.port
+	defer func() { squatter.Close() }()
 	// A daemon that is killed closes nothing; what it held open goes away. Close is the same but for
 	// the namespaces' sockets, which the process of this test would else keep.
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
+	must(t, a.run(func() (err error) {
+		squatter, err = net.ListenPacket("udp4", fmt.Sprintf("127.0.0.11:%d", aPort))
+		return err
+	}))
 	if err := first.DeleteNetns(ctx, dead.path); err != nil {
 		t.Fatal(err)
 	}
@@ -503,10 +512,16 @@ func TestRestart(t *testing.T) {
 		}
 		return nil
 	})
+	if port := m.boxes[b.path].dns.port; port != dnsPort {
+		t.Errorf("the nameserver has port %d, before it had %d", port, dnsPort)
+	}
 	for _, proto := range []string{"tcp", "udp"} {
 		if got := b.query(proto, "alias", dns.TypeA); got != ea.IPv4.Addr().String() {
 			t.Errorf("name over %s: %q", proto, got)
 		}
+	}
+	if got := a.query("udp", "b", dns.TypeA); got != eb.IPv4.Addr().String() {
+		t.Errorf("name where the port was taken: %q", got)
 	}
 	// Leases are known: neither address is given out again, by choice or by chance.
 	c := newBox(t, m, "c")
