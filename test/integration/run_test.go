@@ -26,7 +26,6 @@ func TestRun(t *testing.T) {
 	}{
 		"default command": {[]string{testImage}, 0, "default command\n"},
 		"exit code":       {[]string{testImage, "sh", "-c", "exit 37"}, 37, ""},
-		"signal":          {[]string{testImage, "sh", "-c", "kill -9 $$"}, 137, ""},
 		"entrypoint":      {[]string{"--entrypoint", "echo", testImage, "a", "b c"}, 0, "a b c\n"},
 		"environment":     {[]string{"-e", "A=1", "-e", "FROM_IMAGE", testImage, "sh", "-c", "echo $A:$FROM_IMAGE:$PATH"}, 0, "1::/bin\n"},
 		"workdir":         {[]string{"-w", "/made/up", testImage, "pwd"}, 0, "/made/up\n"},
