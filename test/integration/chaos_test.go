@@ -92,8 +92,8 @@ func lines(t *testing.T, log string, count int) {
 	next := 0
 	scan := bufio.NewScanner(strings.NewReader(log))
 	for scan.Scan() {
-		var i int
-		if _, err := fmt.Sscan(scan.Text(), &i); err != nil || i != next {
+		number, _, _ := strings.Cut(scan.Text(), " ")
+		if i, err := strconv.Atoi(number); err != nil || i != next {
 			t.Fatalf("line %d is %.30q", next, scan.Text())
 		}
 		next++
