@@ -129,13 +129,19 @@ func (c *Command) findOrStart() (string, error) {
 		return "", err
 	}
 	defer null.Close()
+	// containerd reads the shim's log from a FIFO in the bundle.
+	complain := null
+	if f, err := os.OpenFile("log", os.O_RDWR|syscall.O_NONBLOCK, 0); err == nil {
+		defer f.Close()
+		complain = f
+	}
 	args := []string{os.Args[0], "-namespace", c.Namespace, "-address", c.Address, "-id", c.ID, "-bundle", cwd, "-events", c.Events, "-socket", path}
 	if c.Debug {
 		args = append(args, "-debug")
 	}
 	p, err := os.StartProcess(self, append(args, "serve"), &os.ProcAttr{
 		Dir: cwd, Env: os.Environ(),
-		Files: []*os.File{null, null, null, l},
+		Files: []*os.File{null, null, complain, l},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -154,6 +160,16 @@ func Listener() (net.Listener, error) {
 		return nil, fmt.Errorf("file descriptor %d is no listening socket: %w", listenFD, err)
 	}
 	return l, nil
+}
+
+// Stderr writes to standard error, and rather loses what it is given than wait: under
+// containerd that is a FIFO, which nobody may be reading.
+type Stderr struct{}
+
+// Write implements io.Writer.
+func (Stderr) Write(p []byte) (int, error) {
+	_, _ = syscall.Write(2, p)
+	return len(p), nil
 }
 
 // RaiseOOMScore lets the kernel prefer the shim to the daemon that started it when
@@ -190,9 +206,6 @@ func Cleanup(ctx context.Context, c Command, out io.Writer) error {
 		return err
 	}
 	id := task.ID
-	if c.ID != "" {
-		id = c.ID
-	}
 	rt, err := c.Runtime(task.Runtime)
 	if err != nil {
 		return err

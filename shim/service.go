@@ -329,7 +329,7 @@ func (s *Service) exec(_ context.Context, r *wire.ExecProcessRequest) (wire.Mess
 	if taken {
 		return nil, fmt.Errorf("process %s of container %s: %w", r.ExecID, r.ID, errdefs.ErrAlreadyExists)
 	}
-	p.streams, err = openStreams(p.io, s.startChild)
+	p.streams, err = openStreams(p.io, s.startChild, s.busy)
 	c.mu.Lock()
 	if err != nil {
 		delete(c.mu.execs, r.ExecID)
