@@ -234,6 +234,24 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	return nil
 }
 
+// Purge removes what is left of a container whose creation was killed. It is
+// errdefs.ErrNotFound if there is nothing, and refuses a container that Load finds.
+func (r *Runtime) Purge(id string) error {
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	c := &Container{r: r, dir: filepath.Join(r.Root, id)}
+	unlock, err := c.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := c.readState(); !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("container %q exists: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	return os.RemoveAll(c.dir)
+}
+
 // deleteLimit bounds how long Delete waits for killed processes to go.
 const deleteLimit = 10 * time.Second
 
