@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -104,11 +106,19 @@ func (c *Command) findOrStart() (string, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
+	// One `start` at a time: two containers of a pod must not make two shims.
+	lock, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", os.NewSyscallError("flock", err)
+	}
 	sum := sha256.Sum256([]byte(strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00")))
 	path := filepath.Join(dir, fmt.Sprintf("%x", sum))
 	address := "unix://" + path
-	if conn, err := wire.Dial(path); err == nil {
-		conn.Close()
+	if reserve(path) == nil {
 		return address, nil
 	}
 	l, err := wire.Listen(path)
@@ -149,6 +159,20 @@ func (c *Command) findOrStart() (string, error) {
 		return "", fmt.Errorf("start shim: %w", err)
 	}
 	return address, p.Release()
+}
+
+// reserve asks a live shim to stay for a container that is going to be created: its
+// last one may be on its way out.
+func reserve(path string) error {
+	conn, err := wire.Dial(path)
+	if err != nil {
+		return err
+	}
+	c := wire.NewClient(conn, "")
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return c.Call(ctx, wire.ServiceHako, "Reserve", &wire.Empty{}, nil)
 }
 
 // Listener is the socket that the shim was started with.

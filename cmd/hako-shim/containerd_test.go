@@ -292,7 +292,7 @@ func TestBootstrap(t *testing.T) {
 	if err := wire.Unmarshal(start(params), &again); err != nil || again.Address != res.Address {
 		t.Errorf("%+v, %v", again, err)
 	}
-	call("Shutdown", &wire.ShutdownRequest{}, nil)
+	call("Shutdown", &wire.ShutdownRequest{Now: true}, nil) // the second start has reserved the shim
 	select {
 	case <-c.Done():
 	case <-time.After(5 * time.Second):
