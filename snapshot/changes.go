@@ -77,7 +77,7 @@ func (sn *Snapshotter) changes(ctx context.Context, key string) ([]Change, error
 		defer r.Close()
 		d.lower = append(d.lower, r)
 	}
-	if err := d.dir("/", false, true); err != nil {
+	if err := d.dir("/", folder{reported: true}); err != nil {
 		return nil, err
 	}
 	slices.SortFunc(d.list, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
@@ -115,10 +115,16 @@ type differ struct {
 	list  []Change
 }
 
-// dir compares a directory of the upper layer. opaque tells that nothing of the
-// lower ones shows through, reported that the directory is in the list already. Names
-// are those that the kernel listed, and links are never followed.
-func (d *differ) dir(name string, opaque, reported bool) error {
+// folder is what is known of a directory when it is entered.
+type folder struct {
+	opaque   bool // nothing of the lower layers shows through
+	fresh    bool // they have nothing of that name
+	reported bool // it is in the list already
+}
+
+// dir compares a directory of the upper layer. Names are those that the kernel
+// listed, and links are never followed.
+func (d *differ) dir(name string, o folder) error {
 	if err := d.ctx.Err(); err != nil {
 		return err
 	}
@@ -129,7 +135,7 @@ func (d *differ) dir(name string, opaque, reported bool) error {
 	if err != nil {
 		return err
 	}
-	opaque = opaque || isOpaque(f)
+	o.opaque = o.opaque || isOpaque(f)
 	names, err := f.Readdirnames(-1)
 	f.Close()
 	if err != nil {
@@ -137,16 +143,16 @@ func (d *differ) dir(name string, opaque, reported bool) error {
 	}
 	before := len(d.list)
 	for _, base := range names {
-		if err := d.entry(path.Join(name, base), opaque); err != nil {
+		if err := d.entry(path.Join(name, base), o); err != nil {
 			return err
 		}
 	}
-	if opaque || d.whole {
+	if (o.opaque || d.whole) && !o.fresh {
 		if err := d.hidden(name, names); err != nil {
 			return err
 		}
 	}
-	if len(d.list) > before && !reported {
+	if len(d.list) > before && !o.reported {
 		return d.add(Modified, name)
 	}
 	return nil
@@ -161,7 +167,7 @@ func (d *differ) add(k ChangeKind, name string) error {
 }
 
 // entry compares one name.
-func (d *differ) entry(name string, opaque bool) error {
+func (d *differ) entry(name string, in folder) error {
 	up, err := lstat(d.upper, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -169,9 +175,12 @@ func (d *differ) entry(name string, opaque bool) error {
 	if err != nil {
 		return err
 	}
-	low, from, err := d.below(name)
-	if err != nil {
-		return err
+	var low *unix.Stat_t
+	var from *safepath.Root
+	if !in.fresh {
+		if low, from, err = d.below(name); err != nil {
+			return err
+		}
 	}
 	if isWhiteout(up) && !d.whole {
 		if low == nil {
@@ -189,7 +198,7 @@ func (d *differ) entry(name string, opaque bool) error {
 		err = d.add(Modified, name)
 	}
 	if err == nil && up.Mode&unix.S_IFMT == unix.S_IFDIR {
-		err = d.dir(name, opaque, reported)
+		err = d.dir(name, folder{opaque: in.opaque, fresh: low == nil, reported: reported})
 	}
 	return err
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/store"
@@ -193,6 +194,7 @@ func TestErrors(t *testing.T) {
 		_, statErr := sn.Stat(ctx, "b")
 		_, mountErr := sn.Mounts(ctx, "b")
 		_, badUsage := sn.Prepare(ctx, "b", "", snapshots.WithLabels(map[string]string{labelUsage: "x"}))
+		_, idmap := sn.Prepare(ctx, "b", "", snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotUIDMapping: "0:1000:1"}))
 		for name, c := range map[string]struct {
 			err error
 			is  func(error) bool
@@ -201,6 +203,7 @@ func TestErrors(t *testing.T) {
 			"no key": {noKey, errdefs.IsInvalidArgument}, "no namespace": {noNamespace, errdefs.IsFailedPrecondition}, "no lease": {noLease, errdefs.IsNotFound},
 			"stat": {statErr, errdefs.IsNotFound}, "mounts": {mountErr, errdefs.IsNotFound}, "remove": {sn.Remove(ctx, "b"), errdefs.IsNotFound},
 			"commit": {sn.Commit(ctx, "c", "b"), errdefs.IsNotFound}, "usage": {badUsage, errdefs.IsInvalidArgument},
+			"id map": {idmap, errdefs.IsNotImplemented},
 		} {
 			if !c.is(c.err) {
 				t.Errorf("%s: %v", name, c.err)
@@ -356,6 +359,61 @@ func TestMountManyLayers(t *testing.T) {
 	}
 }
 
+func TestOverlaySupported(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	must(t, OverlaySupported(dir))
+	// procfs takes no directories at all.
+	if err := OverlaySupported("/proc"); err == nil {
+		t.Error("overlayfs on procfs")
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	for _, bad := range []string{"a:b", "a,b", `a\b`, strings.Repeat("long/", 50)} {
+		if _, err := NewOverlay(filepath.Join(dir, bad), nil); !errdefs.IsInvalidArgument(err) {
+			t.Error(err)
+		}
+	}
+}
+
+// A damaged record takes nothing else with it.
+func TestDamagedRecord(t *testing.T) {
+	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
+		ctx := testContext()
+		prepare(t, sn, "a", "")
+		must(t, sn.Commit(ctx, "parent", "a"))
+		prepare(t, sn, "b", "parent")
+		must(t, sn.Commit(ctx, "child", "b"))
+		prepare(t, sn, "c", "")
+		must(t, sn.Commit(ctx, "alone", "c"))
+		must(t, sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
+			return sn.section(tx, "test").keys.Put([]byte("child"), []byte("{"))
+		}))
+		if _, err := sn.Stat(ctx, "child"); !errdefs.IsDataLoss(err) {
+			t.Error(err)
+		}
+		var names []string
+		must(t, sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			names = append(names, i.Name)
+			return nil
+		}))
+		if fmt.Sprint(names) != "[alone parent]" {
+			t.Error(names)
+		}
+		st, err := sn.store.GC(ctx)
+		must(t, err)
+		dirs, err := os.ReadDir(sn.dir())
+		must(t, err)
+		if st.Snapshots != 0 || len(dirs) != 3 {
+			t.Errorf("%+v, %v", st, dirs)
+		}
+		if err := sn.Remove(ctx, "parent"); !errdefs.IsFailedPrecondition(err) {
+			t.Error(err)
+		}
+	})
+}
+
 func TestMountDetachedRefuses(t *testing.T) {
 	for _, m := range [][]mount.Mount{
 		nil,
@@ -470,9 +528,12 @@ func TestUsage(t *testing.T) {
 	root := prepare(t, sn, "a", "")
 	write(t, root, "f", strings.Repeat("x", 100_000))
 	must(t, os.Link(filepath.Join(root, "f"), filepath.Join(root, "g")))
+	outside := t.TempDir()
+	write(t, outside, "large", strings.Repeat("x", 1<<20))
+	must(t, os.Symlink(outside, filepath.Join(root, "link")))
 	u, err := sn.Usage(ctx, "a")
 	must(t, err)
-	if u.Inodes != 2 || u.Size < 100_000 || u.Size > 150_000 {
+	if u.Inodes != 3 || u.Size < 100_000 || u.Size > 150_000 {
 		t.Error(u)
 	}
 	cancelled, cancel := context.WithCancel(ctx)
@@ -483,6 +544,29 @@ func TestUsage(t *testing.T) {
 	must(t, sn.Commit(ctx, "c", "a"))
 	if c, err := sn.Usage(ctx, "c"); err != nil || c != u {
 		t.Error(c, err)
+	}
+	// Deeper than any path can name: an error, not a stack or a table of files used up.
+	_, err = sn.Prepare(ctx, "deep", "")
+	must(t, err)
+	own, _, err := sn.layers(ctx, "deep")
+	must(t, err)
+	dir, err := os.Open(own.fs())
+	must(t, err)
+	for range maxTreeDepth + 10 {
+		must(t, unix.Mkdirat(int(dir.Fd()), "directory", 0o700))
+		next, err := openAt(dir, "directory", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err)
+		dir.Close()
+		dir = next
+	}
+	dir.Close()
+	if _, err := sn.Usage(ctx, "deep"); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	must(t, sn.Remove(ctx, "deep"))
+	must(t, sn.Cleanup(ctx))
+	if there, err := exists(string(own)); err != nil || there {
+		t.Error("a deep tree is left", err)
 	}
 }
 

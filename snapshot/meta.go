@@ -5,9 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -365,39 +363,3 @@ func (c *collector) Remove(tx *bolt.Tx, ns, id string) (int64, error) {
 }
 
 func (c *collector) Cleanup(ctx context.Context) error { return (*Snapshotter)(c).Cleanup(ctx) }
-
-// DiskUsage measures a directory tree: the space that its files take up on disk, hard
-// links once, and the number of inodes. It never leaves the file system nor follows a link.
-func DiskUsage(ctx context.Context, dir string) (u snapshots.Usage, err error) {
-	type inode struct{ dev, ino uint64 }
-	linked := map[inode]bool{}
-	err = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if path != dir && errors.Is(err, fs.ErrNotExist) {
-				return nil // removed meanwhile: a container runs in it
-			}
-			return err
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			if errors.Is(err, unix.ENOENT) {
-				return nil
-			}
-			return &fs.PathError{Op: "lstat", Path: path, Err: err}
-		}
-		if st.Nlink > 1 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			k := inode{uint64(st.Dev), st.Ino}
-			if linked[k] {
-				return nil
-			}
-			linked[k] = true
-		}
-		u.Inodes++
-		u.Size += st.Blocks * 512
-		return nil
-	})
-	return u, err
-}

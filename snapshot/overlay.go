@@ -2,9 +2,11 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -14,6 +16,9 @@ import (
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/store"
 )
+
+// maxOption is the longest string that fsconfig(2) takes, in bytes.
+const maxOption = 255
 
 // NewOverlay opens the overlayfs snapshotter below root. root must not hold
 // characters that overlayfs's mount options give a meaning to (backslash, colon, comma).
@@ -25,11 +30,54 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 	if strings.ContainsAny(abs, "\\:,") {
 		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
 	}
-	return open("overlayfs", abs, s, overlay{})
+	if longest := layer(filepath.Join(abs, "snapshots", "18446744073709551615")).work(); len(longest) > maxOption {
+		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q: its layers' names would be longer than %d bytes: %w", abs, maxOption, errdefs.ErrInvalidArgument)
+	}
+	return open("overlayfs", abs, s, overlay{options: layerOptions()})
+}
+
+// OverlaySupported tries whether overlayfs works with directories below root, which
+// must exist, and tells why not.
+func OverlaySupported(root string) (err error) {
+	dir, err := os.MkdirTemp(root, ".overlay-*")
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	top, bottom := layer(filepath.Join(dir, "top")), layer(filepath.Join(dir, "bottom"))
+	for _, l := range []layer{bottom, top} {
+		if err := mkdir(string(l), 0o700); err != nil {
+			return err
+		}
+		if err := (overlay{}).fill(context.Background(), l, nil); err != nil {
+			return err
+		}
+	}
+	f, err := MountDetached(overlay{options: layerOptions()}.mounts(top, []layer{bottom}, false))
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	return f.Close()
 }
 
 // overlay keeps each layer's difference to its parents in overlayfs's own form.
-type overlay struct{}
+type overlay struct {
+	options []string // of every mount
+}
+
+// layerOptions keep a kernel whose defaults are otherwise from writing layers that
+// refer to other layers: a directory that was moved, or a file whose contents stayed
+// below, could be neither compared nor put upon another parent.
+func layerOptions() []string {
+	options := []string{"index=off"}
+	for _, o := range []string{"redirect_dir", "metacopy"} {
+		v, err := os.ReadFile("/sys/module/overlay/parameters/" + o)
+		if err == nil && strings.TrimSpace(string(v)) == "Y" {
+			options = append(options, o+"=off")
+		}
+	}
+	return options
+}
 
 func (overlay) fill(_ context.Context, l layer, parents []layer) error {
 	if err := mkdir(l.fs(), 0o755); err != nil {
@@ -71,7 +119,7 @@ func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }
 
 func (overlay) whole() bool { return false }
 
-func (overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
+func (o overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
 	access := "rw"
 	if readonly {
 		access = "ro"
@@ -82,7 +130,7 @@ func (overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
 	case readonly && len(parents) == 1:
 		return []mount.Mount{{Type: "bind", Source: parents[0].fs(), Options: []string{access, "rbind"}}}
 	}
-	options := []string{"index=off"}
+	options := slices.Clone(o.options)
 	if !readonly {
 		options = append(options, "workdir="+l.work(), "upperdir="+l.fs())
 	}

@@ -553,6 +553,11 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 	}
 	delete(info.Labels, labelSynced)
 	delete(info.Labels, labelUsage)
+	for _, l := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
+		if v := info.Labels[l]; v != "" {
+			return info, h, fmt.Errorf("label %s=%q: %w", l, v, errdefs.ErrNotImplemented)
+		}
+	}
 	return info, h, store.ValidateLabels(info.Labels)
 }
 
@@ -591,7 +596,7 @@ func adapt(i snapshots.Info) filters.Adaptor {
 
 func now() time.Time { return time.Now().UTC().Round(0) }
 
-// wrap adds what was being done, and the class of a missing file that should exist.
+// wrap adds what was being done, and the class of a full disk.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil

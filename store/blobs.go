@@ -29,6 +29,9 @@ type blobs struct {
 
 	syncs map[digest.Algorithm]*Coalescer // of blobs/ALGORITHM
 
+	// fail, if set by a test, breaks the step that it returns an error for.
+	fail func(step string) error
+
 	mu      sync.Mutex
 	writing map[string]bool      // ingests that have a writer, by directory name
 	resume  map[string]hashState // of ingests that a writer of this process closed
@@ -86,13 +89,27 @@ func (b *blobs) publish(file string, d digest.Digest) error {
 			return err
 		}
 	}
-	if err := os.Chmod(file, 0o444); err != nil {
+	if err := b.step("rename"); err != nil {
 		return err
 	}
 	if err := os.Rename(file, b.path(d)); err != nil {
 		return err
 	}
+	// Not before: an ingest whose rename failed must be writable again.
+	if err := os.Chmod(b.path(d), 0o444); err != nil {
+		return err
+	}
+	if err := b.step("sync directory"); err != nil {
+		return err
+	}
 	return b.syncs[d.Algorithm()].Do()
+}
+
+func (b *blobs) step(name string) error {
+	if b.fail == nil {
+		return nil
+	}
+	return b.fail(name)
 }
 
 // size of a blob on disk, or fs.ErrNotExist.
@@ -130,12 +147,6 @@ func (b *blobs) release(name string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.writing, name)
-}
-
-func (b *blobs) isWriting(name string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.writing[name]
 }
 
 func (b *blobs) keepHash(name string, h hashState) {

@@ -219,6 +219,43 @@ func checkAfterCrash(t *testing.T, root string, images, pairs map[string]map[int
 	}))
 }
 
+// Every durable step of a commit fails once: the blob cannot be found, the same
+// ingest can be done again, and nothing is left over.
+func TestCommitStepsFail(t *testing.T) {
+	for i, step := range []string{"sync file", "rename", "sync directory", "commit metadata"} {
+		t.Run(step, func(t *testing.T) {
+			s := openTest(t, t.TempDir())
+			ctx := inNamespace("a")
+			text := fmt.Sprint("text", i)
+			failed := 0
+			s.blobs.fail = func(at string) error {
+				if at == step && failed == 0 {
+					failed++
+					return fmt.Errorf("broken: %w", syscall.ENOSPC)
+				}
+				return nil
+			}
+			err := content.WriteBlob(ctx, s.Content(), "r", strings.NewReader(text), describe(text))
+			if failed != 1 || !errdefs.IsResourceExhausted(err) {
+				t.Fatalf("failed %d times: %v", failed, err)
+			}
+			if there(t, ctx, s, describe(text)) {
+				t.Error("a commit that failed can be seen")
+			}
+			must(t, content.WriteBlob(ctx, s.Content(), "r", strings.NewReader(text), describe(text), content.WithLabels(map[string]string{labelRoot: "x"})))
+			if got, err := content.ReadBlob(ctx, s.Content(), ocispec.Descriptor{Digest: digest.FromString(text)}); err != nil || string(got) != text {
+				t.Error(got, err)
+			}
+			if st := collect(t, s); st.Orphans != 0 || st.Content != 0 {
+				t.Errorf("%+v", st)
+			}
+			if left, err := s.blobs.ingests(); err != nil || len(left) != 0 {
+				t.Error(left, err)
+			}
+		})
+	}
+}
+
 // small mounts a file system of a few bytes, and gives its directory.
 func small(t *testing.T, size string) string {
 	t.Helper()

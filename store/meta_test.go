@@ -191,6 +191,13 @@ func TestNamespaces(t *testing.T) {
 		t.Error(err)
 	}
 	must(t, s.Images().Delete(ctx, "x"))
+	must(t, s.DB().Update(ctx, func(tx *bolt.Tx) error { // as the snapshot room leaves it
+		b, err := MakeNamespaceBucket(tx, "used", "snapshots.x")
+		if err == nil {
+			_, err = b.CreateBucketIfNotExists([]byte("keys"))
+		}
+		return err
+	}))
 	must(t, n.Delete(ctx, "used"))
 	must(t, n.Delete(ctx, "empty"))
 }

@@ -83,7 +83,7 @@ func (s *namespaceStore) Delete(ctx context.Context, ns string, opts ...namespac
 			return errdefs.ErrNotFound
 		}
 		err := b.ForEachBucket(func(k []byte) error {
-			if first, _ := b.Bucket(k).Cursor().First(); first != nil {
+			if !emptyBucket(b.Bucket(k)) {
 				return fmt.Errorf("it still has %s: %w", k, errdefs.ErrFailedPrecondition)
 			}
 			return nil
@@ -94,6 +94,17 @@ func (s *namespaceStore) Delete(ctx context.Context, ns string, opts ...namespac
 		return Bucket(tx, string(bucketNS)).DeleteBucket([]byte(ns))
 	})
 	return wrap(err, "delete namespace %q", ns)
+}
+
+// emptyBucket tells whether there is nothing in a bucket but empty buckets.
+func emptyBucket(b *bolt.Bucket) bool {
+	err := b.ForEach(func(k, v []byte) error {
+		if v == nil && emptyBucket(b.Bucket(k)) {
+			return nil
+		}
+		return ErrStop
+	})
+	return err == nil
 }
 
 func namespaceLabels(tx *bolt.Tx, ns string) (labels map[string]string, err error) {

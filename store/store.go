@@ -73,11 +73,11 @@ func Open(root string, o Options) (*Store, error) {
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
 	s := &Store{root: root, log: o.Log, db: db}
-	s.gc.init(s, o.GCDelay, o.NoBackgroundGC)
 	if s.blobs, err = openBlobs(filepath.Join(root, "content")); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", root, classify(err))
 	}
+	s.gc.init(s, o.GCDelay, o.NoBackgroundGC)
 	return s, nil
 }
 
