@@ -85,3 +85,13 @@ type Shims interface {
 	// and gives how its container ended, from the exit file if there is one.
 	Reap(ctx context.Context, o client.StartOptions) (client.Exit, error)
 }
+
+// Records is durable storage of small JSON records (store.Records). Writes have
+// reached the disk when they return; concurrent ones share an fsync.
+type Records interface {
+	Put(ctx context.Context, id string, v any) error
+	Get(ctx context.Context, id string, v any) error // errdefs.ErrNotFound
+	Delete(ctx context.Context, id string) error     // of a missing one: nil
+	// ForEach goes on after a record that f refuses, and gives the errors joined.
+	ForEach(f func(id string, raw []byte) error) error
+}

@@ -1,10 +1,192 @@
-// Package engine holds the objects of a node and their state machines:
-// containers, execs, images, volumes, networks and events. Every API is a view of
-// these objects.
+// Package engine holds the node's objects (containers, execs, images, volumes,
+// networks, events) and their state machines, and takes them up again after a
+// restart of the daemon.
 //
-// In flow requests in the engine's own types from the front-ends (api/...), and
-// exits and OOM events from the shims; out flow bundles and commands to the
-// shims, records to the store, and events to the front-ends. Errors are of the
-// classes of github.com/containerd/errdefs; the front-ends map them to their
-// protocol's codes.
+// In flow requests in the engine's own types from the front-ends (api/docker,
+// api/cri, api/containerd); out flow snapshots, bundles and commands to the rooms
+// below, which the engine knows only by the small interfaces of deps.go. Every
+// request takes a context; every error has a class of errdefs, and a text that
+// Docker's users know where there is one. Values given out are copies.
+//
+// Guarantees: what was acknowledged survives kill -9 of the daemon; containers run
+// on without the daemon; an operation that fails leaves nothing behind; a stuck
+// container blocks only the requests that name it.
 package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+)
+
+// Namespace is the containerd namespace of the objects that Docker and CRI share.
+const Namespace = "k8s.io"
+
+// ErrNotModified marks a start of a running container or a stop of a stopped one.
+// It is errdefs.ErrNotModified.
+var ErrNotModified = errdefs.ErrNotModified
+
+// Options configures an Engine.
+type Options struct {
+	Root  string // durable: volumes, logs
+	State string // gone after a reboot: bundles
+	// Containers, Volumes and Settings hold the engine's records (store.Records).
+	Containers Records
+	Volumes    Records
+	Settings   Records
+
+	Images       Images
+	Networks     Networks
+	Shims        Shims
+	Snapshotters map[string]snapshots.Snapshotter
+	Snapshotter  string // name of the default one
+
+	CgroupDriver string            // "cgroupfs" (default) or "systemd"
+	ShimBinary   string            // empty: beside the executable
+	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes
+	InitBinary   string            // static init for Config.Init; empty: asking for one is an error
+	Version      string
+	Labels       []string // of the daemon, shown by Info
+	RegistryDir  string
+	Log          *slog.Logger // nil: discard
+}
+
+// Engine owns the objects of one node.
+type Engine struct {
+	opt  Options
+	log  *slog.Logger
+	host hostFacts
+	id   string // of the node, kept in Settings
+
+	containers registry
+	volumes    volumes
+	execs      execRegistry
+	events     bus
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelCauseFunc
+	work   sync.WaitGroup
+}
+
+// errClosed ends what waits inside the engine when the daemon stops.
+var errClosed = fmt.Errorf("the daemon is shutting down: %w", errdefs.ErrUnavailable)
+
+// New opens the engine on its records and takes up what runs. It returns when
+// every container has a known state; containers whose shim does not answer in time
+// are taken up in the background.
+func New(ctx context.Context, o Options) (*Engine, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.CgroupDriver == "" {
+		o.CgroupDriver = "cgroupfs"
+	}
+	e := &Engine{opt: o, log: o.Log}
+	e.ctx, e.cancel = context.WithCancelCause(context.Background())
+	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
+	e.containers = registry{
+		byID: map[string]*container{}, names: map[string]string{},
+		beingMade: map[string]string{}, imagesInUse: map[string]int{},
+	}
+	e.execs = execRegistry{byID: map[string]*execution{}}
+	// 0711: names below can be reached by containers in user namespaces, not listed.
+	for dir, mode := range map[string]os.FileMode{
+		filepath.Join(o.Root, "containers"):  0o710,
+		filepath.Join(o.Root, "volumes"):     0o710,
+		filepath.Join(o.State, "containers"): 0o710,
+	} {
+		if err := mkdir(dir, mode); err != nil {
+			return nil, fmt.Errorf("open engine: %w", err)
+		}
+	}
+	var err error
+	if e.host, err = probeHost(); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	if err := e.loadID(ctx); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	if err := e.loadVolumes(ctx); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	if err := e.restore(e.ns(ctx)); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	return e, nil
+}
+
+// Close lets go of everything that runs and leaves it running. It waits for
+// what is being written.
+func (e *Engine) Close() error {
+	e.cancel(errClosed)
+	e.events.close()
+	for _, c := range e.containers.all() {
+		c.mu.Lock()
+		r := c.run
+		c.mu.Unlock()
+		if r != nil {
+			r.shim.get().Close()
+		}
+	}
+	done := make(chan struct{})
+	go func() { e.work.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-time.After(10 * time.Second):
+		return errors.New("close engine: background work did not end in 10 s")
+	}
+}
+
+// background runs f beside the request. Its context ends with the engine's only
+// after Close; what writes records is short.
+func (e *Engine) background(f func(context.Context)) {
+	e.work.Go(func() { f(context.WithoutCancel(e.ctx)) })
+}
+
+// ns adds the containerd namespace that the engine's objects live in.
+func (e *Engine) ns(ctx context.Context) context.Context {
+	if _, ok := namespaces.Namespace(ctx); ok {
+		return ctx
+	}
+	return namespaces.WithNamespace(ctx, Namespace)
+}
+
+// loadID reads the node's id, and makes one at the first start.
+func (e *Engine) loadID(ctx context.Context) error {
+	var s struct {
+		ID string `json:"id"`
+	}
+	err := e.opt.Settings.Get(ctx, "node", &s)
+	switch {
+	case err == nil && s.ID != "":
+		e.id = s.ID
+		return nil
+	case err != nil && !errdefs.IsNotFound(err):
+		return fmt.Errorf("read the node's id: %w", err)
+	}
+	id := newID()
+	s.ID = fmt.Sprintf("%s-%s-%s-%s-%s", id[:8], id[8:12], id[12:16], id[16:20], id[20:32])
+	if err := e.opt.Settings.Put(ctx, "node", &s); err != nil {
+		return fmt.Errorf("write the node's id: %w", err)
+	}
+	e.id = s.ID
+	return nil
+}
+
+// mkdir makes a directory of the engine with exactly this mode, whatever the umask.
+func mkdir(dir string, mode os.FileMode) error {
+	if err := os.MkdirAll(dir, mode); err != nil {
+		return err
+	}
+	return os.Chmod(dir, mode)
+}

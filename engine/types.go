@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"time"
 
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/network"
 )
 
@@ -193,8 +196,8 @@ type Config struct {
 	CapDrop        []string          `json:"capDrop,omitempty"`
 	SecurityOpt    []string          `json:"securityOpt,omitempty"` // seccomp=JSON|unconfined, no-new-privileges, apparmor=, label=, systempaths=
 	ReadonlyRootfs bool              `json:"readonlyRootfs,omitempty"`
-	MaskedPaths    []string          `json:"maskedPaths,omitempty"` // nil: the default; empty: none
-	ReadonlyPaths  []string          `json:"readonlyPaths,omitempty"`
+	MaskedPaths    []string          `json:"maskedPaths"` // nil: the default; empty: none
+	ReadonlyPaths  []string          `json:"readonlyPaths"`
 	Sysctls        map[string]string `json:"sysctls,omitempty"`
 	OOMScoreAdj    int               `json:"oomScoreAdj,omitempty"`
 	ShmSize        int64             `json:"shmSize,omitempty"` // bytes; 0: 64 MiB
@@ -502,4 +505,47 @@ type Info struct {
 	Version            string
 	Labels             []string
 	InsecureRegistries []string
+}
+
+// PutOptions of PutArchive.
+type PutOptions struct {
+	NoOverwriteDirNonDir bool // refuse to replace a directory by a file and the reverse
+	CopyUIDGID           bool // everything belongs to the container's user; otherwise the archive's owners are kept
+}
+
+// ImageSummary is an image in a list.
+type ImageSummary struct {
+	image.Image
+	Containers int   // that use it
+	SharedSize int64 // bytes shared with other images; -1: not measured
+}
+
+// ImageDetail is an image with its configuration.
+type ImageDetail struct {
+	image.Image
+	Config dockerspec.DockerOCIImage
+}
+
+// RemovedImage is one step of an image's removal: exactly one field is set.
+type RemovedImage struct {
+	Untagged string // a name that was removed, in short form
+	Deleted  string // an image id or layer digest
+}
+
+// ImageHistory is one step of an image's making, the newest first.
+type ImageHistory struct {
+	ID        string // image id of the newest; "<missing>" for others
+	Created   time.Time
+	CreatedBy string
+	Comment   string
+	Size      int64 // bytes
+	Tags      []string
+}
+
+// DiskUsage is what the objects take on disk. Sizes in bytes.
+type DiskUsage struct {
+	LayersSize int64
+	Images     []ImageSummary
+	Containers []Container // with SizeRw and SizeRootFs
+	Volumes    []Volume    // with Size and RefCount
 }

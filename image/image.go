@@ -27,7 +27,10 @@ type Image struct {
 	Created  time.Time
 	Updated  time.Time // last change of a name
 	Size     int64     // bytes: unpacked layers (as Docker shows it)
-	Labels   map[string]string
+	// LayerSizes are the unpacked layers, in bytes; a layer that was never unpacked
+	// counts with the size of its blob.
+	LayerSizes []int64
+	Labels     map[string]string
 }
 
 // Auth is what a client gave for one registry. It is never logged nor stored.

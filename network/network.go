@@ -85,7 +85,10 @@ type EndpointConfig struct {
 	IPv6     netip.Addr
 	MAC      string // empty: derived from the address
 	Ports    []PortMapping
-	Sysctls  map[string]string
+	// Sysctls of the interface, as Docker writes them: net.ipv4.conf.IFNAME.log_martians, IFNAME standing for itself.
+	Sysctls map[string]string
+	// DNS are the servers that the sandbox's nameserver asks instead of the host's, from within the sandbox.
+	DNS []netip.Addr
 	// IfName is the interface name inside; empty: first free ethN.
 	IfName string
 	// GatewayPriority decides which endpoint of a sandbox holds the default route: highest, then first by network name.

@@ -53,17 +53,10 @@ const (
 // that it can say exactly what the specification says.
 func (d *deviceRules) deviceProgram() []insn {
 	const (
-		kindBlock, kindChar = 1, 2 // BPF_DEVCG_DEV_*
-		accessShift         = 16
-		kindMask            = 1<<accessShift - 1
+		kindChar    = 2 // BPF_DEVCG_DEV_CHAR; the other one is 1, for block devices
+		accessShift = 16
+		kindMask    = 1<<accessShift - 1
 	)
-	result := func(allow bool) []insn {
-		r := insn{op: opMovImm, reg: regResult}
-		if allow {
-			r.imm = 1
-		}
-		return []insn{r, {op: opExit}}
-	}
 	prog := []insn{
 		{op: opLoad32, reg: regContext<<4 | regKind, off: 0},
 		{op: opMovReg, reg: regKind<<4 | regAccess},
@@ -72,17 +65,23 @@ func (d *deviceRules) deviceProgram() []insn {
 		{op: opLoad32, reg: regContext<<4 | regMajor, off: 4},
 		{op: opLoad32, reg: regContext<<4 | regMinor, off: 8},
 	}
+	char := append(d.rulesFor('c'), result(d.allow)...)
+	block := append(d.rulesFor('b'), result(d.allow)...)
+	prog = append(prog, insn{op: opJne32Imm, reg: regKind, imm: kindChar, off: int16(len(char))})
+	return append(append(prog, char...), block...)
+}
+
+// rulesFor compiles the rules for one type of device. One that does not apply leads to
+// the next.
+func (d *deviceRules) rulesFor(kind byte) []insn {
+	var prog []insn
 	seen := map[deviceRule]bool{}
 	for _, r := range slices.Backward(d.rules) {
-		if seen[r] {
-			continue // a later one says the same
+		if r.kind != kind || seen[r] {
+			continue // or a later one says the same
 		}
 		seen[r] = true
-		kind := int32(kindChar)
-		if r.kind == 'b' {
-			kind = kindBlock
-		}
-		rule := []insn{{op: opJne32Imm, reg: regKind, imm: kind}}
+		var rule []insn
 		if r.major != anyNumber {
 			rule = append(rule, insn{op: opJne32Imm, reg: regMajor, imm: int32(uint32(r.major))})
 		}
@@ -104,12 +103,21 @@ func (d *deviceRules) deviceProgram() []insn {
 		rule = append(rule, result(r.allow)...)
 		for i := range rule {
 			if rule[i].op == opJne32Imm || rule[i].op == opJeq32Imm {
-				rule[i].off = int16(len(rule) - i - 1) // to the next rule
+				rule[i].off = int16(len(rule) - i - 1)
 			}
 		}
 		prog = append(prog, rule...)
 	}
-	return append(prog, result(d.allow)...)
+	return prog
+}
+
+// result is the program's answer.
+func result(allow bool) []insn {
+	r := insn{op: opMovImm, reg: regResult}
+	if allow {
+		r.imm = 1
+	}
+	return []insn{r, {op: opExit}}
 }
 
 func encode(prog []insn) []byte {
@@ -125,8 +133,8 @@ func encode(prog []insn) []byte {
 // programName marks the programs that are ours.
 const programName = "hako_devices"
 
-// bpf makes the system call. attr must point to memory that the garbage collector
-// knows to be pointed to from there, see callers.
+// bpf makes the system call. Addresses in attr are numbers to the garbage collector: the
+// caller pins what they point to.
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 	for {
 		r, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
@@ -253,7 +261,7 @@ func applyDevicesV2(dir string, d *deviceRules) error {
 	defer unix.Close(cgroup)
 	if err := attachDevices(cgroup, d.deviceProgram()); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied)
+			err = classed(err, errdefs.ErrPermissionDenied)
 		}
 		return fmt.Errorf("devices: attach the filter to %s: %w", dir, err)
 	}

@@ -22,8 +22,10 @@ const (
 
 	anyNumber = -1
 
-	// maxRules bounds hostile input; a GPU node has some dozens.
-	maxRules = 4096
+	// maxRules bounds hostile input; a GPU node has some dozens. The time that the kernel
+	// takes to verify a program grows with the square of its length, and it refuses what
+	// takes too long.
+	maxRules = 512
 )
 
 // access is a set of what can be done with a device, in the kernel's bits
@@ -217,18 +219,36 @@ func (d *deviceRules) whitelist() (*whitelist, error) {
 			}
 		}
 	}
-	// The kernel wants one exception to grant all that is asked for at once. Two that
-	// do so together ("c *:* m" and "c 1:3 rw", for an open that makes the file) are
-	// joined on the narrower one.
-	for e, acc := range w.exceptions {
-		for wider, more := range w.exceptions {
-			if !w.allow && wider.covers(e) {
-				acc |= more
-			}
-		}
-		w.exceptions[e] = acc
+	if err := w.join(); err != nil {
+		return nil, err
 	}
 	return w, nil
+}
+
+// join makes up for the kernel wanting one exception to grant all that is asked for at
+// once: where several do so together ("c *:* m" and "c 1:3 rw", for an open that makes
+// the file), the narrowest one gets what the others grant, and where none is the
+// narrowest ("c 1:* r" and "c *:3 w"), one is added for what they have in common.
+func (w *whitelist) join() error {
+	if w.allow {
+		return nil
+	}
+	for e, acc := range maps.Clone(w.exceptions) {
+		for f, more := range w.exceptions {
+			if e.kind == f.kind && e.major != anyNumber && e.minor == anyNumber && f.major == anyNumber && f.minor != anyNumber && acc != more {
+				w.exceptions[deviceSet{e.kind, e.major, f.minor}] |= acc | more
+			}
+		}
+	}
+	if len(w.exceptions) > 8*maxRules {
+		return invalid("devices: the rules overlap in too many ways")
+	}
+	for e := range w.exceptions {
+		for _, wider := range []deviceSet{{e.kind, e.major, anyNumber}, {e.kind, anyNumber, e.minor}, {e.kind, anyNumber, anyNumber}} {
+			w.exceptions[e] |= w.exceptions[wider]
+		}
+	}
+	return nil
 }
 
 // parseWhitelist reads devices.list. Where everything is allowed the kernel does not
@@ -353,9 +373,9 @@ func writeDevices(dir string, writes []deviceWrite) error {
 		err := writeFD(fd, path, w.line)
 		switch {
 		case errors.Is(err, unix.EPERM):
-			return fmt.Errorf("%w (the cgroup above does not have this device): %w", err, errdefs.ErrPermissionDenied)
+			return classed(fmt.Errorf("%w (the cgroup above does not have this device)", err), errdefs.ErrPermissionDenied)
 		case errors.Is(err, unix.EINVAL):
-			return fmt.Errorf("%w (the default cannot change while there are cgroups below): %w", err, errdefs.ErrFailedPrecondition)
+			return classed(fmt.Errorf("%w (the default cannot change while there are cgroups below)", err), errdefs.ErrFailedPrecondition)
 		case err != nil:
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -32,11 +33,13 @@ func (c *Cgroup) Freeze() error {
 		err = freezeV2(c.v2)
 	} else if dir, ok := c.v1["freezer"]; ok {
 		err = freezeV1(dir)
-	} else {
+	} else if c.Exists() {
 		err = &MissingError{"freezer", "freezing"}
+	} else {
+		err = unix.ENOENT
 	}
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("freeze cgroup: %w", err)
@@ -128,7 +131,7 @@ func (c *Cgroup) Thaw() error {
 	}
 	err := errors.Join(errs...)
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("thaw cgroup: %w", err)
@@ -169,10 +172,6 @@ func (c *Cgroup) Kill() error {
 
 func (c *Cgroup) kill() error {
 	if c.byV2("cgroup.kill") {
-		before, err := c.AllProcs()
-		if err != nil {
-			return err
-		}
 		if err := writeFile(c.v2+"/cgroup.kill", "1"); err != nil {
 			return err
 		}
@@ -183,21 +182,19 @@ func (c *Cgroup) kill() error {
 		// One that was moved out of the v2 cgroup, and is only in those of v1, is still
 		// to be killed. What died meanwhile, or is dying, is listed too: ask again.
 		after, err := c.AllProcs()
-		if err != nil || !slices.ContainsFunc(after, func(pid int) bool { return slices.Contains(before, pid) }) && len(after) == 0 {
+		if err != nil {
 			return err
 		}
-		for _, pid := range after {
-			if !c.dying(pid) {
-				return c.killByList()
-			}
+		if slices.ContainsFunc(after, func(pid int) bool { return !dying(pid) }) {
+			return c.killByList()
 		}
 		return nil
 	}
 	return c.killByList()
 }
 
-// dying tells whether a process that is in one of our cgroups has a SIGKILL coming.
-func (c *Cgroup) dying(pid int) bool {
+// dying tells whether a process has ended or has a SIGKILL coming.
+func dying(pid int) bool {
 	status, err := readFile("/proc/" + itoa(int64(pid)) + "/status")
 	if err != nil {
 		return true
@@ -211,7 +208,7 @@ func (c *Cgroup) dying(pid int) bool {
 				return true
 			}
 		case "SigPnd", "ShdPnd":
-			if len(value) == 16 && value[13]&1 == 1 { // bit 8 is SIGKILL: the low bit of this digit
+			if mask, err := strconv.ParseUint(value, 16, 64); err == nil && mask&(1<<(unix.SIGKILL-1)) != 0 {
 				return true
 			}
 		}

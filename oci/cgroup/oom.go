@@ -4,9 +4,11 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 	"unsafe"
 
 	"github.com/containerd/errdefs"
@@ -27,7 +29,7 @@ func (c *Cgroup) OOM(ctx context.Context) (<-chan struct{}, error) {
 		err = &MissingError{"memory", "OOM notices"}
 	}
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watch cgroup for OOM: %w", err)
@@ -76,10 +78,14 @@ func oomV1(ctx context.Context, dir string) (chan struct{}, error) {
 	return ch, nil
 }
 
-// oomV2 watches memory.events, and for the removal of the cgroup cgroup.events: it
-// tells when the last process has left, which comes before.
+// lookAfter is how long an empty v2 cgroup goes unobserved.
+const lookAfter = 500 * time.Millisecond
+
+// oomV2 watches memory.events. That a cgroup is removed no watch tells, but
+// cgroup.events tells that it has become empty, which must come before: as long as it
+// is, one looks from time to time whether it is still there.
 func oomV2(ctx context.Context, dir string) (chan struct{}, error) {
-	events := dir + "/memory.events"
+	events, population := dir+"/memory.events", dir+"/cgroup.events"
 	seen, err := oomEvents(events)
 	if err != nil {
 		return nil, err
@@ -89,7 +95,7 @@ func oomV2(ctx context.Context, dir string) (chan struct{}, error) {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
 	f := os.NewFile(uintptr(watch), "inotify")
-	for _, path := range []string{events, dir + "/cgroup.events"} {
+	for _, path := range []string{events, population} {
 		if _, err := unix.InotifyAddWatch(watch, path, unix.IN_MODIFY|unix.IN_DELETE_SELF); err != nil {
 			f.Close()
 			return nil, &os.PathError{Op: "inotify_add_watch", Path: path, Err: err}
@@ -103,9 +109,19 @@ func oomV2(ctx context.Context, dir string) (chan struct{}, error) {
 		defer stop()
 		buf := make([]byte, 16*unsafe.Sizeof(unix.InotifyEvent{}))
 		for {
-			// What changed does not matter: the file says how it is now. One more than
-			// once in it is one notice.
-			if _, err := f.Read(buf); err != nil {
+			state, err := readFile(population)
+			if err != nil {
+				return
+			}
+			var deadline time.Time
+			if keyed(state)["populated"] == 0 {
+				deadline = time.Now().Add(lookAfter)
+			}
+			if err := f.SetReadDeadline(deadline); err != nil {
+				return
+			}
+			// What changed does not matter: the files say how it is now.
+			if _, err := f.Read(buf); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 				return
 			}
 			now, err := oomEvents(events)
@@ -145,7 +161,7 @@ func (c *Cgroup) OOMKills() (uint64, error) {
 	}
 	b, err := readFile(file)
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("count OOM kills: %w", err)

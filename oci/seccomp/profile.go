@@ -5,7 +5,6 @@ package seccomp
 import (
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -26,12 +25,20 @@ const (
 	columnX32
 )
 
-func lookup(name string) (call, bool) {
-	i, ok := slices.BinarySearchFunc(calls[:], name, func(c call, name string) int { return strings.Compare(c.name, name) })
-	if !ok {
-		return call{}, false
+// lookup finds a system call by name.
+func lookup(name string) (*call, bool) {
+	i, j := 0, len(calls)
+	for i < j {
+		if m := (i + j) / 2; calls[m].name < name {
+			i = m + 1
+		} else {
+			j = m
+		}
 	}
-	return calls[i], true
+	if i == len(calls) || calls[i].name != name {
+		return nil, false
+	}
+	return &calls[i], true
 }
 
 // abi is one set of system call numbers.
@@ -107,7 +114,7 @@ type profile struct {
 
 // rule applies to all its calls.
 type rule struct {
-	calls []call
+	calls []*call
 	conds [][]cond // alternatives, each a list of what must hold; none: always
 	ret   uint32
 }
@@ -141,7 +148,7 @@ func parse(p *specs.LinuxSeccomp) (*profile, error) {
 		if len(s.Names) == 0 {
 			return nil, invalid("rule %d names no system call", i)
 		}
-		r := rule{calls: make([]call, 0, len(s.Names))}
+		r := rule{calls: make([]*call, 0, len(s.Names))}
 		if r.ret, err = answer(s.Action, s.ErrnoRet); err != nil {
 			return nil, fmt.Errorf("rule %d (%s): %w", i, short(s.Names[0]), err)
 		}
@@ -265,33 +272,62 @@ var muxes = [2]mux{
 
 // branch is a rule as it applies to one number.
 type branch struct {
-	conds []cond // none: always
+	conds []cond // all must hold
 	ret   uint32
 }
 
-// decide gives what happens to each number that the profile says something about. The
-// slices hold branches in order; what comes after one without conditions is left out.
-func (p *profile) decide(a abi) map[uint32][]branch {
-	out := map[uint32][]branch{}
-	add := func(nr uint32, b branch) {
-		have := out[nr]
-		if n := len(have); n > 0 && have[n-1].conds == nil {
-			return
-		}
-		out[nr] = append(have, b)
+// The tables' numbers lie close together but for ARM's private ones. A slot is a
+// number without that gap.
+const (
+	armPrivate = 0xf0000
+	gapAt      = 640 // above all others
+	slots      = gapAt + 16
+)
+
+func slot(nr uint32) int {
+	if nr >= armPrivate {
+		return int(nr) - armPrivate + gapAt
 	}
-	for _, r := range p.rules {
+	return int(nr)
+}
+
+func (a abi) number(slot int) uint32 {
+	if slot >= gapAt {
+		return a.base + uint32(slot) - gapAt + armPrivate
+	}
+	return a.base + uint32(slot)
+}
+
+// decision is what the profile says about one number.
+type decision struct {
+	named  bool
+	always bool     // ret, whatever the arguments are
+	ret    uint32   // if always
+	some   []branch // else these in order, and then the default
+}
+
+// decide gives the decision for each slot.
+func (p *profile) decide(a abi) []decision {
+	out := make([]decision, slots)
+	for i := range p.rules {
+		r := &p.rules[i]
+		same := r.ret == p.fallback // says nothing new
 		for _, c := range r.calls {
 			if nr := c.nr[a.column]; nr >= 0 {
-				if r.conds == nil {
-					add(a.base+uint32(nr), branch{ret: r.ret})
-				}
-				for _, conds := range r.conds {
-					add(a.base+uint32(nr), branch{a.narrow(conds), r.ret})
+				d := &out[slot(uint32(nr))]
+				d.named = true
+				switch {
+				case same || d.always:
+				case r.conds == nil:
+					d.always, d.ret = true, r.ret
+				default:
+					for _, conds := range r.conds {
+						d.some = append(d.some, branch{a.narrow(conds), r.ret})
+					}
 				}
 			}
 			if a.column == columnI386 {
-				p.throughMux(r, c.name, add)
+				p.throughMux(r, c.name, out)
 			}
 		}
 	}
@@ -301,14 +337,21 @@ func (p *profile) decide(a abi) map[uint32][]branch {
 // throughMux applies a rule to the multiplexed form of the call. Conditions cannot be
 // checked there, because the arguments lie in memory: a rule that lets through is not
 // applied then, one that forbids is applied in all cases.
-func (p *profile) throughMux(r rule, name string, add func(uint32, branch)) {
-	for m, mux := range muxes {
-		i := slices.Index(mux.calls, name)
-		if !p.muxed[m] || i < 0 || name == "" || r.conds != nil && permissive(r.ret) {
+func (p *profile) throughMux(r *rule, name string, out []decision) {
+	for m := range muxes {
+		mux := &muxes[m]
+		if !p.muxed[m] || r.conds != nil && permissive(r.ret) {
+			continue
+		}
+		part := slices.Index(mux.calls, name)
+		if part < 0 {
 			continue
 		}
 		row, _ := lookup(mux.name)
-		add(uint32(row.nr[columnI386]), branch{[]cond{{0, specs.OpMaskedEqual, mux.mask, uint64(i)}}, r.ret})
+		d := &out[slot(uint32(row.nr[columnI386]))]
+		if d.named = true; r.ret != p.fallback {
+			d.some = append(d.some, branch{[]cond{{0, specs.OpMaskedEqual, mux.mask, uint64(part)}}, r.ret})
+		}
 	}
 }
 
@@ -336,21 +379,24 @@ func (a abi) narrow(conds []cond) []cond {
 // profile names a call, with whatever action, shows that its author knew of it and of
 // all with smaller numbers; so those keep the default action, and all above answer
 // ENOSYS, as on a kernel without them.
-func (p *profile) newerThan(a abi, decided map[uint32][]branch) (newest uint32, ok bool) {
+func (p *profile) newerThan(a abi, decided []decision) (newest uint32, ok bool) {
 	if !p.enosys {
 		return 0, false
 	}
-	for nr := range decided {
-		if nr -= a.base; !a.outOfOrder(nr) {
-			newest, ok = max(newest, nr), true
+	for slot := len(decided) - 1; slot >= 0; slot-- {
+		if decided[slot].named && !a.outOfOrder(slot) {
+			return a.number(slot), true
 		}
 	}
-	return a.base + newest, ok
+	return 0, false
 }
 
+// x32's own numbers.
+const x32First, x32Last = 512, 547
+
 // outOfOrder tells of numbers that say nothing about a call's age: x32's and ARM's own.
-func (a abi) outOfOrder(nr uint32) bool {
-	return a.column == columnX32 && nr >= 512 && nr <= 547 || a.column == columnARM && nr >= 0xf0000
+func (a abi) outOfOrder(slot int) bool {
+	return a.column == columnX32 && slot >= x32First && slot <= x32Last || a.column == columnARM && slot >= gapAt
 }
 
 // outcome is what happens to a number: one answer, or, with branches, what the first
@@ -366,27 +412,14 @@ func (o outcome) equal(q outcome) bool {
 	})
 }
 
-// simplify drops branches that change nothing.
-func simplify(ret uint32, branches []branch) outcome {
-	for len(branches) > 0 {
-		last := branches[len(branches)-1]
-		if last.conds == nil {
-			ret = last.ret
-		} else if last.ret != ret {
-			break
-		}
-		branches = branches[:len(branches)-1]
-	}
-	return outcome{ret, branches}
-}
-
 // span is a range of numbers with the same outcome. It ends where the next one begins.
 type span struct {
 	start uint32
 	outcome
 }
 
-// spans gives what happens to each of the 2^32 numbers of an architecture.
+// spans gives what happens to each of the 2^32 numbers of an architecture. What holds
+// for the last slot, which no call has, holds for all above.
 func (p *profile) spans(a arch) []span {
 	const last = 1<<32 - 1 // -1: what a tracer makes of a call to skip it
 	var out []span
@@ -402,36 +435,20 @@ func (p *profile) spans(a arch) []span {
 	for _, abi := range a.abis {
 		decided := p.decide(abi)
 		newest, enosys := p.newerThan(abi, decided)
-		other := func(nr uint32) outcome {
-			if enosys && nr > newest && !abi.outOfOrder(nr-abi.base) {
-				return outcome{ret: retENOSYS}
+		for slot, d := range decided {
+			nr := abi.number(slot)
+			switch {
+			case d.always:
+				add(nr, outcome{ret: d.ret})
+			case !d.named && enosys && nr > newest && !abi.outOfOrder(slot):
+				add(nr, outcome{ret: retENOSYS})
+			default:
+				add(nr, outcome{p.fallback, d.some})
 			}
-			return outcome{ret: p.fallback}
-		}
-		cuts := []uint32{abi.base}
-		if enosys {
-			cuts = append(cuts, newest+1)
-		}
-		switch abi.column {
-		case columnX32:
-			cuts = append(cuts, abi.base+512, abi.base+548)
-		case columnARM:
-			cuts = append(cuts, 0xf0000)
-		}
-		for nr := range decided {
-			cuts = append(cuts, nr, nr+1)
-		}
-		slices.Sort(cuts)
-		for _, nr := range slices.Compact(cuts) {
-			o := other(nr)
-			if branches, ok := decided[nr]; ok {
-				o = simplify(p.fallback, branches)
-			}
-			add(nr, o)
 		}
 	}
-	tail := out[len(out)-1].outcome
 	if a.x32Missing {
+		tail := out[len(out)-1].outcome
 		add(x32Bit, outcome{ret: retBadArch})
 		add(last, tail)
 	}

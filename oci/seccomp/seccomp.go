@@ -7,13 +7,16 @@
 // program and the flags for seccomp(2). [Compile] is a pure function: it makes no
 // system call, and the same profile gives the same program.
 //
-// What a profile means, where the specification leaves it open:
+// What a profile means, where the specification leaves it open, is what it means to runc
+// with libseccomp, for which profiles are written (tried out with runc 1.1.5):
 //
-//   - Rules for one system call are looked at in the profile's order; the first one
-//     whose conditions all hold decides. Where none does, the default action decides.
+//   - A rule that says the same as the default action does nothing.
+//   - A rule without conditions decides for its system call, wherever it stands, and
+//     whatever rules with conditions say. Of several, the first one does.
+//   - Otherwise the first rule in the profile's order decides whose conditions all hold.
+//     (libseccomp has an order of its own here.) Where none does, the default action.
 //   - A rule with several conditions on the same argument stands for as many rules with
-//     one of these conditions each. No other reading makes sense of "arg0 is 1, arg0 is
-//     2", and runc and crun read it so too.
+//     one of these conditions each: "arg0 is 1, arg0 is 2" means either.
 //   - Names that an architecture does not have, or that are not known at all, are
 //     skipped: one profile serves several architectures and kernels.
 //   - Where the default action is an error or a kill, a system call that is newer than

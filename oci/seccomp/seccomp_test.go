@@ -92,129 +92,154 @@ var archNames = []struct {
 	{"arm64", specs.ArchARM, 0x40000028, columnARM, 0},
 }
 
-// evaluate says what the profile means, directly and slowly: the reference.
-func evaluate(p *specs.LinuxSeccomp, machine string, d data) uint32 {
-	column, base, nr := -1, uint32(0), d.nr
+// reference says what a profile means, directly and slowly.
+type reference struct {
+	p      *specs.LinuxSeccomp
+	named  map[string]bool
+	newest [5]int32 // by column; -1: none is named
+	// reach lists, for each column and number, the rules that may apply, in order, and
+	// how a call gets there: by its number (mux is -1) or as part of a multiplexer.
+	reach [5]map[uint32][]reached
+}
+
+type reached struct {
+	rule, mux, part int
+}
+
+func outOfOrder(column int, n uint32) bool {
+	return column == columnX32 && n >= 512 && n <= 547 || column == columnARM && n >= 0xf0000
+}
+
+func newReference(p *specs.LinuxSeccomp) *reference {
+	r := &reference{p: p, named: map[string]bool{}}
+	for _, s := range p.Syscalls {
+		for _, name := range s.Names {
+			r.named[name] = true
+		}
+	}
+	for column := range r.newest {
+		r.newest[column], r.reach[column] = -1, map[uint32][]reached{}
+		see := func(n uint32, how reached) {
+			r.reach[column][n] = append(r.reach[column][n], how)
+			if !outOfOrder(column, n) {
+				r.newest[column] = max(r.newest[column], int32(n))
+			}
+		}
+		for i, s := range p.Syscalls {
+			for _, name := range s.Names {
+				if c, ok := lookup(name); ok && c.nr[column] >= 0 {
+					see(uint32(c.nr[column]), reached{i, -1, 0})
+				}
+				passes := s.Action == specs.ActAllow || s.Action == specs.ActLog
+				for m, mux := range muxes {
+					part := slices.Index(mux.calls, name)
+					if column == columnI386 && part > 0 && !r.named[mux.name] && (len(s.Args) == 0 || !passes) {
+						row, _ := lookup(mux.name)
+						see(uint32(row.nr[column]), reached{i, m, part})
+					}
+				}
+			}
+		}
+	}
+	return r
+}
+
+func returns(a specs.LinuxSeccompAction, errno *uint) uint32 {
+	code := uint32(1)
+	if errno != nil {
+		code = uint32(*errno)
+	}
+	switch a {
+	case specs.ActKill, specs.ActKillThread:
+		return unix.SECCOMP_RET_KILL_THREAD
+	case specs.ActKillProcess:
+		return unix.SECCOMP_RET_KILL_PROCESS
+	case specs.ActTrap:
+		return unix.SECCOMP_RET_TRAP
+	case specs.ActErrno:
+		return unix.SECCOMP_RET_ERRNO | code
+	case specs.ActTrace:
+		return unix.SECCOMP_RET_TRACE | code
+	case specs.ActLog:
+		return unix.SECCOMP_RET_LOG
+	}
+	return unix.SECCOMP_RET_ALLOW
+}
+
+// column finds whose numbers a call's are; -1: nobody's that the profile lists.
+func (r *reference) column(machine string, d data) (column int, nr uint32) {
 	for _, a := range archNames {
-		if a.machine != machine || a.audit != d.arch {
-			continue
-		}
 		native := a.arch == specs.ArchX86_64 || a.arch == specs.ArchAARCH64
-		if a.column == columnX32 != (a.audit == 0xC000003E && nr >= 0x40000000) {
-			continue
-		}
-		if native || slices.Contains(p.Architectures, a.arch) {
-			column, base = a.column, a.base
+		if a.machine == machine && a.audit == d.arch && (native || slices.Contains(r.p.Architectures, a.arch)) &&
+			(a.column == columnX32) == (a.audit == 0xC000003E && d.nr >= 0x40000000) {
+			return a.column, d.nr - a.base
 		}
 	}
-	if column < 0 && machine == "amd64" && d.arch == 0xC000003E && nr == 0xffffffff {
-		column = columnAMD64 // a call that a tracer wants skipped
+	if machine == "amd64" && d.arch == 0xC000003E && d.nr == 0xffffffff {
+		return columnAMD64, d.nr // a call that a tracer wants skipped
 	}
+	return -1, 0
+}
+
+func holds(c specs.LinuxSeccompArg, column int, d data) bool {
+	v, w := d.args[c.Index], c.Value
+	if (column == columnI386 || column == columnARM) && c.Op != specs.OpMaskedEqual && int64(w) < 0 && int64(w) >= -1<<31 {
+		w = uint64(uint32(w))
+	}
+	switch c.Op {
+	case specs.OpEqualTo:
+		return v == w
+	case specs.OpNotEqual:
+		return v != w
+	case specs.OpLessThan:
+		return v < w
+	case specs.OpLessEqual:
+		return v <= w
+	case specs.OpGreaterThan:
+		return v > w
+	case specs.OpGreaterEqual:
+		return v >= w
+	}
+	return v&c.Value == c.ValueTwo
+}
+
+func (r *reference) evaluate(machine string, d data) uint32 {
+	column, nr := r.column(machine, d)
 	if column < 0 {
 		return unix.SECCOMP_RET_KILL_PROCESS
 	}
-	nr -= base
-	ret := func(a specs.LinuxSeccompAction, errno *uint) uint32 {
-		code := uint32(1)
-		if errno != nil {
-			code = uint32(*errno)
+	fallback := returns(r.p.DefaultAction, r.p.DefaultErrnoRet)
+	sometimes := fallback
+	for _, how := range r.reach[column][nr] {
+		s := r.p.Syscalls[how.rule]
+		ret := returns(s.Action, s.ErrnoRet)
+		if ret == fallback {
+			continue
 		}
-		switch a {
-		case specs.ActKill, specs.ActKillThread:
-			return unix.SECCOMP_RET_KILL_THREAD
-		case specs.ActKillProcess:
-			return unix.SECCOMP_RET_KILL_PROCESS
-		case specs.ActTrap:
-			return unix.SECCOMP_RET_TRAP
-		case specs.ActErrno:
-			return unix.SECCOMP_RET_ERRNO | code
-		case specs.ActTrace:
-			return unix.SECCOMP_RET_TRACE | code
-		case specs.ActLog:
-			return unix.SECCOMP_RET_LOG
+		if how.mux < 0 && len(s.Args) == 0 {
+			return ret
 		}
-		return unix.SECCOMP_RET_ALLOW
-	}
-	passes := func(action specs.LinuxSeccompAction) bool {
-		return action == specs.ActAllow || action == specs.ActLog
-	}
-	holds := func(c specs.LinuxSeccompArg) bool {
-		v, w := d.args[c.Index], c.Value
-		if (column == columnI386 || column == columnARM) && c.Op != specs.OpMaskedEqual && int64(w) < 0 && int64(w) >= -1<<31 {
-			w = uint64(uint32(w))
-		}
-		switch c.Op {
-		case specs.OpEqualTo:
-			return v == w
-		case specs.OpNotEqual:
-			return v != w
-		case specs.OpLessThan:
-			return v < w
-		case specs.OpLessEqual:
-			return v <= w
-		case specs.OpGreaterThan:
-			return v > w
-		case specs.OpGreaterEqual:
-			return v >= w
-		}
-		return v&c.Value == c.ValueTwo
-	}
-	all := func(args []specs.LinuxSeccompArg) bool {
-		seen := map[uint]bool{}
-		repeated, every, some := false, true, false
-		for _, c := range args {
+		seen, repeated, every, some := map[uint]bool{}, false, true, false
+		for _, c := range s.Args {
 			repeated = repeated || seen[c.Index]
 			seen[c.Index] = true
-			every, some = every && holds(c), some || holds(c)
+			every, some = every && holds(c, column, d), some || holds(c, column, d)
 		}
-		if repeated {
-			return some
+		applies := every && !repeated || some && repeated
+		if how.mux >= 0 {
+			applies = d.args[0]&muxes[how.mux].mask == uint64(how.part)
 		}
-		return every
-	}
-	named := func(name string) bool {
-		return slices.ContainsFunc(p.Syscalls, func(s specs.LinuxSyscall) bool { return slices.Contains(s.Names, name) })
-	}
-	newest, any := uint32(0), false
-	for _, s := range p.Syscalls {
-		for _, name := range s.Names {
-			c, ok := lookup(name)
-			if !ok {
-				continue
-			}
-			if n := c.nr[column]; n >= 0 {
-				own := column == columnX32 && n >= 512 && n <= 547 || column == columnARM && n >= 0xf0000
-				if !own {
-					newest, any = max(newest, uint32(n)), true
-				}
-				if uint32(n) == nr && all(s.Args) {
-					return ret(s.Action, s.ErrnoRet)
-				}
-			}
-			if column != columnI386 {
-				continue
-			}
-			for _, m := range muxes {
-				row, _ := lookup(m.name)
-				i := slices.Index(m.calls, name)
-				if i <= 0 || named(m.name) || len(s.Args) > 0 && passes(s.Action) {
-					continue
-				}
-				newest, any = max(newest, uint32(row.nr[columnI386])), true
-				if nr == uint32(row.nr[columnI386]) && d.args[0]&m.mask == uint64(i) {
-					return ret(s.Action, s.ErrnoRet)
-				}
-			}
+		if applies && sometimes == fallback {
+			sometimes = ret
 		}
 	}
-	switch p.DefaultAction {
+	switch r.p.DefaultAction {
 	case specs.ActErrno, specs.ActKill, specs.ActKillProcess, specs.ActKillThread:
-		own := column == columnX32 && nr >= 512 && nr <= 547 || column == columnARM && nr >= 0xf0000
-		if any && nr > newest && !own {
+		if newest := r.newest[column]; newest >= 0 && nr > uint32(newest) && !outOfOrder(column, nr) {
 			return unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)
 		}
 	}
-	return ret(p.DefaultAction, p.DefaultErrnoRet)
+	return sometimes
 }
 
 // interesting gives values around those that the profile compares with.
@@ -251,7 +276,7 @@ func compare(t testing.TB, p *specs.LinuxSeccomp, machine string, tries int) Fil
 		t.Fatal(err)
 	}
 	checkForm(t, f.Program)
-	values := interesting(p)
+	values, ref := interesting(p), newReference(p)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, arch := range []uint32{0xC000003E, 0x40000003, 0xC00000B7, 0x40000028, 0xC0000015, 0} {
 		for _, nr := range numbers() {
@@ -267,7 +292,7 @@ func compare(t testing.TB, p *specs.LinuxSeccomp, machine string, tries int) Fil
 					}
 				}
 				got, _ := interpret(t, f.Program, d)
-				if want := evaluate(p, machine, d); got != want {
+				if want := ref.evaluate(machine, d); got != want {
 					t.Fatalf("%s %+v: the program says %#x, the profile %#x\n%s", machine, d, got, want, dump(f.Program))
 				}
 			}
@@ -417,6 +442,41 @@ func TestAgainstReference(t *testing.T) {
 				}
 				compare(t, p, machine, 40)
 			})
+		}
+	}
+}
+
+// TestOrder holds what runc 1.1.5 was seen to make of these profiles.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	const odd = 4294967295
+	a := callRule(specs.ActErrno, uintp(77), "personality", arg(0, specs.OpEqualTo, odd))
+	b := callRule(specs.ActErrno, uintp(78), "personality")
+	c := callRule(specs.ActAllow, nil, "personality")
+	d := callRule(specs.ActErrno, uintp(79), "personality", arg(0, specs.OpEqualTo, odd), arg(0, specs.OpEqualTo, 0x1234))
+	e := callRule(specs.ActErrno, uintp(80), "personality", arg(0, specs.OpGreaterEqual, 0))
+	for i, test := range []struct {
+		rules      []specs.LinuxSyscall
+		odd, other uint32
+	}{
+		{[]specs.LinuxSyscall{a, b}, 78, 78},
+		{[]specs.LinuxSyscall{b, a}, 78, 78},
+		{[]specs.LinuxSyscall{a, c}, 77, 0},
+		{[]specs.LinuxSyscall{c, a}, 77, 0},
+		{[]specs.LinuxSyscall{b, c}, 78, 78},
+		{[]specs.LinuxSyscall{c, b}, 78, 78},
+		{[]specs.LinuxSyscall{d}, 79, 79},
+		{[]specs.LinuxSyscall{a, e}, 77, 80},
+	} {
+		f := compare(t, &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: test.rules}, "amd64", 1)
+		for value, want := range map[uint64]uint32{odd: test.odd, 0x1234: test.other} {
+			got, _ := interpret(t, f.Program, data{nr: 135, arch: unix.AUDIT_ARCH_X86_64, args: [6]uint64{value}})
+			if got == unix.SECCOMP_RET_ALLOW {
+				got = unix.SECCOMP_RET_ERRNO
+			}
+			if got != unix.SECCOMP_RET_ERRNO|want {
+				t.Errorf("%d: %#x is %#x, want errno %d", i, value, got, want)
+			}
 		}
 	}
 }

@@ -1,0 +1,70 @@
+# hako: see README.md for the two commands that matter: make quickstart, make test.
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1.0-dev)
+PREFIX  ?= /usr/local
+GOARCH  ?= $(shell $(GO) env GOARCH)
+LDFLAGS  = -s -w -X github.com/hako-engine/hako/internal/version.Version=$(VERSION)
+export CGO_ENABLED = 0
+
+BINARIES = hako hakod hako-shim hako-oci
+DEMO     = demo/image/demo-$(GOARCH).tar.gz
+
+.PHONY: all build build-all demo test test-unit lint bench fuzz install uninstall man quickstart clean
+
+all: build
+
+build: $(BINARIES:%=bin/%) bin/containerd-shim-hako-v2 ## the four binaries, into bin/
+
+# The Go tool knows better than make what has changed, so it is always asked.
+.PHONY: FORCE
+bin/%: FORCE $(DEMO)
+	$(GO) build -trimpath -tags demo_image -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+bin/containerd-shim-hako-v2: bin/hako-shim
+	ln -sf hako-shim $@
+
+build-all: ## everything for both architectures, without keeping it
+	for arch in amd64 arm64; do GOARCH=$$arch $(GO) build -o /dev/null ./... && GOARCH=$$arch $(GO) vet ./cmd/... || exit 1; done
+
+demo: $(DEMO)
+$(DEMO): $(wildcard demo/*.go demo/*/*.go)
+	$(GO) run ./demo/build -arch $(GOARCH) -o $@
+
+quickstart: ## README command 1: run containers from scratch, on a daemon of its own
+	@GO='$(GO)' MAKE='$(MAKE)' scripts/quickstart.sh
+
+test: $(DEMO) ## README command 2: unit, golden, integration (as root) and rooms tests
+	@GO='$(GO)' scripts/test.sh
+
+lint: ## formatting, vet, staticcheck, shell scripts
+	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
+	$(GO) vet ./...
+	GOARCH=arm64 $(GO) vet ./oci/... ./shim/... ./network/...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@2026.1 ./...
+	@command -v shellcheck >/dev/null && shellcheck $$(git ls-files '*.sh' .ci/run) || echo "shellcheck is not installed: shell scripts were not checked"
+
+bench: build ## benchmarks beside the code, then against the peers that are installed
+	$(GO) test -run '^$$' -bench . -benchtime 1s ./...
+	test/bench/all.sh
+
+fuzz: ## every fuzz target for 30 seconds
+	scripts/fuzz.sh
+
+man: bin/hako
+	mkdir -p bin/man && bin/hako completion man bin/man
+
+install: build man ## into $(PREFIX)
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 0755 $(BINARIES:%=bin/%) $(DESTDIR)$(PREFIX)/bin
+	ln -sf hako-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2
+	install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	bin/hako completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/hako
+
+uninstall:
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2 $(DESTDIR)$(PREFIX)/share/man/man1/hako*.1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions/hako
+
+clean:
+	rm -rf bin demo/image/*.tar.gz
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

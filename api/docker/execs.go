@@ -1,0 +1,132 @@
+package docker
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"github.com/hako-engine/hako/api/stream"
+	"github.com/hako-engine/hako/engine"
+)
+
+func (s *Server) execCreate(ctx context.Context, c *call) error {
+	var req container.ExecCreateRequest
+	if err := c.body(&req); err != nil {
+		return err
+	}
+	if len(req.Cmd) == 0 {
+		return invalidf("No exec command specified")
+	}
+	if _, err := stream.ParseDetachKeys(req.DetachKeys); err != nil {
+		return err
+	}
+	config := engine.ExecConfig{
+		Container: c.id(), Cmd: req.Cmd, User: req.User, Env: req.Env, WorkingDir: req.WorkingDir,
+		Privileged: req.Privileged, TTY: req.Tty, DetachKeys: req.DetachKeys,
+		AttachStdin: req.AttachStdin, AttachStdout: req.AttachStdout, AttachStderr: req.AttachStderr,
+	}
+	if req.ConsoleSize != nil {
+		config.ConsoleSize = *req.ConsoleSize
+	}
+	id, err := s.opt.Backend.CreateExec(ctx, config)
+	if err != nil {
+		return err
+	}
+	return c.json(http.StatusCreated, container.ExecCreateResponse{ID: id})
+}
+
+func (s *Server) execStart(ctx context.Context, c *call) error {
+	var req container.ExecStartRequest
+	if err := c.optionalBody(&req); err != nil {
+		return err
+	}
+	e, err := s.opt.Backend.Exec(ctx, c.id())
+	if err != nil {
+		return err
+	}
+	if req.Detach {
+		if err := s.opt.Backend.StartExec(ctx, e.ID); err != nil {
+			return err
+		}
+		return c.empty(http.StatusOK)
+	}
+	keys, err := stream.ParseDetachKeys(e.Config.DetachKeys)
+	if err != nil {
+		return err
+	}
+	process, err := s.opt.Backend.AttachExec(ctx, e.ID)
+	switch {
+	case errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err), ctx.Err() != nil:
+		return err
+	case err != nil:
+		// The command could not be started. Clients read its exit code (126, 127) from the
+		// exec, and the reason from the stream, as they do from a shell.
+		return s.execFailed(c, e.Config.TTY, err)
+	}
+	if size := req.ConsoleSize; size != nil && e.Config.TTY && e.Config.ConsoleSize == [2]uint{} {
+		if err := s.opt.Backend.ResizeExec(ctx, e.ID, uint32(size[1]), uint32(size[0])); err != nil {
+			s.log.Debug("set the size of an exec's terminal", "exec", e.ID, "error", err)
+		}
+	}
+	o := stream.PumpOptions{
+		Stdin:  e.Config.AttachStdin,
+		Output: e.Config.AttachStdout || e.Config.AttachStderr || e.Config.TTY,
+	}
+	if e.Config.TTY {
+		o.DetachKeys = keys
+	}
+	return s.pumpHijacked(ctx, c, process, e.Config.TTY, o)
+}
+
+// execFailed answers with a stream that holds the error's text.
+func (s *Server) execFailed(c *call, tty bool, cause error) error {
+	conn, err := stream.Hijack(c.w, c.Request, c.version.streamType(tty))
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	c.w.wrote = true
+	text := []byte(cause.Error() + "\r\n")
+	var sink stream.Sink = stream.Raw{W: conn}
+	if !tty {
+		sink = stream.NewFramer(conn)
+	}
+	_ = sink.WriteFrame(stream.Stdout, text) // fails when the client left
+	return nil
+}
+
+func (s *Server) execResize(ctx context.Context, c *call) error {
+	width, height, err := c.size()
+	if err != nil {
+		return err
+	}
+	if err := s.opt.Backend.ResizeExec(ctx, c.id(), width, height); err != nil {
+		return err
+	}
+	return c.empty(http.StatusOK)
+}
+
+func (s *Server) execInspect(ctx context.Context, c *call) error {
+	e, err := s.opt.Backend.Exec(ctx, c.id())
+	if err != nil {
+		return err
+	}
+	keys, err := stream.ParseDetachKeys(e.Config.DetachKeys)
+	if err != nil {
+		keys = nil
+	}
+	out := container.ExecInspectResponse{
+		ID: e.ID, Running: e.Running, ExitCode: e.ExitCode, Pid: e.Pid, ContainerID: e.ContainerID,
+		OpenStdin: e.Config.AttachStdin, OpenStdout: e.Config.AttachStdout, OpenStderr: e.Config.AttachStderr,
+		DetachKeys: keys,
+		ProcessConfig: &container.ExecProcessConfig{
+			Tty: e.Config.TTY, User: e.Config.User, Privileged: &e.Config.Privileged,
+		},
+	}
+	if len(e.Config.Cmd) > 0 {
+		out.ProcessConfig.Entrypoint, out.ProcessConfig.Arguments = e.Config.Cmd[0], list(e.Config.Cmd[1:])
+	}
+	return c.json(http.StatusOK, out)
+}

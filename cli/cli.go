@@ -1,0 +1,275 @@
+// Package cli is the command line for people: commands, progress, tables.
+//
+// In flow arguments, the terminal and files of the user; out flow requests to the
+// Docker Engine API of hakod, and text. It is a client like any other: it knows
+// nothing of the engine's packages.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Exit codes that are not the container's own, as docker(1) has them.
+const (
+	exitUsage      = 125 // of run and exec: hako itself failed
+	exitNotRun     = 126 // the command could not be invoked
+	exitNotFound   = 127 // the command was not found
+	exitInterrupt  = 130
+	exitGeneral    = 1
+	defaultRuntime = "/run/hako"
+)
+
+// exitError ends the program with a code. An empty message prints nothing.
+type exitError struct {
+	code int
+	msg  string
+}
+
+func (e *exitError) Error() string { return e.msg }
+
+// Options are what the program gives the command line besides the streams.
+type Options struct {
+	// Demo opens the archive of the demo image; nil if the program carries none.
+	Demo func() (io.Reader, error)
+}
+
+// app is what all commands share.
+type app struct {
+	Streams
+	Options
+	host  string
+	debug bool
+	c     *client.Client
+}
+
+// Main runs the command line and gives the exit code.
+func Main(args []string, s Streams, o Options) int {
+	a := &app{Streams: s, Options: o}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	root := a.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if a.c != nil {
+		a.c.Close()
+	}
+	if err == nil {
+		return 0
+	}
+	var ee *exitError
+	if errors.As(err, &ee) {
+		if ee.msg != "" {
+			fmt.Fprintln(s.Err, "hako: "+ee.msg)
+		}
+		return ee.code
+	}
+	fmt.Fprintln(s.Err, "hako: "+a.explain(err))
+	return exitGeneral
+}
+
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hako [OPTIONS] COMMAND",
+		Short: "Run and manage containers",
+		Long: `hako runs and manages containers, images, networks and volumes.
+
+It talks to the daemon hakod, which it finds by --host, $HAKO_HOST, $DOCKER_HOST or
+the default socket, in that order.`,
+		Example: `  hako run --rm -it alpine sh            run a shell in a new container
+  hako run -d -p 8080:80 --name web nginx  run a service in the background
+  hako ps                                  list running containers
+  hako doctor                              check whether this machine is ready`,
+		SilenceErrors:    true,
+		SilenceUsage:     true,
+		TraverseChildren: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	root.SetOut(a.Out)
+	root.SetErr(a.Err)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return &exitError{exitUsage, fmt.Sprintf("%s\n\nUsage:  %s\n\nRun '%s --help' for more information", err, cmd.UseLine(), cmd.CommandPath())}
+	})
+	pf := root.PersistentFlags()
+	pf.StringVarP(&a.host, "host", "H", "", "daemon's socket to connect to, e.g. unix:///run/hako/docker.sock")
+	pf.BoolVarP(&a.debug, "debug", "D", false, "print requests and their durations to stderr")
+	root.AddGroup(
+		&cobra.Group{ID: "container", Title: "Containers:"},
+		&cobra.Group{ID: "image", Title: "Images:"},
+		&cobra.Group{ID: "object", Title: "Networks and volumes:"},
+		&cobra.Group{ID: "system", Title: "System:"},
+	)
+	for group, cmds := range map[string][]*cobra.Command{
+		"container": a.containerCommands(),
+		"image":     a.imageCommands(),
+		"object":    a.objectCommands(),
+		"system":    a.systemCommands(),
+	} {
+		for _, c := range cmds {
+			c.GroupID = group
+			root.AddCommand(c)
+		}
+	}
+	// The long forms that docker's users may be used to: hako container ls, hako image prune.
+	container := group("container", "Manage containers", append(a.containerCommands(), a.containerPruneCommand())...)
+	image := group("image", "Manage images", append(a.imageCommands(), a.imageInspectCommand(), a.imagePruneCommand())...)
+	container.GroupID, image.GroupID = "container", "image"
+	root.AddCommand(container, image)
+	root.CompletionOptions.DisableDefaultCmd = true
+	tidyUsage(root)
+	return root
+}
+
+// tidyUsage drops cobra's own "[flags]": the usage lines say [OPTIONS] where there are some.
+func tidyUsage(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = true
+	for _, c := range cmd.Commands() {
+		tidyUsage(c)
+	}
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	msg := fmt.Sprintf("%q is not a %s command", name, cmd.CommandPath())
+	cmd.SuggestionsMinimumDistance = 2
+	if s := cmd.SuggestionsFor(name); len(s) > 0 {
+		msg += "; did you mean " + strings.Join(s, " or ") + "?"
+	}
+	return &exitError{exitGeneral, msg + "\nSee '" + cmd.CommandPath() + " --help'"}
+}
+
+// group makes a command that only holds others.
+func group(use, short string, cmds ...*cobra.Command) *cobra.Command {
+	c := &cobra.Command{
+		Use: use, Short: short,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return unknownCommand(cmd, args[0])
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+	}
+	c.AddCommand(cmds...)
+	return c
+}
+
+// address finds the daemon.
+func (a *app) address() string {
+	for _, h := range []string{a.host, os.Getenv("HAKO_HOST"), os.Getenv("DOCKER_HOST")} {
+		if h != "" {
+			if strings.HasPrefix(h, "/") {
+				h = "unix://" + h
+			}
+			return h
+		}
+	}
+	return "unix://" + defaultRuntime + "/docker.sock"
+}
+
+// client connects lazily, so that commands without a daemon start at once.
+func (a *app) client() (*client.Client, error) {
+	if a.c != nil {
+		return a.c, nil
+	}
+	opts := []client.Opt{client.WithHost(a.address()), client.WithTLSClientConfigFromEnv(), client.WithAPIVersionFromEnv(), client.WithUserAgent("hako")}
+	if a.debug {
+		opts = append(opts, client.WithHTTPRequestHook(debugRequests(a.Err)))
+	}
+	c, err := client.New(opts...)
+	if err != nil {
+		return nil, fmt.Errorf("use daemon address %s: %w", a.address(), err)
+	}
+	a.c = c
+	return c, nil
+}
+
+// explain words an error for people.
+func (a *app) explain(err error) string {
+	msg := err.Error()
+	switch {
+	case client.IsErrConnectionFailed(err):
+		addr := a.address()
+		if path, ok := strings.CutPrefix(addr, "unix://"); ok {
+			_, serr := os.Stat(path)
+			switch {
+			case errors.Is(serr, os.ErrNotExist):
+				return fmt.Sprintf("cannot reach the daemon: there is no socket %s. Is hakod running? Start it with 'hakod', or name another socket with --host", path)
+			case errors.Is(serr, os.ErrPermission), os.Geteuid() != 0:
+				return fmt.Sprintf("cannot reach the daemon at %s: permission denied. Use root, or a user of the socket's group", path)
+			}
+		}
+		return fmt.Sprintf("cannot reach the daemon at %s: is hakod running? (%s)", addr, firstLine(msg))
+	case errdefs.IsCanceled(err), errors.Is(err, context.Canceled):
+		return "interrupted"
+	}
+	return strings.TrimPrefix(msg, "Error response from daemon: ")
+}
+
+func firstLine(s string) string { l, _, _ := strings.Cut(s, "\n"); return l }
+
+// each runs f for all names, prints the names that succeeded and reports every failure.
+func (a *app) each(names []string, f func(name string) error) error {
+	var failed []error
+	for _, n := range names {
+		if err := f(n); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		fmt.Fprintln(a.Out, n)
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	lines := make([]string, len(failed))
+	for i, err := range failed {
+		lines[i] = a.explain(err)
+	}
+	return &exitError{exitGeneral, strings.Join(lines, "\nhako: ")}
+}
+
+// mapFlag turns repeated KEY=VALUE flags into a map.
+func mapFlag(values []string) map[string]string {
+	if len(values) == 0 {
+		return nil
+	}
+	m := make(map[string]string, len(values))
+	for _, v := range values {
+		k, val, _ := strings.Cut(v, "=")
+		m[k] = val
+	}
+	return m
+}
+
+// filters parses repeated --filter KEY=VALUE flags.
+func filters(values []string) (client.Filters, error) {
+	f := client.Filters{}
+	for _, v := range values {
+		k, val, ok := strings.Cut(v, "=")
+		if !ok || k == "" {
+			return nil, &exitError{exitUsage, fmt.Sprintf("bad filter %q: expected KEY=VALUE", v)}
+		}
+		f.Add(strings.ToLower(strings.TrimSpace(k)), strings.TrimSpace(val))
+	}
+	return f, nil
+}
+
+func filterFlag(fs *pflag.FlagSet, what string) *[]string {
+	return fs.StringArrayP("filter", "f", nil, "show only "+what+" that match KEY=VALUE")
+}

@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/spf13/pflag"
+)
+
+// config is all that can be set: each field is a flag and a key of the file, of the
+// same name. Where both are given, the flag counts.
+type config struct {
+	Root             string            `toml:"root" comment:"Durable files: images, containers, volumes."`
+	State            string            `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
+	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
+	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
+	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI. This version does not serve it."`
+	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins. This version does not serve it."`
+	MetricsAddress   string            `toml:"metrics-address" comment:"Address for Prometheus. This version does not serve it."`
+	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
+	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
+	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
+	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations. This version uses the built-in network only."`
+	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
+	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
+	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs or systemd; \"\": cgroupfs."`
+	LogLevel         string            `toml:"log-level" comment:"debug, info, warn or error."`
+	LogFormat        string            `toml:"log-format" comment:"text or json."`
+	BridgeName       string            `toml:"bridge-name" comment:"Interface of the default network."`
+	BridgeSubnet     string            `toml:"bridge-subnet" comment:"Subnet of the default network, e.g. 10.88.0.0/24; \"\": chosen."`
+	BridgeSubnet6    string            `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
+	MTU              int               `toml:"mtu" comment:"Of new networks."`
+	ShimBinary       string            `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
+	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": --init is refused."`
+	Runtimes         map[string]string `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
+}
+
+func defaultConfig() config {
+	return config{
+		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
+		RegistryDir: "/etc/hako/certs.d", CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
+		Runtimes: map[string]string{},
+	}
+}
+
+// unset stands for a socket in the state folder, wherever that is. It is no possible path.
+const unset = "\x00"
+
+const defaultConfigPath = "/etc/hako/config.toml"
+
+// flags registers a flag for each field. help gives the text of a key.
+func (c *config) flags(fs *pflag.FlagSet) {
+	v := reflect.ValueOf(c).Elem()
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		name, help := f.Tag.Get("toml"), f.Tag.Get("comment")
+		switch p := v.Field(i).Addr().Interface().(type) {
+		case *string:
+			fs.StringVar(p, name, *p, help)
+			if *p == unset {
+				fs.Lookup(name).DefValue = strings.TrimSuffix(name, "-socket") + ".sock in the state folder"
+			}
+		case *int:
+			fs.IntVar(p, name, *p, help)
+		case *map[string]string:
+			fs.StringToStringVar(p, strings.TrimSuffix(name, "s"), *p, "A further OCI runtime, NAME=PATH; may be repeated.")
+		}
+	}
+}
+
+// keys are the names that the file may hold.
+func keys() []string {
+	t := reflect.TypeFor[config]()
+	out := make([]string, t.NumField())
+	for i := range out {
+		out[i] = t.Field(i).Tag.Get("toml")
+	}
+	return out
+}
+
+// load reads a file over c. A missing one is no error unless it was asked for.
+func (c *config) load(path string, required bool) error {
+	raw, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !required {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read configuration: %w", err)
+	}
+	d := toml.NewDecoder(bytes.NewReader(raw)).DisallowUnknownFields()
+	err = d.Decode(c)
+	var strict *toml.StrictMissingError
+	var derr *toml.DecodeError
+	switch {
+	case errors.As(err, &strict):
+		var msgs []string
+		for _, e := range strict.Errors {
+			row, _ := e.Position()
+			key := strings.Join(e.Key(), ".")
+			msgs = append(msgs, fmt.Sprintf("%s:%d: unknown key %q, did you mean %q?", path, row, key, nearest(key, keys())))
+		}
+		return errors.New(strings.Join(msgs, "\n"))
+	case errors.As(err, &derr):
+		row, col := derr.Position()
+		return fmt.Errorf("%s:%d:%d: %w", path, row, col, derr)
+	case err != nil:
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// complete fills in what depends on other values, and checks all.
+func (c *config) complete() error {
+	for _, p := range []*string{&c.Root, &c.State} {
+		abs, err := filepath.Abs(*p)
+		if err != nil || *p == "" {
+			return fmt.Errorf("%q is not a folder", *p)
+		}
+		*p = abs
+	}
+	if c.Root == c.State {
+		return fmt.Errorf("root and state are the same folder, %s", c.Root)
+	}
+	for name, p := range map[string]*string{"docker": &c.DockerSocket, "containerd": &c.ContainerdSocket, "cri": &c.CRISocket, "debug": &c.DebugSocket} {
+		switch {
+		case *p == unset:
+			*p = filepath.Join(c.State, name+".sock")
+		case *p != "" && !filepath.IsAbs(*p):
+			abs, err := filepath.Abs(*p)
+			if err != nil {
+				return err
+			}
+			*p = abs
+		}
+	}
+	if c.NRISocket != "" {
+		return errors.New("nri-socket: this version serves no NRI plugins")
+	}
+	if c.MetricsAddress != "" {
+		return errors.New("metrics-address: this version serves no metrics")
+	}
+	oneOf := func(key, value string, allowed ...string) error {
+		if slices.Contains(allowed, value) {
+			return nil
+		}
+		return fmt.Errorf("%s: %q is not one of %s", key, value, strings.Join(allowed, ", "))
+	}
+	for _, err := range []error{
+		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
+		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
+		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
+		oneOf("log-format", c.LogFormat, "text", "json"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if c.CgroupDriver == "" {
+		c.CgroupDriver = "cgroupfs" // the runtime of this version has no systemd driver
+	}
+	for key, s := range map[string]string{"bridge-subnet": c.BridgeSubnet, "bridge-subnet6": c.BridgeSubnet6} {
+		if s == "" {
+			continue
+		}
+		if _, err := netip.ParsePrefix(s); err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	for name, bin := range c.Runtimes {
+		if !filepath.IsAbs(bin) {
+			return fmt.Errorf("runtimes: %s: %q is not an absolute path", name, bin)
+		}
+	}
+	return nil
+}
+
+// write prints the configuration as a file with comments.
+func (c config) write() ([]byte, error) {
+	var b bytes.Buffer
+	for _, p := range []*string{&c.DockerSocket, &c.ContainerdSocket, &c.CRISocket} {
+		if *p == unset {
+			*p = ""
+		}
+	}
+	if err := toml.NewEncoder(&b).Encode(c); err != nil {
+		return nil, err
+	}
+	// An empty socket would turn it off: the default is shown as what it is.
+	lines := strings.SplitAfter(b.String(), "\n")
+	for i, l := range lines {
+		for _, s := range []string{"docker", "containerd", "cri"} {
+			if strings.HasPrefix(l, s+"-socket = ") {
+				lines[i] = fmt.Sprintf("# %s-socket = '%s'\n", s, filepath.Join(c.State, s+".sock"))
+			}
+		}
+	}
+	return []byte(strings.Join(lines, "")), nil
+}
+
+// nearest gives the known name with the smallest edit distance.
+func nearest(s string, known []string) string {
+	best, dist := "", 1<<30
+	for _, k := range known {
+		if d := distance(s, k); d < dist {
+			best, dist = k, d
+		}
+	}
+	return best
+}
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		prev := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			prev, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, prev+cost)
+		}
+	}
+	return row[len(b)]
+}

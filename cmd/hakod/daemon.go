@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/api/docker"
+	"github.com/hako-engine/hako/api/stream"
+	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/internal/version"
+	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/shim/client"
+	"github.com/hako-engine/hako/snapshot"
+	"github.com/hako-engine/hako/store"
+)
+
+// shutdownLimit is how long requests under way may take after SIGTERM.
+const shutdownLimit = 5 * time.Second
+
+// serve runs the daemon until ctx ends. This is where everything is wired: the rooms
+// from the bottom up, then the front-ends.
+func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
+	unlock, err := lock(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+
+	st, err := store.Open(cfg.Root, store.Options{Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	overlay, err := snapshot.NewOverlay(filepath.Join(cfg.Root, "overlayfs"), st)
+	if err != nil && cfg.Snapshotter == "overlayfs" {
+		return fmt.Errorf("%w (--snapshotter native works everywhere, but copies files)", err)
+	}
+	native, err := snapshot.NewNative(filepath.Join(cfg.Root, "native"), st)
+	if err != nil {
+		return err
+	}
+	snapshotters := map[string]snapshots.Snapshotter{"native": native}
+	if overlay != nil {
+		snapshotters["overlayfs"] = overlay
+	}
+	images := image.New(image.Options{
+		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
+		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
+	})
+	nets, err := openNetwork(ctx, cfg, st, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, nets.Close()) }()
+	eng, err := engine.New(ctx, engine.Options{
+		Root: cfg.Root, State: cfg.State,
+		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
+		Images: images, Networks: nets, Shims: shims{},
+		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
+		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, eng.Close()) }()
+	st.AddSource(eng)
+
+	g, gctx := errgroup.WithContext(ctx)
+	if cfg.DockerSocket != "" {
+		l, err := stream.Listen(cfg.DockerSocket, cfg.SocketGroup)
+		if err != nil {
+			return err
+		}
+		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Log: log})
+		g.Go(func() error { return srv.Serve(l) })
+		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
+	}
+	if cfg.DebugSocket != "" {
+		l, err := stream.Listen(cfg.DebugSocket, -1)
+		if err != nil {
+			return err
+		}
+		srv := &http.Server{Handler: debugHandler(), ReadHeaderTimeout: shutdownLimit}
+		g.Go(func() error {
+			if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+		g.Go(func() error { <-gctx.Done(); return srv.Close() })
+	}
+	g.Go(func() error { <-gctx.Done(); return nil }) // also without any socket
+	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket)
+	err = g.Wait()
+	log.Info("stopped; containers run on")
+	return err
+}
+
+// shutdown lets requests end.
+func shutdown(s *docker.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, net.ErrClosed) {
+		return fmt.Errorf("stop the Docker API: %w", err)
+	}
+	return nil
+}
+
+func openNetwork(ctx context.Context, cfg config, st *store.Store, log *slog.Logger) (*network.Manager, error) {
+	o := network.Options{
+		Root: filepath.Join(cfg.Root, "network"), State: filepath.Join(cfg.State, "network"), Records: st.Records("networks"),
+		BridgeName: cfg.BridgeName, MTU: cfg.MTU, Log: log,
+	}
+	for _, s := range []struct {
+		value string
+		to    *netip.Prefix
+	}{{cfg.BridgeSubnet, &o.BridgeSubnet}, {cfg.BridgeSubnet6, &o.BridgeSubnet6}} {
+		if s.value != "" {
+			*s.to = netip.MustParsePrefix(s.value) // checked by complete
+		}
+	}
+	return network.Open(ctx, o)
+}
+
+// shims gives the shim room's client the engine's interface types.
+type shims struct{ m client.Manager }
+
+func (s shims) Start(ctx context.Context, o client.StartOptions) (engine.Shim, error) {
+	sh, err := s.m.Start(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	return sh, nil
+}
+
+func (s shims) Connect(ctx context.Context, bundle string) (engine.Shim, error) {
+	sh, err := s.m.Connect(ctx, bundle)
+	if err != nil {
+		return nil, err
+	}
+	return sh, nil
+}
+
+func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, error) {
+	return s.m.Reap(ctx, o)
+}
+
+func debugHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+// lock makes the daemon's folders and takes the root for this process alone. The
+// kernel gives the lock back when the process ends, however it ends.
+func lock(cfg config) (unlock func(), err error) {
+	for _, d := range []struct {
+		path string
+		mode os.FileMode
+	}{{cfg.Root, 0o710}, {cfg.State, 0o711}} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return nil, err
+		}
+		if err := os.Chmod(d.path, d.mode); err != nil {
+			return nil, err
+		}
+	}
+	path := filepath.Join(cfg.Root, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		defer f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			pid := make([]byte, 32)
+			n, _ := f.Read(pid)
+			return nil, fmt.Errorf("another daemon (process %s) uses the root %s", strings.TrimSpace(string(pid[:n])), cfg.Root)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	if err := f.Truncate(0); err == nil {
+		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return func() { f.Close() }, nil
+}
+
+// cleanup ends all containers of a root and removes what the daemon made outside its
+// folders.
+func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
+	unlock, err := lock(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	var errs []error
+	bundles, err := filepath.Glob(filepath.Join(cfg.State, "containers", "*"))
+	errs = append(errs, err)
+	for _, b := range bundles {
+		id := filepath.Base(b)
+		if _, err := (client.Manager{}).Reap(ctx, client.StartOptions{Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: b,
+			SystemdCgroup: cfg.CgroupDriver == "systemd"}); err != nil {
+			errs = append(errs, fmt.Errorf("end container %s: %w", id, err))
+		}
+		errs = append(errs, engine.RemoveBundle(b))
+	}
+	st, err := store.Open(cfg.Root, store.Options{Log: log})
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer st.Close()
+	nets, err := openNetwork(ctx, cfg, st, log)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	errs = append(errs, nets.Purge(ctx), nets.Close())
+	// The parents of containers' cgroups, unless another daemon has containers there.
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/hako")
+	for _, p := range append(parents, "/sys/fs/cgroup/hako") {
+		_ = unix.Rmdir(p)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,150 @@
+// Command hakod is the daemon: it owns the node's objects and serves them on its
+// sockets. In flow flags and a configuration file; the rooms are opened and wired in
+// daemon.go, in one visible place. Containers run on when it ends, however it ends.
+//
+// Exit codes: 0 after SIGTERM or SIGINT, 1 on errors, 2 on wrong usage.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/version"
+)
+
+const usage = `hakod is the daemon of hako, a container engine.
+
+Usage:
+  hakod [flags]              run the daemon
+  hakod version              print the version
+  hakod config default       print a configuration file with all keys
+  hakod config check [FILE]  check a configuration file
+  hakod cleanup [flags]      end all containers of this root and remove what the daemon
+                             made outside its folders: processes, cgroups, networks
+
+Each flag is also a key of the configuration file, without the dashes.
+
+Flags:
+`
+
+// errUsage marks wrong usage.
+var errUsage = errors.New("see hakod --help")
+
+func main() {
+	unix.Umask(0o022) // modes are set exactly; nothing may be open wider because of the caller
+	err := run(os.Args[1:], os.Stdout)
+	switch {
+	case err == nil:
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "hakod: %v\n", err)
+		os.Exit(2)
+	default:
+		fmt.Fprintf(os.Stderr, "hakod: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string, out io.Writer) error {
+	cfg := defaultConfig()
+	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.SortFlags = false
+	path := fs.String("config", defaultConfigPath, "Configuration file; it may be missing.")
+	showVersion := fs.Bool("version", false, "Print the version.")
+	cfg.flags(fs)
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100))
+			return nil
+		}
+		return fmt.Errorf("%w: %w", unknownFlag(err, fs), errUsage)
+	}
+	if *showVersion {
+		return printVersion(out)
+	}
+	switch cmd := fs.Args(); {
+	case len(cmd) == 0:
+	case cmd[0] == "version" && len(cmd) == 1:
+		return printVersion(out)
+	case cmd[0] == "help" && len(cmd) == 1:
+		fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100))
+		return nil
+	case len(cmd) == 2 && cmd[0] == "config" && cmd[1] == "default":
+		raw, err := defaultConfig().write()
+		if err == nil {
+			_, err = out.Write(raw)
+		}
+		return err
+	case len(cmd) >= 2 && len(cmd) <= 3 && cmd[0] == "config" && cmd[1] == "check":
+		if len(cmd) == 3 {
+			*path = cmd[2]
+		}
+		if err := errors.Join(cfg.load(*path, true)); err != nil {
+			return err
+		}
+		if err := cfg.complete(); err != nil {
+			return fmt.Errorf("%s: %w", *path, err)
+		}
+		fmt.Fprintf(out, "%s is valid\n", *path)
+		return nil
+	case len(cmd) == 1 && cmd[0] == "cleanup":
+	default:
+		return fmt.Errorf("unknown command %q: %w", strings.Join(cmd, " "), errUsage)
+	}
+
+	// The file goes below the flags: read it, then lay the given flags over it again.
+	given := map[string]string{}
+	fs.Visit(func(f *pflag.Flag) { given[f.Name] = f.Value.String() })
+	if err := cfg.load(*path, false); err != nil {
+		return err
+	}
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	log := newLogger(cfg, os.Stderr)
+	if fs.NArg() == 1 { // cleanup
+		return cleanup(context.Background(), cfg, log)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
+	defer stop()
+	signal.Ignore(unix.SIGHUP, unix.SIGPIPE) // a closed terminal does not end the daemon
+	return serve(ctx, cfg, log)
+}
+
+func printVersion(out io.Writer) error {
+	_, err := fmt.Fprintf(out, "hakod version %s, revision %s\n", version.Version, version.Revision())
+	return err
+}
+
+// unknownFlag names the nearest flag to one that does not exist.
+func unknownFlag(err error, fs *pflag.FlagSet) error {
+	name, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
+	if !ok {
+		return err
+	}
+	var known []string
+	fs.VisitAll(func(f *pflag.Flag) { known = append(known, f.Name) })
+	return fmt.Errorf("%w, did you mean --%s?", err, nearest(name, known))
+}
+
+func newLogger(cfg config, w io.Writer) *slog.Logger {
+	var level slog.Level
+	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // checked by complete
+	opts := &slog.HandlerOptions{Level: level}
+	if cfg.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}

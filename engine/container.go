@@ -1,0 +1,264 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hako-engine/hako/shim/client"
+)
+
+// recordVersion is the version of the container records on disk. A record of a
+// newer version is left alone and its container not shown.
+const recordVersion = 1
+
+// record is what is kept of a container across restarts of the daemon and of the
+// machine. It is the on-disk format: fields are only ever added.
+type record struct {
+	Version int `json:"version"`
+	Container
+	// StoppedByUser keeps unless-stopped containers stopped after a restart.
+	StoppedByUser bool `json:"stoppedByUser,omitempty"`
+	// Networks are those that it shall be on when it runs.
+	Networks []EndpointSettings `json:"networks,omitempty"`
+	// Started tells that it ran at least once: only such ones are started by a policy.
+	Started bool `json:"started,omitempty"`
+}
+
+// container is one container of the engine.
+type container struct {
+	id string
+
+	// ticket is held by the one operation that changes the container's run: start,
+	// exit handling, pause, update, network connect, remove. Waiting for it ends
+	// with the caller's context. Reading the container never needs it.
+	ticket chan struct{}
+	// saving is held while the record is being written, so that an older state never
+	// overwrites a newer one.
+	saving chan struct{}
+
+	mu       sync.Mutex // guards all below; never held over I/O or a call to another room
+	rec      record
+	run      *run // nil: no process
+	removing bool // a remove has claimed it
+	gone     bool // its record is deleted
+	waiters  []waiter
+	pending  []*pendingAttach
+	execs    map[string]*execution
+	// restartCancel ends the wait of a restarting container; nil if none waits.
+	restartCancel context.CancelFunc
+	failures      int // restarts in a row, for the backoff
+}
+
+// run is one life of a container's process.
+type run struct {
+	bundle  string
+	started time.Time
+	// shim and pid change when the connection to a shim is made anew.
+	shim atomicShim
+	pid  atomic.Int64
+	// exited is closed when the process has ended, done when the engine has
+	// handled that: state, network, events.
+	exited chan struct{}
+	done   chan struct{}
+	cancel context.CancelFunc // ends health checks
+}
+
+// atomicShim holds the connection that is in use.
+type atomicShim struct{ p atomic.Pointer[Shim] }
+
+func (a *atomicShim) get() Shim  { return *a.p.Load() }
+func (a *atomicShim) set(s Shim) { a.p.Store(&s) }
+
+func newRun(shim Shim, bundle string, pid int, started time.Time) *run {
+	r := &run{bundle: bundle, started: started, exited: make(chan struct{}), done: make(chan struct{})}
+	r.shim.set(shim)
+	r.pid.Store(int64(pid))
+	return r
+}
+
+func newContainer(r record) *container {
+	return &container{
+		id:     r.ID,
+		ticket: make(chan struct{}, 1),
+		saving: make(chan struct{}, 1),
+		rec:    r,
+		execs:  map[string]*execution{},
+	}
+}
+
+// acquire takes the container's ticket, or gives up with the context.
+func (c *container) acquire(ctx context.Context) error {
+	select {
+	case c.ticket <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (c *container) release() { <-c.ticket }
+
+// view is the container as it is now. Slices and maps in it are never changed in
+// place, so that the copy stays as it is.
+func (c *container) view() Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	v := c.rec.Container
+	v.ExecIDs = slices.Sorted(maps.Keys(c.execs))
+	return v
+}
+
+func (c *container) status() Status {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.State.Status
+}
+
+// live gives the present run, or an error if there is none.
+func (c *container) live(op string) (*run, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.requireLocked(op); err != nil {
+		return nil, err
+	}
+	if c.run == nil {
+		return nil, conflictf("container %s is not running", c.id)
+	}
+	return c.run, nil
+}
+
+// save writes the record. It is idempotent, and the last state wins.
+func (e *Engine) save(ctx context.Context, c *container) error {
+	select {
+	case c.saving <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-c.saving }()
+	c.mu.Lock()
+	rec, gone := c.rec, c.gone
+	c.mu.Unlock()
+	if gone {
+		return nil
+	}
+	return e.opt.Containers.Put(ctx, c.id, &rec)
+}
+
+// saveLater writes the record without making the caller wait for the disk. What
+// is lost when the machine dies before is derived again from the shim or from its
+// absence.
+func (e *Engine) saveLater(c *container) {
+	e.background(func(ctx context.Context) {
+		if err := e.save(ctx, c); err != nil {
+			e.log.Error("save container", "container", c.id, "error", err)
+		}
+	})
+}
+
+// dir is the durable folder of a container: log, hosts, hostname, resolv.conf.
+func (e *Engine) dir(id string) string { return filepath.Join(e.opt.Root, "containers", id) }
+
+// bundle is the volatile folder of a container: config.json, the shim's socket.
+func (e *Engine) bundle(id string) string { return filepath.Join(e.opt.State, "containers", id) }
+
+// registry finds containers by id, name and prefix, and reserves names.
+type registry struct {
+	mu    sync.RWMutex
+	byID  map[string]*container
+	names map[string]string // name → id; a name is taken before its container exists
+	// beingMade holds the containers that are being created (id → snapshotter): their
+	// snapshots are roots for the garbage collector.
+	beingMade map[string]string
+	// imagesInUse counts creations under way by image id.
+	imagesInUse map[string]int
+}
+
+// reserve takes a name for an id.
+func (r *registry) reserve(name, id string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if owner, taken := r.names[name]; taken && owner != id {
+		return conflictf("Conflict. The container name %q is already in use by container %q. "+
+			"You have to remove (or rename) that container to be able to reuse that name.", "/"+name, owner)
+	}
+	r.names[name] = id
+	return nil
+}
+
+// unreserve gives a name back if the id holds it.
+func (r *registry) unreserve(name, id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.names[name] == id {
+		delete(r.names, name)
+	}
+}
+
+func (r *registry) add(c *container) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.byID[c.id] = c
+}
+
+func (r *registry) remove(c *container, name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.byID, c.id)
+	if r.names[name] == c.id {
+		delete(r.names, name)
+	}
+}
+
+// all gives the containers, in no order.
+func (r *registry) all() []*container {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return slices.Collect(maps.Values(r.byID))
+}
+
+// get finds a container by id, name (with or without slash) or unique id prefix.
+func (r *registry) get(ref string) (*container, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if c := r.byID[ref]; c != nil {
+		return c, nil
+	}
+	if id, ok := r.names[strings.TrimPrefix(ref, "/")]; ok {
+		if c := r.byID[id]; c != nil {
+			return c, nil
+		}
+	}
+	var found *container
+	if ref != "" && len(ref) < 64 {
+		for id, c := range r.byID {
+			if strings.HasPrefix(id, ref) {
+				if found != nil {
+					return nil, invalidf("Multiple IDs found with provided prefix: %s", ref)
+				}
+				found = c
+			}
+		}
+	}
+	if found == nil {
+		return nil, notFoundf("No such container: %s", ref)
+	}
+	return found, nil
+}
+
+// shimOptions tells how the shim of a container is started and found.
+func (e *Engine) shimOptions(v Container) client.StartOptions {
+	return client.StartOptions{
+		Binary:        e.opt.ShimBinary,
+		Namespace:     Namespace,
+		ID:            v.ID,
+		Bundle:        e.bundle(v.ID),
+		Runtime:       e.opt.Runtimes[v.Config.Runtime],
+		SystemdCgroup: e.opt.CgroupDriver == "systemd",
+	}
+}

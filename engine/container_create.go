@@ -1,0 +1,607 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/internal/safepath"
+	"github.com/hako-engine/hako/internal/undo"
+	"github.com/hako-engine/hako/network"
+)
+
+// CreateContainer makes a container from an image. When it returns without error the
+// container survives a power cut; after an error nothing is left of it.
+func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (id string, warnings []string, err error) {
+	ctx = e.ns(ctx)
+	name = strings.TrimPrefix(name, "/")
+	if name != "" && !validName.MatchString(name) {
+		return "", nil, invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+	}
+	if err := errors.Join(c.validate(e.host, e.opt.Runtimes)); err != nil {
+		return "", nil, unjoin(err)
+	}
+	if err := validateAnnotations(c.Annotations); err != nil {
+		return "", nil, err
+	}
+	if c.Init != nil && *c.Init && e.opt.InitBinary == "" {
+		return "", nil, notImplementedf("an init process was asked for (--init), but this daemon has no init binary: set init-binary in its configuration")
+	}
+	if err := e.resolveModes(&c); err != nil {
+		return "", nil, err
+	}
+	warnings = adjustResources(&c.Resources, e.host)
+
+	img, err := e.lookupImage(ctx, c)
+	if err != nil {
+		return "", nil, err
+	}
+	defer e.useImage(img.ID.String())()
+	cfg, err := e.opt.Images.Config(ctx, img)
+	if err != nil {
+		return "", nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
+	}
+
+	id = newID()
+	rec := record{Version: recordVersion, Container: Container{
+		ID: id, Created: time.Now().UTC(), Config: c,
+		ImageID: img.ID.String(), ImageName: c.Image,
+		Snapshotter: e.opt.Snapshotter, SnapshotKey: id,
+		State:        State{Status: StatusCreated},
+		HostnamePath: filepath.Join(e.dir(id), "hostname"),
+		HostsPath:    filepath.Join(e.dir(id), "hosts"),
+		ResolvPath:   filepath.Join(e.dir(id), "resolv.conf"),
+	}}
+	v := &rec.Container
+	if err := merge(v, c, cfg.Config); err != nil {
+		return "", nil, err
+	}
+	if err := validateMerged(v); err != nil {
+		return "", nil, err
+	}
+	v.Hostname = e.hostnameFor(v)
+	if log, _ := c.logConfig("x", nil); log.Format != "" {
+		v.LogPath = filepath.Join(e.dir(id), id+"-json.log")
+	}
+	if rec.Networks, err = e.desiredNetworks(ctx, c); err != nil {
+		return "", nil, err
+	}
+	v.Endpoints = e.idleEndpoints(ctx, rec.Networks)
+
+	var u undo.Stack
+	defer func() { err = errors.Join(err, u.Run(ctx)) }()
+	if v.Name, err = e.reserveName(name, id); err != nil {
+		return "", nil, err
+	}
+	u.Add("name "+v.Name, func(context.Context) error { e.containers.unreserve(v.Name, id); return nil })
+	e.containers.making(id, v.Snapshotter, true)
+	defer e.containers.making(id, v.Snapshotter, false)
+
+	if err := os.Mkdir(e.dir(id), 0o710); err != nil {
+		return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+	}
+	u.Add("folder", func(context.Context) error { return os.RemoveAll(e.dir(id)) })
+
+	done, err := e.resolveMounts(ctx, v, cfg.Config.Volumes, &u)
+	defer done()
+	if err != nil {
+		return "", nil, err
+	}
+
+	// The snapshot and the record are written side by side, so that they share one
+	// fsync, unless an image's content must get into a volume in between.
+	put := func(ctx context.Context) error { return e.opt.Containers.Put(ctx, id, &rec) }
+	u.Add("record", func(ctx context.Context) error { return e.opt.Containers.Delete(ctx, id) })
+	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
+	copies := e.copyUps(*v)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return e.prepareSnapshot(gctx, *v, img) })
+	if len(copies) == 0 {
+		g.Go(func() error { return put(gctx) })
+	}
+	err = g.Wait()
+	if err == nil && len(copies) > 0 {
+		if err = e.copyUp(ctx, *v, copies); err == nil {
+			err = put(ctx)
+		}
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+	}
+	u.Release()
+	ctr := newContainer(rec)
+	e.containers.add(ctr)
+	e.emit(ctr, "create")
+	return id, warnings, nil
+}
+
+// unjoin gives the only error of a join, so that its text stays as it is.
+func unjoin(err error) error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		if errs := j.Unwrap(); len(errs) == 1 {
+			return errs[0]
+		}
+	}
+	return err
+}
+
+// making marks a container that is being created as a root for garbage collection.
+func (r *registry) making(id, snapshotter string, on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if on {
+		r.beingMade[id] = snapshotter
+	} else {
+		delete(r.beingMade, id)
+	}
+}
+
+// useImage keeps an image from being removed until the function it gives is called.
+func (e *Engine) useImage(id string) (done func()) {
+	r := &e.containers
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.imagesInUse[id]++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.imagesInUse[id]--; r.imagesInUse[id] <= 0 {
+			delete(r.imagesInUse, id)
+		}
+	}
+}
+
+// reserveName takes the name asked for, or a random one.
+func (e *Engine) reserveName(name, id string) (string, error) {
+	if name != "" {
+		return name, e.containers.reserve(name, id)
+	}
+	for attempt := 0; ; attempt++ {
+		n := randomName(attempt)
+		if err := e.containers.reserve(n, id); err == nil {
+			return n, nil
+		} else if attempt > 20 {
+			return "", err
+		}
+	}
+}
+
+func (e *Engine) lookupImage(ctx context.Context, c Config) (image.Image, error) {
+	var p *ocispec.Platform
+	if c.Platform != "" {
+		parsed, err := platforms.Parse(c.Platform)
+		if err != nil {
+			return image.Image{}, invalidf("invalid platform %q: %v", c.Platform, err)
+		}
+		p = &parsed
+	}
+	if c.Image == "" {
+		return image.Image{}, invalidf("no image was given")
+	}
+	img, err := e.opt.Images.Get(ctx, c.Image, p)
+	if errdefs.IsNotFound(err) {
+		return img, &classed{text: "No such image: " + familiarTag(c.Image), class: errdefs.ErrNotFound, cause: err}
+	}
+	if err != nil {
+		return img, fmt.Errorf("find image %s: %w", c.Image, err)
+	}
+	return img, nil
+}
+
+// familiarTag is a reference in Docker's short form, with the tag that was meant.
+func familiarTag(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(reference.TagNameOnly(named))
+}
+
+// familiarName is a full reference in Docker's short form.
+func familiarName(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(named)
+}
+
+// resolveModes turns container:NAME into container:ID, so that a rename changes nothing.
+func (e *Engine) resolveModes(c *Config) error {
+	for _, m := range []*string{&c.NetworkMode, &c.PidMode, &c.IpcMode} {
+		ref, ok := strings.CutPrefix(*m, "container:")
+		if !ok {
+			continue
+		}
+		other, err := e.containers.get(ref)
+		if err != nil {
+			return badRequest(err)
+		}
+		*m = "container:" + other.id
+	}
+	if c.IpcMode == "" {
+		c.IpcMode = "private"
+	}
+	return nil
+}
+
+// adjustResources sets Docker's implied limits, and tells what the kernel cannot do.
+func adjustResources(r *Resources, h hostFacts) (warnings []string) {
+	if r.Memory > 0 && !h.SwapLimit && r.MemorySwap >= 0 {
+		if r.MemorySwap > 0 {
+			warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
+		}
+		r.MemorySwap = 0
+		return warnings
+	}
+	if r.Memory > 0 && r.MemorySwap == 0 {
+		r.MemorySwap = 2 * r.Memory
+	}
+	if r.Memory > 0 && r.OOMKillDisable != nil && *r.OOMKillDisable && h.CgroupV2 {
+		warnings = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+		r.OOMKillDisable = nil
+	}
+	if r.Memory == 0 && r.OOMKillDisable != nil && *r.OOMKillDisable {
+		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
+	}
+	return warnings
+}
+
+// validateMerged checks what only the image's configuration decides.
+func validateMerged(v *Container) error {
+	if v.WorkingDir != "" && !path.IsAbs(v.WorkingDir) {
+		return invalidf("the working directory '%s' is invalid, it needs to be an absolute path", v.WorkingDir)
+	}
+	if v.StopSignal != "" {
+		if _, err := parseSignal(v.StopSignal); err != nil {
+			return err
+		}
+	}
+	for _, s := range slices.Concat([]string{v.Path, v.WorkingDir, v.User}, v.Args, v.Env) {
+		if strings.ContainsRune(s, 0) {
+			return invalidf("the image's configuration holds a NUL byte")
+		}
+	}
+	return v.Healthcheck.validate()
+}
+
+// hostnameFor is the host name inside the container.
+func (e *Engine) hostnameFor(v *Container) string {
+	c := v.Config
+	switch {
+	case c.Hostname != "":
+		return c.Hostname
+	case c.UTSMode == "host" || c.NetworkMode == "host":
+		return e.host.Hostname
+	}
+	if id, ok := strings.CutPrefix(c.NetworkMode, "container:"); ok {
+		if other, err := e.containers.get(id); err == nil {
+			return other.view().Hostname
+		}
+	}
+	return shortID(v.ID)
+}
+
+// desiredNetworks lists the networks that a container shall be on, the primary one
+// first. Every one has to exist.
+func (e *Engine) desiredNetworks(ctx context.Context, c Config) ([]EndpointSettings, error) {
+	if c.NetworkDisabled || strings.HasPrefix(c.NetworkMode, "container:") {
+		return nil, nil
+	}
+	primary := c.NetworkMode
+	if primary == "" || primary == "default" {
+		primary = network.DefaultName
+	}
+	var out []EndpointSettings
+	have := map[string]int{} // network id → index
+	add := func(s EndpointSettings) error {
+		n, err := e.opt.Networks.Get(ctx, s.Network)
+		if errdefs.IsNotFound(err) {
+			return invalidf("network %s not found", s.Network)
+		} else if err != nil {
+			return fmt.Errorf("find network %s: %w", s.Network, err)
+		}
+		s.Network = n.Name
+		if i, ok := have[n.ID]; ok {
+			out[i] = s
+			return nil
+		}
+		have[n.ID] = len(out)
+		out = append(out, s)
+		return nil
+	}
+	if err := add(EndpointSettings{Network: primary, MAC: c.MacAddress}); err != nil {
+		return nil, err
+	}
+	for _, s := range c.Endpoints {
+		if s.Network == "" || s.Network == "default" {
+			s.Network = network.DefaultName
+		}
+		if s.MAC == "" && s.Network == primary {
+			s.MAC = c.MacAddress
+		}
+		if err := add(s); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// idleEndpoints shows the networks of a container that does not run.
+func (e *Engine) idleEndpoints(ctx context.Context, want []EndpointSettings) []network.Endpoint {
+	var out []network.Endpoint
+	for _, s := range want {
+		ep := network.Endpoint{NetworkName: s.Network, Aliases: s.Aliases}
+		if n, err := e.opt.Networks.Get(ctx, s.Network); err == nil {
+			ep.NetworkID, ep.NetworkName = n.ID, n.Name
+		}
+		out = append(out, ep)
+	}
+	return out
+}
+
+// prepareSnapshot makes the container's writable layer.
+func (e *Engine) prepareSnapshot(ctx context.Context, v Container, img image.Image) error {
+	sn := e.opt.Snapshotters[v.Snapshotter]
+	if sn == nil {
+		return fmt.Errorf("snapshotter %q: %w", v.Snapshotter, errdefs.ErrNotFound)
+	}
+	chain, err := e.opt.Images.Unpack(ctx, img, v.Snapshotter)
+	if err != nil {
+		return fmt.Errorf("unpack image %s: %w", v.ImageName, err)
+	}
+	var opts []snapshots.Opt
+	if size := v.Config.StorageOpt["size"]; size != "" {
+		return notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
+	}
+	if _, err := sn.Prepare(ctx, v.SnapshotKey, chain, opts...); err != nil {
+		return fmt.Errorf("prepare file system: %w", err)
+	}
+	return nil
+}
+
+func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {
+	sn := e.opt.Snapshotters[v.Snapshotter]
+	if sn == nil {
+		return nil
+	}
+	if err := sn.Remove(e.ns(ctx), v.SnapshotKey); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove file system: %w", err)
+	}
+	return nil
+}
+
+// resolveMounts completes v.Mounts: the client's, those of other containers and the
+// image's, with volumes made and their paths filled in. done must always be called:
+// until then the volumes cannot be removed.
+func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes map[string]struct{}, u *undo.Stack) (done func(), err error) {
+	var held []func()
+	done = func() {
+		for _, f := range held {
+			f()
+		}
+	}
+	taken := map[string]bool{}
+	var list []Mount
+	for _, from := range v.Config.VolumesFrom {
+		ref, mode, _ := strings.Cut(from, ":")
+		if mode != "" && mode != "ro" && mode != "rw" {
+			return done, invalidf("invalid mode for volumes-from: %s", mode)
+		}
+		other, err := e.containers.get(ref)
+		if err != nil {
+			return done, badRequest(err)
+		}
+		for _, m := range other.view().Mounts {
+			m.NoCopy, m.FromImage = true, false
+			if mode == "ro" {
+				m.ReadOnly = true
+			}
+			list = append(list, m)
+		}
+	}
+	own := map[string]bool{}
+	for _, m := range v.Config.Mounts {
+		if err := validateMount(m); err != nil {
+			return done, err
+		}
+		t := path.Clean(m.Target)
+		if own[t] {
+			return done, invalidf("Duplicate mount point: %s", m.Target)
+		}
+		own[t] = true
+		m.Target = t
+		// A mount of the container itself goes over one that comes from another.
+		list = slices.DeleteFunc(list, func(o Mount) bool { return o.Target == t })
+		list = append(list, m)
+	}
+	for _, m := range list {
+		taken[m.Target] = true
+	}
+	for target := range imageVolumes {
+		t := path.Clean("/" + target)
+		if t == "/" {
+			return done, invalidf("invalid volume %q in the image: destination can't be '/'", target)
+		}
+		if !taken[t] {
+			taken[t] = true
+			list = append(list, Mount{Kind: MountVolume, Target: t, FromImage: true})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b Mount) int { return strings.Compare(a.Target, b.Target) })
+
+	for i := range list {
+		m := &list[i]
+		switch m.Kind {
+		case MountBind:
+			if err := bindSource(m); err != nil {
+				return done, err
+			}
+		case MountVolume:
+			if m.Source != "" {
+				release, err := e.useVolume(m.Source)
+				if err != nil {
+					return done, err
+				}
+				held = append(held, release)
+			}
+			vol, made, err := e.createVolume(ctx, Volume{Name: m.Source, Driver: m.Driver, Options: m.DriverOpts, Labels: m.Labels})
+			if err != nil {
+				return done, badRequest(err)
+			}
+			if made {
+				u.Add("volume "+vol.Name, func(ctx context.Context) error {
+					err := e.removeVolume(ctx, vol.Name)
+					if errdefs.IsNotFound(err) || errdefs.IsConflict(err) {
+						return nil
+					}
+					return err
+				})
+				if m.Source == "" {
+					if release, err := e.useVolume(vol.Name); err == nil {
+						held = append(held, release)
+					}
+				}
+				e.emitFor("volume", "create", vol.Name, "driver", vol.Driver)
+			}
+			m.Source, m.Driver, m.Resolved = vol.Name, vol.Driver, vol.Mountpoint
+			if m.Subpath != "" {
+				if !filepath.IsLocal(m.Subpath) {
+					return done, invalidf("invalid mount config for type \"volume\": subpath must be a relative path within the volume")
+				}
+				m.NoCopy = true
+			}
+		}
+	}
+	v.Mounts = list
+	return done, nil
+}
+
+func validateMount(m Mount) error {
+	bad := func(format string, args ...any) error {
+		return invalidf("invalid mount config for type %q: %s", m.Kind, fmt.Sprintf(format, args...))
+	}
+	if m.Target == "" {
+		return bad("field Target must not be empty")
+	}
+	if !path.IsAbs(m.Target) {
+		return bad("invalid mount path: '%s' mount path must be absolute", m.Target)
+	}
+	if path.Clean(m.Target) == "/" {
+		return bad("invalid specification: destination can't be '/'")
+	}
+	if strings.ContainsRune(m.Target+m.Source, 0) {
+		return bad("path holds a NUL byte")
+	}
+	switch m.Propagation {
+	case "", "private", "rprivate", "slave", "rslave", "shared", "rshared":
+	default:
+		return bad("invalid propagation config: %s", m.Propagation)
+	}
+	switch m.Kind {
+	case MountBind:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !filepath.IsAbs(m.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+	case MountVolume:
+		if m.Subpath != "" && m.Source == "" {
+			return bad("must not set Subpath when using anonymous volumes")
+		}
+	case MountTmpfs:
+		if m.Source != "" {
+			return bad("field Source must not be specified")
+		}
+	default:
+		return invalidf("mount type %q unknown", m.Kind)
+	}
+	return nil
+}
+
+// bindSource finds, or makes, the host path of a bind. The path is the client's, who
+// may name any path of the host.
+func bindSource(m *Mount) error {
+	m.Resolved = filepath.Clean(m.Source)
+	_, err := os.Stat(m.Resolved)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && m.CreateSource:
+		if err := os.MkdirAll(m.Resolved, 0o755); err != nil {
+			return invalidf("error while creating mount source path '%s': %v", m.Source, err)
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		return invalidf("invalid mount config for type \"bind\": bind source path does not exist: %s", m.Source)
+	case err != nil:
+		return invalidf("invalid mount config for type \"bind\": stat %s: %v", m.Source, err)
+	}
+	return nil
+}
+
+// copyUps gives the mounts whose empty volume shall get what the image has in its place.
+func (e *Engine) copyUps(v Container) []Mount {
+	var out []Mount
+	for _, m := range v.Mounts {
+		if m.Kind != MountVolume || m.NoCopy {
+			continue
+		}
+		dir, err := os.Open(m.Resolved)
+		if err != nil {
+			continue
+		}
+		names, err := readNames(dir)
+		dir.Close()
+		if err == nil && len(names) == 0 {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// copyUp copies the image's content below a volume's target into the volume.
+func (e *Engine) copyUp(ctx context.Context, v Container, mounts []Mount) error {
+	root, err := e.openSnapshot(ctx, v, false)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, m := range mounts {
+		if err := copyInto(ctx, root, m); err != nil {
+			return fmt.Errorf("copy the image's %s into volume %s: %w", m.Target, m.Source, err)
+		}
+	}
+	return nil
+}
+
+func copyInto(ctx context.Context, root *safepath.Root, m Mount) error {
+	src, err := root.Open(m.Target, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if errors.Is(err, fs.ErrNotExist) || isNotDir(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	dst, err := os.OpenFile(m.Resolved, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	return copyTree(ctx, src, dst)
+}

@@ -1,0 +1,221 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	defaultStopTimeout = 10 * time.Second
+	// killLimit is how long a killed process may take to be gone.
+	killLimit = 10 * time.Second
+)
+
+// StopContainer asks a container to end, and kills it after the timeout. Others may
+// stop, kill or remove it meanwhile. A container that does not run is ErrNotModified.
+func (e *Engine) StopContainer(ctx context.Context, ref string, o StopOptions) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.require("stop"); err != nil {
+		return err
+	}
+	return e.stop(ctx, c, o)
+}
+
+func (e *Engine) stop(ctx context.Context, c *container, o StopOptions) error {
+	v := c.view()
+	sig, timeout, err := stopParameters(v, o)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	c.rec.StoppedByUser = true
+	r := c.run
+	c.mu.Unlock()
+	if c.stopRestarting() {
+		e.saveLater(c)
+		e.emit(c, "stop")
+		return nil
+	}
+	if r == nil {
+		return nil
+	}
+	// The client's going away does not stop the stopping.
+	ctx = context.WithoutCancel(ctx)
+	if err := e.signal(ctx, c, r, sig, false); err != nil {
+		e.log.Warn("signal container", "container", c.id, "signal", sig, "error", err)
+	}
+	if !waitDone(r, timeout) {
+		if err := e.signal(ctx, c, r, int(unix.SIGKILL), true); err != nil {
+			e.log.Warn("kill container", "container", c.id, "error", err)
+		}
+		if !waitDone(r, killLimit) {
+			return fmt.Errorf("cannot stop container: %s: tried to kill container, but did not receive an exit event: %w", c.id, errdefs.ErrUnavailable)
+		}
+	}
+	e.emit(c, "stop")
+	return nil
+}
+
+// stopParameters are the signal and timeout of a stop; timeout < 0: for ever.
+func stopParameters(v Container, o StopOptions) (sig int, timeout time.Duration, err error) {
+	name := o.Signal
+	if name == "" {
+		name = v.StopSignal
+	}
+	if name == "" {
+		name = "SIGTERM"
+	}
+	if sig, err = parseSignal(name); err != nil {
+		return 0, 0, err
+	}
+	timeout = defaultStopTimeout
+	seconds := o.Timeout
+	if seconds == nil {
+		seconds = v.Config.StopTimeout
+	}
+	if seconds != nil {
+		timeout = time.Duration(*seconds) * time.Second
+	}
+	return sig, timeout, nil
+}
+
+// waitDone waits until the end of a run was handled.
+func waitDone(r *run, timeout time.Duration) bool {
+	if timeout < 0 {
+		<-r.done
+		return true
+	}
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	select {
+	case <-r.done:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// signal sends a signal to a run, and thaws a paused one so that it gets it.
+func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all bool) error {
+	shim := r.shim.get()
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	err := shim.Kill(ctx, c.id, "", sig, all)
+	if errdefs.IsNotFound(err) {
+		err = nil // ended already: the exit is on its way
+	}
+	e.emit(c, "kill", "signal", strconv.Itoa(sig))
+	if c.status() == StatusPaused {
+		if rerr := shim.Resume(ctx, c.id); rerr == nil {
+			_ = c.change(StatusRunning, nil)
+			e.emit(c, "unpause")
+		}
+	}
+	return err
+}
+
+// KillContainer sends a signal ("": SIGKILL) to a running container. With SIGKILL it
+// returns when the container has ended.
+func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
+	if signal == "" {
+		signal = "SIGKILL"
+	}
+	sig, err := parseSignal(signal)
+	if err != nil {
+		return err
+	}
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	r, err := c.live("kill")
+	if err != nil {
+		if c.status() == StatusRestarting && sig == int(unix.SIGKILL) {
+			return e.stop(ctx, c, StopOptions{})
+		}
+		return err
+	}
+	stop, _, _ := stopParameters(c.view(), StopOptions{})
+	if sig == int(unix.SIGKILL) || sig == stop {
+		c.mu.Lock()
+		c.rec.StoppedByUser = true // the policy shall not undo what the user did
+		c.mu.Unlock()
+	}
+	ctx = context.WithoutCancel(ctx)
+	if err := e.signal(ctx, c, r, sig, false); err != nil {
+		return fmt.Errorf("cannot kill container: %s: %w", ref, err)
+	}
+	if sig == int(unix.SIGKILL) && !waitDone(r, killLimit) {
+		return fmt.Errorf("cannot kill container: %s: tried to kill container, but did not receive an exit event: %w", ref, errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// RestartContainer stops a container if it runs, and starts it.
+func (e *Engine) RestartContainer(ctx context.Context, ref string, o StopOptions) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	if c.require("stop") == nil {
+		// An automatic removal in between would leave nothing to start.
+		c.mu.Lock()
+		auto := c.rec.Config.AutoRemove
+		c.rec.Config.AutoRemove = false
+		c.mu.Unlock()
+		err := e.stop(ctx, c, o)
+		c.mu.Lock()
+		c.rec.Config.AutoRemove = auto
+		c.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	if err := e.StartContainer(ctx, c.id); err != nil && !errors.Is(err, errdefs.ErrNotModified) {
+		return fmt.Errorf("Cannot restart container %s: %w", ref, err)
+	}
+	e.emit(c, "restart")
+	return nil
+}
+
+// PauseContainer freezes the processes of a container.
+func (e *Engine) PauseContainer(ctx context.Context, ref string) error {
+	return e.freeze(ctx, ref, "pause", StatusPaused, Shim.Pause)
+}
+
+// UnpauseContainer thaws them.
+func (e *Engine) UnpauseContainer(ctx context.Context, ref string) error {
+	return e.freeze(ctx, ref, "unpause", StatusRunning, Shim.Resume)
+}
+
+func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(Shim, context.Context, string) error) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.acquire(ctx); err != nil {
+		return fmt.Errorf("%s container %s: %w", op, ref, err)
+	}
+	defer c.release()
+	r, err := c.live(op)
+	if err != nil {
+		return err
+	}
+	if err := do(r.shim.get(), ctx, c.id); err != nil {
+		return fmt.Errorf("Cannot %s container %s: %w", op, c.id, err)
+	}
+	if err := c.change(to, nil); err != nil {
+		return err
+	}
+	e.emit(c, op)
+	return nil
+}

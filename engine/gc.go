@@ -1,0 +1,27 @@
+package engine
+
+import (
+	"context"
+
+	"github.com/hako-engine/hako/store"
+)
+
+// Roots names the snapshots of containers for the store's garbage collection: the
+// engine is a store.Source. A container that is being created is named before its
+// snapshot exists.
+func (e *Engine) Roots(ctx context.Context, add func(store.Node)) error {
+	e.containers.mu.RLock()
+	making := make(map[string]string, len(e.containers.beingMade))
+	for id, sn := range e.containers.beingMade {
+		making[id] = sn
+	}
+	e.containers.mu.RUnlock()
+	for id, sn := range making {
+		add(store.SnapshotNode(sn, Namespace, id))
+	}
+	for _, c := range e.containers.all() {
+		v := c.view()
+		add(store.SnapshotNode(v.Snapshotter, Namespace, v.SnapshotKey))
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package engine
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// hostFacts is what the engine has to know of the host. It is probed once.
+type hostFacts struct {
+	CPUs       int
+	OnlineCPUs string // "0-3"
+	OnlineMems string
+	MemTotal   int64 // bytes
+	Kernel     string
+	Hostname   string
+	CgroupV2   bool // pure: the root of /sys/fs/cgroup is a cgroup2 file system
+	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
+	OOMScoreAdj  int
+	Seccomp      bool
+	SwapLimit    bool
+	Caps         uint64   // the daemon's bounding set; 0: unknown
+	ThermalPaths []string // per CPU, masked in containers
+}
+
+// kernelAtLeast compares the kernel's version.
+func (h hostFacts) kernelAtLeast(major, minor int) bool {
+	var a, b int
+	if _, err := fmt.Sscanf(h.Kernel, "%d.%d", &a, &b); err != nil {
+		return false
+	}
+	return a > major || a == major && b >= minor
+}
+
+func probeHost() (hostFacts, error) {
+	h := hostFacts{CPUs: runtime.NumCPU()}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return h, fmt.Errorf("uname: %w", err)
+	}
+	h.Kernel = unix.ByteSliceToString(u.Release[:])
+	h.Hostname = unix.ByteSliceToString(u.Nodename[:])
+	h.OnlineCPUs = readLine("/sys/devices/system/cpu/online")
+	h.OnlineMems = readLine("/sys/devices/system/node/online")
+	if h.OnlineMems == "" {
+		h.OnlineMems = "0"
+	}
+	if set, err := parseCPUSet(h.OnlineCPUs); err == nil && len(set) > 0 {
+		h.CPUs = len(set)
+	}
+	var si unix.Sysinfo_t
+	if err := unix.Sysinfo(&si); err == nil {
+		h.MemTotal = int64(si.Totalram) * int64(si.Unit)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
+		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	h.OOMScoreAdj, _ = strconv.Atoi(readLine("/proc/self/oom_score_adj"))
+	if b, err := os.ReadFile("/proc/self/status"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+				h.Caps, _ = strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			}
+		}
+	}
+	for cpu := range h.CPUs {
+		p := fmt.Sprintf("/sys/devices/system/cpu/cpu%d/thermal_throttle", cpu)
+		if _, err := os.Stat(p); err == nil {
+			h.ThermalPaths = append(h.ThermalPaths, p)
+		}
+	}
+	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
+	h.Seccomp = err == nil
+	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	h.SwapLimit = err == nil || h.CgroupV2
+	return h, nil
+}
+
+// readLine gives the first line of a small trusted file, "" on any error.
+func readLine(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	line, _ := bufio.NewReader(f).ReadString('\n')
+	return strings.TrimSpace(line)
+}
+
+func validIP(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}

@@ -1,0 +1,398 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hako-engine/hako/shim/client"
+)
+
+const (
+	// connectLimit is how long a shim may take to answer at the start of the daemon. One
+	// that is slower is taken up in the background, so that it holds nobody up.
+	connectLimit = 3 * time.Second
+	// restoreWidth is how many shims are connected side by side.
+	restoreWidth = 32
+	// policyWidth is how many containers are started side by side by their policy.
+	policyWidth = 4
+)
+
+// restore takes up the containers: what runs is connected, what ended meanwhile is
+// handled, what a reboot ended is marked, what its policy wants is started. A record or
+// a container that makes trouble is reported and never keeps the others.
+func (e *Engine) restore(ctx context.Context) error {
+	whole := e.loadContainers(ctx)
+	var g errgroup.Group
+	g.SetLimit(restoreWidth)
+	for _, c := range e.containers.all() {
+		g.Go(func() error { e.take(ctx, c); return nil })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	e.dropStrayEndpoints(ctx)
+	if whole { // with a damaged database nothing is deleted
+		e.dropStrayFolders(ctx)
+	}
+	e.work.Go(e.applyPolicies)
+	return nil
+}
+
+// loadContainers reads the records. It tells whether all could be read.
+func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
+	err := e.opt.Containers.ForEach(func(id string, raw []byte) error {
+		var r record
+		if err := json.Unmarshal(raw, &r); err != nil {
+			return fmt.Errorf("container %s: %w", id, err)
+		}
+		if r.Version > recordVersion {
+			return fmt.Errorf("container %s: record of version %d, this daemon knows %d: %w", id, r.Version, recordVersion, errdefs.ErrFailedPrecondition)
+		}
+		if r.ID != id || len(id) != 64 || !validName.MatchString(r.Name) {
+			return fmt.Errorf("container %s: damaged record: %w", id, errdefs.ErrDataLoss)
+		}
+		if _, known := transitions[r.State.Status]; !known {
+			return fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
+		}
+		for attempt := 1; e.containers.reserve(r.Name, id) != nil; attempt++ {
+			e.log.Error("two containers have one name, the second is renamed", "container", id, "name", r.Name)
+			r.Name = fmt.Sprintf("%s_%s", r.Name, id[:6*min(attempt, 10)])
+		}
+		e.containers.add(newContainer(r))
+		return nil
+	})
+	if err != nil {
+		e.log.Error("some containers could not be read and are not shown", "error", err)
+	}
+	return err == nil
+}
+
+// take finds out what a container does and takes it up.
+func (e *Engine) take(ctx context.Context, c *container) {
+	v := c.view()
+	bundle := e.bundle(c.id)
+	if _, err := os.Stat(bundle); err != nil {
+		e.takeDead(ctx, c, !errors.Is(err, fs.ErrNotExist))
+		return
+	}
+	rf, rerr := readRunFile(bundle)
+	cctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	shim, err := e.opt.Shims.Connect(cctx, bundle)
+	switch {
+	case errdefs.IsNotFound(err):
+		if rerr != nil && !v.State.live() { // prepared, but never ran
+			e.takeDead(ctx, c, true)
+			return
+		}
+		e.adopt(c, newRun(absentShim{}, bundle, 0, startTime(rf, v)), rf)
+		exit := e.reap(v)
+		e.finish(c, exit)
+		return
+	case err != nil:
+		// It exists and does not answer. It is shown as running, which is the last thing
+		// known, and tried again until it answers or is gone.
+		e.log.Warn("a shim does not answer, it is tried again in the background", "container", c.id, "error", err)
+		e.adopt(c, newRun(absentShim{}, bundle, rf.Pid, startTime(rf, v)), rf)
+		e.watchAdopted(c)
+		return
+	}
+	st, err := shim.State(cctx, c.id, "")
+	switch {
+	case errdefs.IsNotFound(err) || err == nil && st.Status == client.StatusCreated:
+		// The daemon died in the middle of a start: nobody got an answer, so it is undone.
+		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {
+			e.log.Error("undo an unfinished start", "container", c.id, "error", derr)
+		}
+		if err := RemoveBundle(bundle); err != nil {
+			e.log.Error("undo an unfinished start", "container", c.id, "error", err)
+		}
+		e.takeDead(ctx, c, true)
+	case err != nil:
+		e.log.Warn("a shim does not answer, it is tried again in the background", "container", c.id, "error", err)
+		shim.Close()
+		e.adopt(c, newRun(absentShim{}, bundle, rf.Pid, startTime(rf, v)), rf)
+		e.watchAdopted(c)
+	case st.Status == client.StatusStopped:
+		e.adopt(c, newRun(shim, bundle, 0, startTime(rf, v)), rf)
+		e.finish(c, st.Exit)
+	default:
+		e.adopt(c, newRun(shim, bundle, st.Pid, startTime(rf, v)), rf)
+		if st.Status == client.StatusPaused {
+			_ = c.change(StatusPaused, nil)
+		}
+		e.watchAdopted(c)
+	}
+}
+
+func startTime(rf runFile, v Container) time.Time {
+	if !rf.StartedAt.IsZero() {
+		return rf.StartedAt
+	}
+	return cmp.Or(v.State.StartedAt, v.Created)
+}
+
+// adopt makes a run of an earlier daemon the container's.
+func (e *Engine) adopt(c *container, r *run, rf runFile) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	// Whatever the record says, this is what the kernel says.
+	c.rec.State = State{Status: StatusRunning, Pid: int(r.pid.Load()), StartedAt: r.started, FinishedAt: c.rec.State.FinishedAt}
+	c.run = r
+	c.rec.Started = true
+	if rf.Endpoints != nil {
+		c.rec.Endpoints = rf.Endpoints
+	}
+	c.rec.SandboxKey = rf.SandboxKey
+}
+
+func (e *Engine) watchAdopted(c *container) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	if r == nil {
+		return
+	}
+	e.startHealth(c, r)
+	e.work.Go(func() { e.watch(c, r) })
+}
+
+// finish handles an exit that happened while there was no daemon.
+func (e *Engine) finish(c *container, exit client.Exit) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	close(r.exited)
+	if err := c.acquire(e.ctx); err != nil {
+		return
+	}
+	defer c.release()
+	e.exited(c, r, exit)
+}
+
+// takeDead settles a container that has no process and no shim. bundle tells that the
+// volatile folder is still there: the machine was not rebooted since.
+func (e *Engine) takeDead(ctx context.Context, c *container, bundle bool) {
+	v := c.view()
+	switch s := v.State.Status; s {
+	case StatusRunning, StatusPaused, StatusRestarting:
+		c.mu.Lock()
+		c.rec.State = State{Status: StatusExited, ExitCode: exitUnknown, StartedAt: v.State.StartedAt, FinishedAt: time.Now().UTC()}
+		if s == StatusRestarting { // its last exit is known
+			c.rec.State.ExitCode, c.rec.State.FinishedAt = v.State.ExitCode, v.State.FinishedAt
+		}
+		c.rec.SandboxKey = ""
+		c.rec.Endpoints = nil
+		c.mu.Unlock()
+		idle := e.idleEndpoints(ctx, c.networks())
+		c.mu.Lock()
+		c.rec.Endpoints = idle
+		c.mu.Unlock()
+		e.saveLater(c)
+	case StatusRemoving:
+		c.mu.Lock()
+		c.rec.State.Status = StatusExited
+		c.mu.Unlock()
+	}
+	if v.SandboxKey != "" {
+		if err := e.opt.Networks.DeleteNetns(ctx, v.SandboxKey); err != nil && !errdefs.IsNotFound(err) {
+			e.log.Warn("delete network namespace", "container", c.id, "error", err)
+		}
+	}
+	if v.Config.AutoRemove && (!bundle || v.State.Status != StatusCreated) || v.State.Status == StatusRemoving {
+		e.work.Go(func() {
+			if err := c.acquire(e.ctx); err != nil {
+				return
+			}
+			defer c.release()
+			e.removeExited(c)
+		})
+	}
+}
+
+// networks are those that the container shall be on.
+func (c *container) networks() []EndpointSettings {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.rec.Networks
+}
+
+// dropStrayEndpoints releases the endpoints of containers that do not run: after a
+// reboot, and when the daemon died between two steps.
+func (e *Engine) dropStrayEndpoints(ctx context.Context) {
+	live := map[string]bool{}
+	for _, c := range e.containers.all() {
+		c.mu.Lock()
+		live[c.id] = c.run != nil
+		c.mu.Unlock()
+	}
+	nets, err := e.opt.Networks.List(ctx)
+	if err != nil {
+		e.log.Error("list networks", "error", err)
+		return
+	}
+	for _, n := range nets {
+		eps, err := e.opt.Networks.Endpoints(ctx, n.ID)
+		if err != nil {
+			e.log.Error("list endpoints", "network", n.Name, "error", err)
+			continue
+		}
+		for _, ep := range eps {
+			if live[ep.ID] {
+				continue
+			}
+			if err := e.opt.Networks.Disconnect(ctx, n.ID, ep.ID); err != nil {
+				e.log.Error("release endpoint", "network", n.Name, "endpoint", ep.ID, "error", err)
+			}
+			if ep.Netns != "" {
+				if err := e.opt.Networks.DeleteNetns(ctx, ep.Netns); err != nil && !errdefs.IsNotFound(err) {
+					e.log.Error("delete network namespace", "path", ep.Netns, "error", err)
+				}
+			}
+		}
+	}
+}
+
+// dropStrayFolders removes what creations and removals that were cut short left on disk.
+func (e *Engine) dropStrayFolders(ctx context.Context) {
+	known := func(id string) bool { _, err := e.containers.get(id); return err == nil }
+	for _, id := range folders(filepath.Join(e.opt.State, "containers")) {
+		if known(id) || len(id) != 64 {
+			continue
+		}
+		e.reap(Container{ID: id})
+		if err := RemoveBundle(e.bundle(id)); err != nil {
+			e.log.Error("remove stray bundle", "container", id, "error", err)
+		}
+	}
+	for _, id := range folders(filepath.Join(e.opt.Root, "containers")) {
+		if known(id) || len(id) != 64 {
+			continue
+		}
+		if err := os.RemoveAll(e.dir(id)); err != nil {
+			e.log.Error("remove stray folder", "container", id, "error", err)
+		}
+	}
+	e.finishVolumeRemovals()
+}
+
+func folders(dir string) []string {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, d := range entries {
+		if d.IsDir() {
+			out = append(out, d.Name())
+		}
+	}
+	return out
+}
+
+// applyPolicies starts what shall run: in the order of creation, those that join
+// another container after the others.
+func (e *Engine) applyPolicies() {
+	var first, joined []*container
+	list := e.containers.all()
+	slices.SortFunc(list, func(a, b *container) int { return a.view().Created.Compare(b.view().Created) })
+	for _, c := range list {
+		c.mu.Lock()
+		want := c.run == nil && !c.removing && c.rec.Started && c.rec.State.Status == StatusExited &&
+			c.rec.Config.Restart.afterBoot(c.rec.State.ExitCode, c.rec.RestartCount, c.rec.StoppedByUser)
+		cfg := c.rec.Config
+		c.mu.Unlock()
+		switch {
+		case !want:
+		case strings.HasPrefix(cfg.NetworkMode+cfg.IpcMode+cfg.PidMode, "container:"), strings.Contains(cfg.IpcMode+cfg.PidMode, "container:"):
+			joined = append(joined, c)
+		default:
+			first = append(first, c)
+		}
+	}
+	for _, group := range [][]*container{first, joined} {
+		var wg sync.WaitGroup
+		slots := make(chan struct{}, policyWidth)
+		for _, c := range group {
+			if e.ctx.Err() != nil {
+				return
+			}
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				if err := c.acquire(e.ctx); err != nil {
+					return
+				}
+				defer c.release()
+				if c.require("start") != nil {
+					return // a client was faster
+				}
+				if err := e.startHeld(e.ctx, c); err != nil {
+					e.log.Error("start container by its restart policy", "container", c.id, "error", err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+// afterBoot tells whether a policy wants a stopped container started with the daemon.
+// `always` means that, even for one that a user stopped.
+func (p RestartPolicy) afterBoot(code, restarts int, stoppedByUser bool) bool {
+	if p.Name == "always" {
+		return true
+	}
+	return p.again(code, restarts, stoppedByUser)
+}
+
+// absentShim stands for a shim that does not answer. Every call fails.
+type absentShim struct{}
+
+var errAbsent = fmt.Errorf("the container's shim does not answer: %w", errdefs.ErrUnavailable)
+
+func (absentShim) Wait(context.Context, string, string) (client.Exit, error) {
+	return client.Exit{}, errAbsent
+}
+
+func (absentShim) Create(context.Context, client.CreateOptions) (int, error) { return 0, errAbsent }
+func (absentShim) Start(context.Context, string, string) (int, error)        { return 0, errAbsent }
+func (absentShim) CloseStdin(context.Context, string, string) error          { return errAbsent }
+func (absentShim) Gone() <-chan struct{}                                     { return nil }
+
+func (absentShim) State(context.Context, string, string) (client.State, error) {
+	return client.State{}, errAbsent
+}
+
+func (absentShim) Update(context.Context, string, *specs.LinuxResources) error { return errAbsent }
+
+func (absentShim) Kill(context.Context, string, string, int, bool) error { return errAbsent }
+func (absentShim) Exec(context.Context, client.ExecOptions) error        { return errAbsent }
+func (absentShim) Pause(context.Context, string) error                   { return errAbsent }
+func (absentShim) Resume(context.Context, string) error                  { return errAbsent }
+func (absentShim) Pids(context.Context, string) ([]int, error)           { return nil, errAbsent }
+func (absentShim) Shutdown(context.Context) error                        { return errAbsent }
+func (absentShim) Close() error                                          { return nil }
+
+func (absentShim) Delete(context.Context, string, string) (client.Exit, error) {
+	return client.Exit{}, errAbsent
+}
+
+func (absentShim) Resize(context.Context, string, string, uint32, uint32) error { return errAbsent }
+
+func (absentShim) Attach(context.Context, client.AttachOptions) (client.Stream, error) {
+	return nil, errAbsent
+}

@@ -1,0 +1,180 @@
+//go:build linux
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/safepath"
+	"github.com/hako-engine/hako/snapshot"
+)
+
+// How the engine itself reaches a container's files: through a descriptor of its
+// root, never through a path that the container could have prepared. A running
+// container's root is /proc/PID/root, volumes included. A stopped one's is a detached
+// mount of its snapshot, which appears in no mount table and ends with the descriptor.
+
+// openProcessRoot opens the root of a live process, with the mounts that it sees.
+func openProcessRoot(pid int) (*safepath.Root, error) {
+	r, err := safepath.OpenRoot(fmt.Sprintf("/proc/%d/root", pid))
+	if err != nil {
+		return nil, fmt.Errorf("open root of process %d: %w", pid, err)
+	}
+	return r, nil
+}
+
+// openSnapshot opens the snapshot of a container that does not run. With write, changes
+// go to the container's layer: the caller holds the ticket, so that no second overlay
+// is ever writing to it.
+func (e *Engine) openSnapshot(ctx context.Context, v Container, write bool) (*safepath.Root, error) {
+	sn := e.opt.Snapshotters[v.Snapshotter]
+	if sn == nil {
+		return nil, notFoundf("snapshotter %q of container %s is not there any more", v.Snapshotter, v.ID)
+	}
+	mounts, err := sn.Mounts(e.ns(ctx), v.SnapshotKey)
+	if err != nil {
+		return nil, fmt.Errorf("mounts of container %s: %w", v.ID, err)
+	}
+	r, err := openMounts(mounts, write)
+	if err != nil {
+		return nil, fmt.Errorf("open file system of container %s: %w", v.ID, err)
+	}
+	return r, nil
+}
+
+// overlayDirs are the directories of an overlay mount.
+type overlayDirs struct {
+	upper, work string
+	lower       []string // top first
+}
+
+// parseOverlay reads the options of an overlay mount. Escaped colons and commas are
+// not needed: the snapshotter makes the names.
+func parseOverlay(options []string) (d overlayDirs, err error) {
+	for _, o := range options {
+		k, v, _ := strings.Cut(o, "=")
+		switch k {
+		case "upperdir":
+			d.upper = v
+		case "workdir":
+			d.work = v
+		case "lowerdir":
+			d.lower = strings.Split(v, ":")
+		}
+	}
+	for _, p := range append([]string{d.upper}, d.lower...) {
+		if p != "" && !filepath.IsAbs(p) {
+			return d, fmt.Errorf("overlay directory %q is not absolute", p)
+		}
+	}
+	return d, nil
+}
+
+// openMounts gives the root of a snapshot's mounts as a detached mount.
+func openMounts(mounts []mount.Mount, write bool) (*safepath.Root, error) {
+	if !write {
+		ro := make([]mount.Mount, len(mounts))
+		for i, m := range mounts {
+			var err error
+			if ro[i], err = readOnly(m); err != nil {
+				return nil, err
+			}
+		}
+		mounts = ro
+	}
+	f, err := snapshot.MountDetached(mounts)
+	if err != nil && len(mounts) == 1 && mounts[0].Type == "overlay" {
+		// Before Linux 6.7 a long list of layers does not go through fsconfig(2).
+		if d, perr := parseOverlay(mounts[0].Options); perr == nil {
+			if g, nerr := overlayInNamespace(d); nerr == nil {
+				f, err = g, nil
+			}
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return safepath.NewRoot(f), nil
+}
+
+// readOnly gives the same files for reading alone. An overlay's upper directory
+// becomes the top lower one: such a mount takes no lock on it, so that it can stand
+// beside the container's own.
+func readOnly(m mount.Mount) (mount.Mount, error) {
+	if m.Type != "overlay" {
+		m.Options = append(slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "rw" }), "ro")
+		return m, nil
+	}
+	d, err := parseOverlay(m.Options)
+	if err != nil {
+		return m, err
+	}
+	if d.upper == "" {
+		return m, nil
+	}
+	layers := append([]string{d.upper}, d.lower...)
+	if len(layers) == 1 { // an overlay of one layer is refused by the kernel
+		return mount.Mount{Type: "bind", Source: d.upper, Options: []string{"bind", "ro"}}, nil
+	}
+	out := mount.Mount{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + strings.Join(layers, ":")}}
+	for _, o := range m.Options {
+		k, _, _ := strings.Cut(o, "=")
+		if !slices.Contains([]string{"upperdir", "workdir", "lowerdir", "volatile", "index", "rw"}, k) {
+			out.Options = append(out.Options, o)
+		}
+	}
+	return out, nil
+}
+
+// overlayInNamespace does the same on older kernels: it mounts in a mount namespace
+// of one thread, which ends at once; the descriptor outlives it.
+func overlayInNamespace(d overlayDirs) (*os.File, error) {
+	type result struct {
+		f   *os.File
+		err error
+	}
+	ch := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		f, err := func() (*os.File, error) {
+			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+				return nil, fmt.Errorf("unshare: %w", err)
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return nil, fmt.Errorf("make / private: %w", err)
+			}
+			opts := "lowerdir=" + strings.Join(d.lower, ":")
+			if d.upper != "" {
+				opts += ",upperdir=" + d.upper + ",workdir=" + d.work
+			}
+			if len(opts) >= os.Getpagesize() {
+				return nil, errors.New("too many layers for this kernel")
+			}
+			target := d.lower[0]
+			if err := unix.Mount("overlay", target, "overlay", unix.MS_NODEV|unix.MS_NOSUID, opts); err != nil {
+				return nil, err
+			}
+			fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return nil, err
+			}
+			return os.NewFile(uintptr(fd), "overlay"), nil
+		}()
+		ch <- result{f, err}
+	}()
+	r := <-ch
+	return r.f, r.err
+}
+
+// isNotDir tells whether a path goes through something that is no directory.
+func isNotDir(err error) bool { return errors.Is(err, unix.ENOTDIR) }

@@ -1,0 +1,422 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	_ "crypto/sha256" // digests of descriptors
+	_ "crypto/sha512"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/image/registry"
+)
+
+const (
+	maxDocument = registry.MaxManifest // bytes of a manifest, index or config
+	maxLayers   = 500                  // what overlayfs stacks
+	maxNesting  = 3                    // indexes within indexes
+)
+
+// Docker's media types that OCI's have no counterpart in image-spec for.
+const (
+	dockerConfig       = "application/vnd.docker.container.image.v1+json"
+	dockerLayer        = "application/vnd.docker.image.rootfs.diff.tar"
+	dockerLayerGzip    = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	dockerLayerZstd    = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+	dockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+)
+
+// layerTypes are the media types of layers that can be unpacked. What a layer is
+// compressed with, its first bytes tell.
+var layerTypes = []string{
+	ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
+	ocispec.MediaTypeImageLayerNonDistributable, ocispec.MediaTypeImageLayerNonDistributableGzip, ocispec.MediaTypeImageLayerNonDistributableZstd, //nolint:staticcheck // old images have them
+	dockerLayer, dockerLayerGzip, dockerLayerZstd, dockerForeignLayer,
+}
+
+// document is a manifest or an index: exactly one of both is set.
+type document struct {
+	manifest *ocispec.Manifest
+	index    *ocispec.Index
+	// mediaType is the one that the document goes by.
+	mediaType string
+}
+
+func invalid(what string, format string, args ...any) error {
+	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
+}
+
+// validDigest accepts the algorithms that the store does, in their one spelling.
+func validDigest(d digest.Digest) error {
+	if len(d) > 160 {
+		return fmt.Errorf("digest of %d bytes: %w", len(d), errdefs.ErrInvalidArgument)
+	}
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
+	}
+	if a := d.Algorithm(); a != digest.SHA256 && a != digest.SHA512 {
+		return fmt.Errorf("digest %q: algorithm: %w", string(d), errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func validDescriptor(d ocispec.Descriptor) error {
+	if err := validDigest(d.Digest); err != nil {
+		return err
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("%s has size %d: %w", d.Digest, d.Size, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// parseDocument reads a manifest or index. mediaType is what its descriptor or its
+// registry called it, "" if that is not known. A document that could be read as both,
+// or as something else than announced, is refused (CVE-2021-41190).
+func parseDocument(what, mediaType string, body []byte) (document, error) {
+	if len(body) > maxDocument {
+		return document{}, fmt.Errorf("%s: larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
+	}
+	fields, err := topLevel(body)
+	if err != nil {
+		return document{}, invalid(what, "%v", err)
+	}
+	var probe struct {
+		MediaType     *string         `json:"mediaType"`
+		SchemaVersion int             `json:"schemaVersion"`
+		Layers        json.RawMessage `json:"layers"`
+		Manifests     json.RawMessage `json:"manifests"`
+		Config        json.RawMessage `json:"config"`
+	}
+	if err := json.Unmarshal(body, &probe); err != nil {
+		return document{}, invalid(what, "%v", err)
+	}
+	has := func(f string) bool { return slices.Contains(fields, f) }
+	isIndex, isManifest := has("manifests"), has("layers") || has("config")
+	switch {
+	case has("fslayers") || probe.SchemaVersion == 1:
+		return document{}, fmt.Errorf("%s: manifests of schema version 1 are not supported: %w", what, errdefs.ErrNotImplemented)
+	case isIndex && isManifest:
+		return document{}, invalid(what, "it is a manifest and an index at once")
+	case !isIndex && !isManifest:
+		return document{}, invalid(what, "it is neither a manifest nor an index")
+	}
+	own := ""
+	if probe.MediaType != nil {
+		own = *probe.MediaType
+	}
+	if mediaType, err = documentType(mediaType, own, isIndex); err != nil {
+		return document{}, invalid(what, "%v", err)
+	}
+	if isIndex {
+		return parseIndex(what, mediaType, probe.Manifests, body)
+	}
+	return parseManifest(what, mediaType, probe.Config, probe.Layers, body)
+}
+
+// topLevel gives the names of an object's fields in lower case, as encoding/json
+// compares them. A name that is there twice is an error: readers differ on which counts.
+func topLevel(body []byte) ([]string, error) {
+	dec := json.NewDecoder(bytes.NewReader(body))
+	tok, err := dec.Token()
+	if err != nil {
+		return nil, err
+	}
+	if tok != json.Delim('{') {
+		return nil, errors.New("not a JSON object")
+	}
+	var fields []string
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		name, _ := key.(string)
+		name = strings.ToLower(name)
+		if slices.Contains(fields, name) {
+			return nil, fmt.Errorf("field %q twice", name)
+		}
+		if fields = append(fields, name); len(fields) > 1000 {
+			return nil, errors.New("too many fields")
+		}
+		var skip json.RawMessage
+		if err := dec.Decode(&skip); err != nil {
+			return nil, err
+		}
+	}
+	if _, err := dec.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("data after the end")
+	}
+	return fields, nil
+}
+
+// documentType brings together what others call a document and what it calls itself.
+func documentType(said, own string, isIndex bool) (string, error) {
+	known := map[string]bool{
+		ocispec.MediaTypeImageIndex: true, registry.DockerIndex: true,
+		ocispec.MediaTypeImageManifest: false, registry.DockerManifest: false,
+	}
+	for _, t := range []string{said, own} {
+		if index, ok := known[t]; ok && index != isIndex {
+			return "", fmt.Errorf("media type %s does not fit its contents", t)
+		}
+	}
+	_, saidKnown := known[said]
+	_, ownKnown := known[own]
+	switch {
+	case own != "" && !ownKnown:
+		return "", fmt.Errorf("unknown media type %q", own)
+	case saidKnown && ownKnown && said != own:
+		return "", fmt.Errorf("media type %s, announced as %s", own, said)
+	case ownKnown:
+		return own, nil
+	case saidKnown:
+		return said, nil
+	case isIndex:
+		return ocispec.MediaTypeImageIndex, nil
+	}
+	return ocispec.MediaTypeImageManifest, nil
+}
+
+func isArray(raw json.RawMessage) bool  { return len(raw) > 0 && raw[0] == '[' }
+func isObject(raw json.RawMessage) bool { return len(raw) > 0 && raw[0] == '{' }
+
+func parseIndex(what, mediaType string, list json.RawMessage, body []byte) (document, error) {
+	if !isArray(list) {
+		return document{}, invalid(what, "manifests is not a list")
+	}
+	var idx ocispec.Index
+	if err := json.Unmarshal(body, &idx); err != nil {
+		return document{}, invalid(what, "%v", err)
+	}
+	for i, d := range idx.Manifests {
+		if err := validDescriptor(d); err != nil {
+			return document{}, fmt.Errorf("%s: manifest %d: %w", what, i, err)
+		}
+		if d.Size > maxDocument && isManifestType(d.MediaType) {
+			return document{}, fmt.Errorf("%s: manifest %d: larger than %d bytes: %w", what, i, maxDocument, errdefs.ErrResourceExhausted)
+		}
+	}
+	return document{index: &idx, mediaType: mediaType}, nil
+}
+
+func isManifestType(mt string) bool {
+	return mt == "" || mt == ocispec.MediaTypeImageManifest || mt == registry.DockerManifest || mt == ocispec.MediaTypeImageIndex || mt == registry.DockerIndex
+}
+
+func parseManifest(what, mediaType string, config, layers json.RawMessage, body []byte) (document, error) {
+	if !isObject(config) {
+		return document{}, invalid(what, "config is not an object")
+	}
+	if !isArray(layers) {
+		return document{}, invalid(what, "layers is not a list")
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(body, &m); err != nil {
+		return document{}, invalid(what, "%v", err)
+	}
+	if err := validDescriptor(m.Config); err != nil {
+		return document{}, fmt.Errorf("%s: config: %w", what, err)
+	}
+	if m.Config.MediaType != dockerConfig && m.Config.MediaType != ocispec.MediaTypeImageConfig {
+		return document{}, invalid(what, "not a container image: its config has media type %q", m.Config.MediaType)
+	}
+	if m.Config.Size > maxDocument {
+		return document{}, fmt.Errorf("%s: config is larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
+	}
+	if len(m.Layers) > maxLayers {
+		return document{}, fmt.Errorf("%s: %d layers, more than %d: %w", what, len(m.Layers), maxLayers, errdefs.ErrResourceExhausted)
+	}
+	for i, l := range m.Layers {
+		if err := validDescriptor(l); err != nil {
+			return document{}, fmt.Errorf("%s: layer %d: %w", what, i, err)
+		}
+		if !slices.Contains(layerTypes, l.MediaType) {
+			return document{}, invalid(what, "layer %d has unknown media type %q", i, l.MediaType)
+		}
+		m.Layers[i].URLs = nil // foreign addresses are never asked
+	}
+	return document{manifest: &m, mediaType: mediaType}, nil
+}
+
+// config is an image's configuration, checked against the manifest.
+type config struct {
+	dockerspec.DockerOCIImage
+	diffIDs []digest.Digest
+	chain   []digest.Digest // chain id of each layer
+}
+
+// parseConfig reads an image's configuration.
+func parseConfig(what string, body []byte) (config, error) {
+	var c config
+	if len(body) > maxDocument {
+		return c, fmt.Errorf("%s: larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
+	}
+	if _, err := topLevel(body); err != nil {
+		return c, invalid(what, "%v", err)
+	}
+	if err := json.Unmarshal(body, &c.DockerOCIImage); err != nil {
+		return c, invalid(what, "%v", err)
+	}
+	if len(c.RootFS.DiffIDs) > maxLayers {
+		return c, fmt.Errorf("%s: %d layers, more than %d: %w", what, len(c.RootFS.DiffIDs), maxLayers, errdefs.ErrResourceExhausted)
+	}
+	if t := c.RootFS.Type; t != "" && t != "layers" {
+		return c, invalid(what, "root file system of type %q", t)
+	}
+	for i, d := range c.RootFS.DiffIDs {
+		if err := validDigest(d); err != nil {
+			return c, fmt.Errorf("%s: diff id %d: %w", what, i, err)
+		}
+	}
+	c.diffIDs = c.RootFS.DiffIDs
+	c.chain = identity.ChainIDs(slices.Clone(c.diffIDs))
+	return c, nil
+}
+
+// platform is what the image says that it runs on.
+func (c config) platform() ocispec.Platform {
+	p := c.Platform
+	if p.OS == "" {
+		p.OS = "linux"
+	}
+	if p.Architecture == "" {
+		p.Architecture = runtime.GOARCH
+	}
+	return platforms.Normalize(p)
+}
+
+// fits checks that config and manifest speak of the same layers.
+func (c config) fits(what string, m *ocispec.Manifest) error {
+	if len(c.diffIDs) != len(m.Layers) {
+		return invalid(what, "%d layers in the manifest, %d in the config", len(m.Layers), len(c.diffIDs))
+	}
+	return nil
+}
+
+// readBlob reads a small blob from the store.
+func readBlob(ctx context.Context, p content.Provider, d ocispec.Descriptor) ([]byte, error) {
+	ra, err := p.ReaderAt(ctx, d)
+	if err != nil {
+		return nil, err
+	}
+	defer ra.Close()
+	if ra.Size() > maxDocument {
+		return nil, fmt.Errorf("content %s: larger than %d bytes: %w", d.Digest, maxDocument, errdefs.ErrResourceExhausted)
+	}
+	b := make([]byte, ra.Size())
+	if n, err := ra.ReadAt(b, 0); err != nil && (!errors.Is(err, io.EOF) || n < len(b)) {
+		return nil, fmt.Errorf("read content %s: %w", d.Digest, err)
+	}
+	return b, nil
+}
+
+// documents keeps what was parsed of the store's blobs. They never change.
+type documents struct {
+	mu      sync.Mutex
+	docs    map[digest.Digest]document
+	configs map[digest.Digest]config
+}
+
+const cachedDocuments = 256
+
+func cached[T any](d *documents, m *map[digest.Digest]T, key digest.Digest, read func() (T, error)) (T, error) {
+	d.mu.Lock()
+	v, ok := (*m)[key]
+	d.mu.Unlock()
+	if ok {
+		return v, nil
+	}
+	v, err := read()
+	if err != nil {
+		return v, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if *m == nil || len(*m) >= cachedDocuments {
+		*m = map[digest.Digest]T{}
+	}
+	(*m)[key] = v
+	return v, nil
+}
+
+// document reads a manifest or index of the store.
+func (s *Service) document(ctx context.Context, d ocispec.Descriptor) (document, error) {
+	return cached(&s.docs, &s.docs.docs, d.Digest, func() (document, error) {
+		b, err := readBlob(ctx, s.o.Content, d)
+		if err != nil {
+			return document{}, err
+		}
+		return parseDocument(d.Digest.String(), d.MediaType, b)
+	})
+}
+
+func (s *Service) config(ctx context.Context, d ocispec.Descriptor) (config, error) {
+	return cached(&s.docs, &s.docs.configs, d.Digest, func() (config, error) {
+		b, err := readBlob(ctx, s.o.Content, d)
+		if err != nil {
+			return config{}, err
+		}
+		return parseConfig("config "+d.Digest.String(), b)
+	})
+}
+
+// matcher prefers what runs best on a platform; nil is the host's.
+func matcher(p *ocispec.Platform) platforms.MatchComparer {
+	if p == nil {
+		return platforms.Default()
+	}
+	return platforms.Only(platforms.Normalize(*p))
+}
+
+// candidates gives the manifests of an index that are for a platform, the best first.
+// Those that say no platform come last; attestations and other companions not at all.
+func candidates(idx *ocispec.Index, m platforms.MatchComparer) []ocispec.Descriptor {
+	var list, unsaid []ocispec.Descriptor
+	for _, d := range idx.Manifests {
+		switch {
+		case !isManifestType(d.MediaType):
+		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
+			if d.ArtifactType == "" {
+				unsaid = append(unsaid, d)
+			}
+		case d.Platform.OS == "unknown" || d.Annotations["vnd.docker.reference.type"] != "":
+		case m.Match(*d.Platform):
+			list = append(list, d)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b ocispec.Descriptor) int {
+		switch {
+		case m.Less(*a.Platform, *b.Platform):
+			return -1
+		case m.Less(*b.Platform, *a.Platform):
+			return 1
+		}
+		return 0
+	})
+	return append(list, unsaid...)
+}
+
+func platformName(p *ocispec.Platform) string {
+	if p == nil {
+		return platforms.Format(platforms.DefaultSpec())
+	}
+	return platforms.FormatAll(*p)
+}

@@ -1,0 +1,795 @@
+//go:build linux
+
+package cgroup
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// childEnv makes a copy of the test binary do something inside a cgroup.
+const childEnv = "HAKO_TEST_CGROUP_CHILD"
+
+func TestMain(m *testing.M) {
+	if what := os.Getenv(childEnv); what != "" {
+		childMain(what)
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// childMain waits for a line on stdin, which tells that it is in its cgroup.
+func childMain(what string) {
+	name, arg, _ := strings.Cut(what, " ")
+	if name == "doors" { // comes in by itself
+		for i := range 16 {
+			if n, err := unix.Write(3+i, []byte("0")); err != nil || n != 1 {
+				break
+			}
+		}
+	}
+	in := bufio.NewReader(os.Stdin)
+	if _, err := in.ReadString('\n'); err != nil {
+		os.Exit(1)
+	}
+	switch name {
+	case "open": // "path r": prints the error of opening it
+		path, how, _ := strings.Cut(arg, " ")
+		flags := map[string]int{"r": unix.O_RDONLY, "w": unix.O_WRONLY, "rw": unix.O_RDWR}[how]
+		for {
+			fd, err := unix.Open(path, flags|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+			unix.Close(fd)
+			fmt.Println(err)
+			if _, err := in.ReadString('\n'); err != nil {
+				return
+			}
+		}
+	case "eat": // memory, without end
+		var hold [][]byte
+		for {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			hold = append(hold, b)
+		}
+	case "spin":
+		fmt.Println("spinning")
+		for {
+			runtime.Gosched()
+		}
+	case "fork": // fork without pause: each one does for a moment
+		fmt.Println("forking")
+		_ = exec.Command("/bin/sh", "-c", "f() { f & f & sleep 60; }; for i in 1 2 3 4 5 6 7; do (sleep 60 & sleep 60 & sleep 60 &) & done; sleep 60").Run()
+	}
+	_, _ = io.Copy(io.Discard, in) // until killed
+}
+
+type child struct {
+	*exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+func startChild(t *testing.T, what string, files ...*os.File) *child {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"="+what, "GOMAXPROCS=1")
+	cmd.ExtraFiles = files
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return &child{cmd, in, bufio.NewReader(out)}
+}
+
+func (c *child) ask(t *testing.T) string {
+	t.Helper()
+	if _, err := io.WriteString(c.in, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	line, err := c.out.ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(line)
+}
+
+var counter atomic.Int64
+
+// real makes a cgroup on this machine, and sees to it that nothing of it stays.
+func real(t *testing.T) *Cgroup {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skipf("needs root: %s makes cgroups", t.Name())
+	}
+	l, err := Detect()
+	if err != nil {
+		t.Skipf("needs cgroups: %s: %v", t.Name(), err)
+	}
+	top := fmt.Sprintf("/hako-test-%d-%d", os.Getpid(), counter.Add(1))
+	c, err := l.New(top + "/sub")
+	if err != nil {
+		if errors.Is(err, os.ErrPermission) || errors.Is(err, unix.EROFS) {
+			t.Skipf("needs a writable cgroup file system: %s: %v", t.Name(), err)
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Kill(); err != nil {
+			t.Error(err)
+		}
+		up := &Cgroup{v1: map[string]string{}}
+		for name, dir := range c.v1 {
+			up.v1[name] = filepath.Dir(dir)
+		}
+		if c.v2 != "" {
+			up.v2 = filepath.Dir(c.v2)
+		}
+		if err := up.Delete(); err != nil || up.Exists() {
+			t.Errorf("cgroup stays: %v", err)
+		}
+	})
+	return c
+}
+
+// needs skips a test where the machine's cgroups lack the controller.
+func needs(t *testing.T, c *Cgroup, controllers ...string) {
+	t.Helper()
+	p := planner{c: c}
+	for _, name := range controllers {
+		if _, _, err := p.find(name, name); err != nil {
+			t.Skipf("needs the cgroup controller %s: %s", name, t.Name())
+		}
+	}
+}
+
+func defaultResources() *specs.LinuxResources {
+	return &specs.LinuxResources{
+		Memory: &specs.LinuxMemory{Limit: ptr(int64(256 << 20)), Swap: ptr(int64(512 << 20))},
+		CPU:    &specs.LinuxCPU{Shares: ptr(uint64(512)), Quota: ptr(int64(50000)), Period: ptr(uint64(100000))},
+		Pids:   &specs.LinuxPids{Limit: ptr(int64(100))},
+		Devices: append(append([]specs.LinuxDeviceCgroup{{Access: "rwm"}}, specs.LinuxDeviceCgroup{
+			Allow: true, Type: "c", Major: ptr(int64(10)), Minor: ptr(int64(229)), Access: "rw",
+		}), DefaultDevices()...),
+	}
+}
+
+// value reads a setting wherever this machine has it.
+func value(t *testing.T, c *Cgroup, controller, v1, v2 string) string {
+	t.Helper()
+	file := c.v2 + "/" + v2
+	if dir, ok := c.v1[controller]; ok {
+		file = dir + "/" + v1
+	}
+	s, err := readString(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// keepSubtreeControl takes back, at the end of the test, what it has handed down from
+// the top of a hybrid machine's v2 hierarchy.
+func keepSubtreeControl(t *testing.T) {
+	t.Helper()
+	l, err := Detect()
+	if err != nil || l.Mode != Hybrid {
+		return
+	}
+	file := l.Hierarchies[len(l.Hierarchies)-1].Mount + "/cgroup.subtree_control"
+	before, err := readString(file)
+	if err != nil || strings.Contains(before, "hugetlb") {
+		return
+	}
+	t.Cleanup(func() { _ = writeFile(file, "-hugetlb") }) // others may have come to use it
+}
+
+func TestRealApply(t *testing.T) {
+	t.Parallel()
+	keepSubtreeControl(t)
+	c := real(t)
+	needs(t, c, "memory", "cpu", "pids", "cpuset")
+	if err := c.Apply(defaultResources()); err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string, memory, memsw, swap, pids string) {
+		t.Helper()
+		for _, v := range []struct{ got, want string }{
+			{value(t, c, "memory", "memory.limit_in_bytes", "memory.max"), memory},
+			{value(t, c, "pids", "pids.max", "pids.max"), pids},
+		} {
+			if v.got != v.want {
+				t.Errorf("%s: got %s, want %s", when, v.got, v.want)
+			}
+		}
+		want := swap
+		if c.v1["memory"] != "" {
+			want = memsw
+		}
+		if got := value(t, c, "memory", "memory.memsw.limit_in_bytes", "memory.swap.max"); got != want {
+			t.Errorf("%s: swap is %s, want %s", when, got, want)
+		}
+	}
+	check("at first", "268435456", "536870912", "268435456", "100")
+
+	// Both ways, the limits of memory and of memory with swap pass each other.
+	for _, mb := range []int64{1024, 16, 2048, 64} {
+		r := &specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(mb << 20), Swap: ptr(2 * mb << 20)}}
+		if err := c.Apply(r); err != nil {
+			t.Fatal(err)
+		}
+		check("updated", itoa(mb<<20), itoa(2*mb<<20), itoa(mb<<20), "100")
+	}
+	if err := c.Apply(&specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: ptr(int64(2000)), Period: ptr(uint64(1000))}}); err != nil {
+		t.Error(err)
+	}
+	if err := c.Apply(&specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: ptr(int64(1))}}); err != nil {
+		t.Error(err)
+	}
+	if err := c.Apply(&specs.LinuxResources{CPU: &specs.LinuxCPU{Idle: ptr(int64(0)), Shares: ptr(uint64(300))}}); err != nil {
+		t.Error(err)
+	}
+	// A failure takes back what was set before it. CPU comes first, then the CPU set,
+	// then the rest; the device list comes last.
+	shares := value(t, c, "cpu", "cpu.shares", "cpu.weight")
+	for _, bad := range []*specs.LinuxResources{
+		{CPU: &specs.LinuxCPU{Shares: ptr(uint64(4000)), Cpus: "1-2147483647"}, Pids: &specs.LinuxPids{Limit: ptr(int64(7))}},
+		{CPU: &specs.LinuxCPU{Shares: ptr(uint64(4000)), Mems: "63"}},
+		{CPU: &specs.LinuxCPU{Shares: ptr(uint64(4000)), Quota: ptr(int64(1<<63 - 1))}},
+		{CPU: &specs.LinuxCPU{Shares: ptr(uint64(4000)), Period: ptr(uint64(1<<64 - 1))}},
+		{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 30)), Swap: ptr(int64(1 << 30))}, Pids: &specs.LinuxPids{Limit: ptr(int64(1<<63 - 1))}},
+	} {
+		began := time.Now()
+		err := c.Apply(bad)
+		if !errors.Is(err, errdefs.ErrInvalidArgument) && !errors.Is(err, errdefs.ErrFailedPrecondition) {
+			t.Errorf("error is %v", err)
+		}
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("%v took %v", err, d)
+		}
+		t.Log(err)
+	}
+	check("after failures", "67108864", "134217728", "67108864", "100")
+	if got := value(t, c, "cpu", "cpu.shares", "cpu.weight"); got != shares {
+		t.Errorf("shares are %s, were %s", got, shares)
+	}
+	// The largest limit is no limit.
+	if err := c.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(1<<63 - 1)), Swap: ptr(int64(1<<63 - 1))}}); err != nil {
+		t.Error(err)
+	}
+	if err := c.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(-1))}, Pids: &specs.LinuxPids{Limit: ptr(int64(-1))}}); err != nil {
+		t.Error(err)
+	}
+	// Huge pages are where the machine has them: on a hybrid one, often on v2 alone.
+	if pages, err := os.ReadDir("/sys/kernel/mm/hugepages"); err == nil && len(pages) > 0 {
+		if size, ok := pageSize(pages[0].Name()); ok {
+			err := c.Apply(&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: size, Limit: 0}}})
+			var missing *MissingError
+			if err != nil && !errors.As(err, &missing) {
+				t.Error(err)
+			}
+			t.Logf("huge pages of %s: %v", size, err)
+		}
+	}
+	if dir, ok := c.v1["devices"]; ok {
+		list, err := readString(dir + "/devices.list")
+		if err != nil || !strings.Contains(list, "c 10:229 rwm") || !strings.Contains(list, "c 1:3 rwm") || strings.Contains(list, "a *:*") {
+			t.Errorf("devices: %q, %v", list, err)
+		}
+	}
+}
+
+func TestRealProcesses(t *testing.T) {
+	t.Parallel()
+	c := real(t)
+	p := startChild(t, "wait")
+	if err := c.Add(p.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Add(1 << 22); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("added a process that is not there: %v", err)
+	}
+	if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{p.Process.Pid}) {
+		t.Errorf("processes are %v, %v", pids, err)
+	}
+	// The kernel says the same, for each hierarchy.
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if !strings.HasSuffix(line, "/sub\n") {
+			t.Errorf("the process is in %s", line)
+		}
+	}
+	// A second container cannot have the same place; the same paths give the same cgroup.
+	l, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var path string
+	for _, h := range l.Hierarchies {
+		if rest, ok := strings.CutPrefix(c.dirs()[0], h.Mount+"/"); ok {
+			path = "/" + rest
+		}
+	}
+	if _, err := l.New(path); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("a cgroup with processes was taken: %v", err)
+	}
+	again := l.Load(c.Paths())
+	if pids, err := again.AllProcs(); err != nil || len(pids) != 1 {
+		t.Errorf("processes are %v, %v", pids, err)
+	}
+	if err := again.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = p.Wait()
+	if err := again.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Delete(); err != nil || again.Exists() {
+		t.Errorf("deleted twice: %v", err)
+	}
+	if pids, err := again.AllProcs(); err != nil || len(pids) != 0 {
+		t.Errorf("processes of nothing are %v, %v", pids, err)
+	}
+	if err := again.Kill(); err != nil {
+		t.Errorf("killed nothing: %v", err)
+	}
+	if frozen, err := again.Frozen(); err != nil || frozen {
+		t.Errorf("nothing is frozen: %v, %v", frozen, err)
+	}
+	if err := again.Freeze(); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("froze nothing: %v", err)
+	}
+	if _, err := again.Stats(); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("statistics of nothing: %v", err)
+	}
+	if _, err := again.OOMKills(); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("OOM kills of nothing: %v", err)
+	}
+	if _, err := again.Doors(false); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("doors of nothing: %v", err)
+	}
+	if err := again.Add(os.Getpid()); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("entered nothing: %v", err)
+	}
+}
+
+// TestRealDoors has a process enter by itself. It is the Go runtime's main thread that
+// does, so that only this one is asked about.
+func TestRealDoors(t *testing.T) {
+	t.Parallel()
+	c := real(t)
+	files, err := c.Doors(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startChild(t, "doors", files...)
+	for _, f := range files {
+		f.Close()
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for _, f := range files {
+		want := itoa(int64(p.Process.Pid))
+		for {
+			got, err := readString(f.Name())
+			if err == nil && slices.Contains(strings.Fields(got), want) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s is %q, %v, not %s", f.Name(), got, err, want)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	dir, err := c.DirFD()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if dir == nil {
+		return
+	}
+	defer dir.Close()
+	cmd := exec.Command("/bin/cat", "/proc/self/cgroup")
+	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	out, err := cmd.Output()
+	if err != nil || !strings.Contains(string(out), "0::") || !strings.Contains(string(out), filepath.Base(filepath.Dir(c.v2))+"/sub\n") {
+		t.Errorf("cloned into the cgroup: %v\n%s", err, out)
+	}
+}
+
+// each runs a test for the cgroup as it is, and in hybrid mode without v2 too, so that
+// the v1 freezer is tried.
+func each(t *testing.T, run func(t *testing.T, c *Cgroup)) {
+	t.Run("as it is", func(t *testing.T) {
+		t.Parallel()
+		run(t, real(t))
+	})
+	t.Run("v1 alone", func(t *testing.T) {
+		t.Parallel()
+		c := real(t)
+		if len(c.v1) == 0 {
+			t.Skipf("needs cgroup v1: %s", t.Name())
+		}
+		run(t, &Cgroup{v1: c.v1})
+	})
+}
+
+func TestRealFreeze(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, c *Cgroup) {
+		p := startChild(t, "spin")
+		if err := c.Add(p.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		p.ask(t)
+		cpu := func() uint64 {
+			t.Helper()
+			s, err := c.Stats()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s.CPU.Total
+		}
+		for deadline := time.Now().Add(5 * time.Second); cpu() == 0; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("does not run")
+			}
+		}
+		for range 2 {
+			if err := c.Freeze(); err != nil {
+				t.Fatal(err)
+			}
+			if frozen, err := c.Frozen(); !frozen || err != nil {
+				t.Errorf("frozen: %v, %v", frozen, err)
+			}
+		}
+		before := cpu()
+		time.Sleep(30 * time.Millisecond)
+		if after := cpu(); after != before {
+			t.Errorf("CPU time went from %d to %d", before, after)
+		}
+		for range 2 {
+			if err := c.Thaw(); err != nil {
+				t.Fatal(err)
+			}
+			if frozen, err := c.Frozen(); frozen || err != nil {
+				t.Errorf("frozen: %v, %v", frozen, err)
+			}
+		}
+		for deadline := time.Now().Add(5 * time.Second); cpu() == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("does not run again")
+			}
+		}
+		// Also a frozen one dies at once.
+		if err := c.Freeze(); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		if err := c.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Wait()
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("took %v to die", d)
+		}
+	})
+}
+
+// TestRealKillTree kills processes that are in cgroups below, and fork.
+func TestRealKillTree(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, c *Cgroup) {
+		for _, dir := range c.dirs() {
+			if err := os.MkdirAll(dir+"/a/b", 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if dir, ok := c.v1["cpuset"]; ok {
+			h := Hierarchy{Mount: filepath.Dir(filepath.Dir(dir))}
+			if err := h.inheritCpuset(dir + "/a/b"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		below := &Cgroup{v1: map[string]string{}}
+		for name, dir := range c.v1 {
+			below.v1[name] = dir + "/a/b"
+		}
+		if c.v2 != "" {
+			below.v2 = c.v2 + "/a/b"
+		}
+		p, q := startChild(t, "fork"), startChild(t, "wait")
+		if err := below.Add(p.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Add(q.Process.Pid); err != nil {
+			t.Fatal(err)
+		}
+		p.ask(t)
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+			if pids, err := c.AllProcs(); err != nil || len(pids) > 15 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("it does not fork")
+			}
+		}
+		if pids, err := c.Procs(); err != nil || !slices.Equal(pids, []int{q.Process.Pid}) {
+			t.Errorf("processes are %v, %v", pids, err)
+		}
+		if err := c.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = p.Wait(), q.Wait()
+		if err := c.Delete(); err != nil || c.Exists() {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRealDeleteBusy(t *testing.T) {
+	t.Parallel()
+	c := real(t)
+	p := startChild(t, "wait")
+	if err := c.Add(p.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	err := remove(c.dirs()[0], time.Now().Add(10*time.Millisecond))
+	if !errors.Is(err, errdefs.ErrFailedPrecondition) || !strings.Contains(err.Error(), itoa(int64(p.Process.Pid))) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestRealOOM(t *testing.T) {
+	t.Parallel()
+	c := real(t)
+	needs(t, c, "memory")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := c.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(24 << 20)), Swap: ptr(int64(24 << 20))}}); err != nil {
+		t.Fatal(err)
+	}
+	ch, err := c.OOM(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, stop := context.WithCancel(ctx)
+	stopped, err := c.OOM(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	if _, ok := <-stopped; ok {
+		t.Error("a notice instead of the end")
+	}
+	p := startChild(t, "eat")
+	if err := c.Add(p.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(p.in, "\n"); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := <-ch; !ok {
+		t.Fatal("no notice")
+	}
+	_ = p.Wait()
+	if n, err := c.OOMKills(); err != nil || n == 0 {
+		t.Errorf("%d OOM kills, %v", n, err)
+	}
+	s, err := c.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Memory.OOMKills == 0 || s.Memory.Memory.Limit != 24<<20 || s.Memory.Memory.Max == 0 {
+		t.Errorf("memory: %+v", s.Memory)
+	}
+	if err := c.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	for range ch { // ends with the cgroup
+	}
+	if ctx.Err() != nil {
+		t.Error("the channel outlived the cgroup")
+	}
+}
+
+func TestRealStats(t *testing.T) {
+	t.Parallel()
+	c := real(t)
+	needs(t, c, "memory", "pids")
+	if err := c.Apply(defaultResources()); err != nil {
+		t.Fatal(err)
+	}
+	p := startChild(t, "spin")
+	if err := c.Add(p.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	p.ask(t)
+	var s *Stats
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		var err error
+		if s, err = c.Stats(); err != nil {
+			t.Fatal(err)
+		}
+		if s.CPU.ThrottledTime > 0 || time.Now().After(deadline) {
+			break
+		}
+	}
+	if s.CPU.Total == 0 || s.CPU.Periods == 0 || s.CPU.ThrottledTime == 0 {
+		t.Errorf("cpu: %+v", s.CPU)
+	}
+	if s.Pids.Current == 0 || s.Pids.Limit != 100 {
+		t.Errorf("pids: %+v", s.Pids)
+	}
+	if s.Memory.Memory.Limit != 256<<20 || s.Memory.Swap.Limit == 0 || len(s.Memory.Stat) < 10 {
+		t.Errorf("memory: %+v", s.Memory)
+	}
+	if c.v1["cpuacct"] != "" && len(s.CPU.PerCPU) < runtime.NumCPU() {
+		t.Errorf("per CPU: %v", s.CPU.PerCPU)
+	}
+	t.Logf("%+v", s)
+}
+
+// TestRealDevices asks real processes what they can open, with the v1 controller and
+// with an eBPF program on a v2 cgroup.
+func TestRealDevices(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "full")
+	ways := map[string]func(*Cgroup) *Cgroup{
+		"v1": func(c *Cgroup) *Cgroup { return &Cgroup{v1: map[string]string{"devices": c.v1["devices"]}} },
+		"v2": func(c *Cgroup) *Cgroup { return &Cgroup{v2: c.v2} },
+	}
+	for name, only := range ways {
+		t.Run(name, func(t *testing.T) {
+			all := real(t)
+			c := only(all)
+			if c.v1["devices"] == "" && c.v2 == "" {
+				t.Skipf("needs cgroup %s with devices: %s", name, t.Name())
+			}
+			if !exists(path) {
+				if err := unix.Mknod(path, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 7))); err != nil {
+					t.Skipf("needs mknod: %s: %v", t.Name(), err)
+				}
+			}
+			p := startChild(t, "open "+path+" r")
+			if err := all.Add(p.Process.Pid); err != nil {
+				t.Fatal(err)
+			}
+			for _, step := range []struct{ rules, want string }{
+				{"allow a *:* rwm\n", "<nil>"},
+				{"deny a *:* rwm\n", "operation not permitted"},
+				{"deny a *:* rwm\nallow c 1:3 rwm\n", "operation not permitted"},
+				{"deny a *:* rwm\nallow c 1:7 w\n", "operation not permitted"},
+				{"deny a *:* rwm\nallow c 1:7 r\n", "<nil>"},
+				{"deny a *:* rwm\nallow c *:7 rwm\n", "<nil>"},
+				{"allow a *:* rwm\ndeny c 1:7 w\n", "<nil>"},
+				{"allow a *:* rwm\ndeny c 1:7 r\n", "operation not permitted"},
+				{"allow a *:* rwm\n", "<nil>"},
+			} {
+				if strings.HasPrefix(step.rules, "allow a") && name == "v1" {
+					// A list that shows nothing cannot be changed into another one: the
+					// test goes by "deny".
+					if err := c.Apply(&specs.LinuxResources{Devices: rules(t, "deny a *:* rwm\n")}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := c.Apply(&specs.LinuxResources{Devices: rules(t, step.rules)}); err != nil {
+					t.Fatal(err)
+				}
+				if got := p.ask(t); got != step.want {
+					t.Errorf("%q: %s, want %s", step.rules, got, step.want)
+				}
+			}
+			if name == "v2" {
+				fd, err := open(c.v2, unix.O_RDONLY|unix.O_DIRECTORY)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer unix.Close(fd)
+				ours, err := ourPrograms(fd)
+				closeAll(ours)
+				if err != nil || len(ours) != 1 {
+					t.Errorf("%d programs are attached after updates, %v", len(ours), err)
+				}
+				// The longest list that is taken passes the kernel's verifier.
+				var many []specs.LinuxDeviceCgroup
+				for i := range maxRules {
+					many = append(many, specs.LinuxDeviceCgroup{Allow: i%2 == 0, Type: "c", Major: ptr(int64(200 + i)), Minor: ptr(int64(i)), Access: "rw"})
+				}
+				if err := c.Apply(&specs.LinuxResources{Devices: many}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkDefaultContainer makes, limits and deletes a cgroup as for a container with
+// default settings.
+func BenchmarkDefaultContainer(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skipf("needs root: %s makes cgroups", b.Name())
+	}
+	l, err := Detect()
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := defaultResources()
+	var apply time.Duration
+	for b.Loop() {
+		c, err := l.New(fmt.Sprintf("/hako-bench-%d", os.Getpid()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		began := time.Now()
+		err = c.Apply(r)
+		apply += time.Since(began)
+		b.StopTimer()
+		if derr := c.Delete(); err != nil || derr != nil {
+			b.Fatal(err, derr)
+		}
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(apply.Nanoseconds())/float64(b.N), "apply-ns/op")
+}
+
+func BenchmarkDetect(b *testing.B) {
+	for b.Loop() {
+		if _, err := Detect(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkStats(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skipf("needs root: %s makes cgroups", b.Name())
+	}
+	l, err := Detect()
+	if err != nil {
+		b.Fatal(err)
+	}
+	c, err := l.New(fmt.Sprintf("/hako-bench-stats-%d", os.Getpid()))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer c.Delete()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := c.Stats(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

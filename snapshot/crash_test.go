@@ -1,0 +1,212 @@
+package snapshot
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/store"
+)
+
+// TestMain makes this program TestCrash's child if it is asked to be.
+func TestMain(m *testing.M) {
+	if root := os.Getenv("HAKO_CRASH_ROOT"); root != "" {
+		fmt.Println("FAIL:", crashChild(root, os.Getenv("HAKO_CRASH_DRIVER")))
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// crashChild makes, stacks and removes snapshots until it is killed.
+func crashChild(root, driver string) error {
+	s, err := store.Open(root+"/store", store.Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	sn, err := drivers[driver](root+"/sn", s)
+	if err != nil {
+		return err
+	}
+	failed := make(chan error)
+	for range 3 {
+		go func() {
+			for {
+				if err := crashStep(sn, rand.Int64()); err != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+	}
+	return <-failed
+}
+
+func crashStep(sn *Snapshotter, n int64) error {
+	ctx := testContext()
+	base, top := fmt.Sprint("base-", n), fmt.Sprint("top-", n)
+	for _, step := range []struct{ key, name, parent string }{{"tmp-" + base, base, ""}, {"tmp-" + top, top, base}} {
+		m, err := sn.Prepare(ctx, step.key, "")
+		if err != nil {
+			return err
+		}
+		for i := range 5 {
+			if err := os.WriteFile(filepath.Join(m[0].Source, fmt.Sprint(step.name, i)), []byte(step.name), 0o600); err != nil {
+				return err
+			}
+		}
+		var opts []snapshots.Opt
+		if step.parent != "" {
+			opts = append(opts, snapshots.WithParent(step.parent))
+		}
+		if err := sn.Commit(ctx, step.name, step.key, opts...); err != nil {
+			return err
+		}
+	}
+	fmt.Println("have", n)
+	if n%3 == 0 {
+		fmt.Println("dropping", n)
+		if err := sn.Remove(ctx, top); err != nil {
+			return err
+		}
+		if err := sn.Remove(ctx, base); err != nil {
+			return err
+		}
+		fmt.Println("dropped", n)
+	}
+	return nil
+}
+
+// TestCrash kills a process that works on snapshots, again and again: what was
+// acknowledged is whole, what was removed stays removed, and no directory is left over.
+func TestCrash(t *testing.T) {
+	needsRoot(t)
+	for driver := range drivers {
+		t.Run(driver, func(t *testing.T) {
+			root := t.TempDir()
+			state := map[string]string{}
+			for range 10 {
+				cmd := exec.Command(os.Args[0])
+				cmd.Env = append(os.Environ(), "HAKO_CRASH_ROOT="+root, "HAKO_CRASH_DRIVER="+driver)
+				out, err := cmd.StdoutPipe()
+				must(t, err)
+				must(t, cmd.Start())
+				go func() {
+					time.Sleep(time.Duration(100+rand.IntN(150)) * time.Millisecond)
+					_ = cmd.Process.Signal(syscall.SIGKILL)
+				}()
+				for lines := bufio.NewScanner(out); lines.Scan(); {
+					what, n, ok := strings.Cut(lines.Text(), " ")
+					if !ok || what == "FAIL:" {
+						t.Error("child:", lines.Text())
+						continue
+					}
+					state[n] = what
+				}
+				_ = cmd.Wait()
+				checkAfterCrash(t, root, drivers[driver], state)
+			}
+			if len(state) < 20 {
+				t.Errorf("only %d steps were made: this proves little", len(state))
+			}
+		})
+	}
+}
+
+func checkAfterCrash(t *testing.T, root string, open opener, state map[string]string) {
+	ctx := testContext()
+	s := openStore(t, root+"/store")
+	defer s.Close()
+	sn, err := open(root+"/sn", s)
+	must(t, err)
+	defer sn.Close()
+	must(t, sn.Cleanup(ctx))
+	for n, what := range state {
+		for _, name := range []string{"base-" + n, "top-" + n} {
+			_, err := sn.Stat(ctx, name)
+			if errdefs.IsNotFound(err) && what != "have" || err == nil && what != "dropped" {
+				continue
+			}
+			t.Errorf("%s is %q: %v", name, what, err)
+		}
+	}
+	records := 0
+	must(t, sn.Walk(ctx, func(ctx context.Context, i snapshots.Info) error {
+		records++
+		own, _, err := sn.layers(ctx, i.Name)
+		if err != nil {
+			return err
+		}
+		files, err := os.ReadDir(own.fs())
+		want := 5
+		if i.Parent != "" && sn.driver.whole() {
+			want = 10
+		}
+		if i.Kind == snapshots.KindCommitted && (err != nil || len(files) != want) {
+			t.Errorf("%s has %d files, %v", i.Name, len(files), err)
+		}
+		return nil
+	}))
+	if dirs, err := os.ReadDir(sn.dir()); err != nil || len(dirs) != records {
+		t.Errorf("%d directories for %d records, %v", len(dirs), records, err)
+	}
+}
+
+func TestFullDisk(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	must(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0700,nr_inodes=60,size=4m"))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+	ctx := testContext()
+	s := openStore(t, filepath.Join(dir, "store"))
+	defer s.Close()
+	sn, err := NewNative(filepath.Join(dir, "sn"), s)
+	must(t, err)
+	defer sn.Close()
+	m, err := sn.Prepare(ctx, "a", "")
+	must(t, err)
+	for i := range 30 {
+		must(t, os.WriteFile(filepath.Join(m[0].Source, fmt.Sprint(i)), nil, 0o600))
+	}
+	must(t, sn.Commit(ctx, "c", "a"))
+	if _, err := sn.Prepare(ctx, "b", "c"); !errdefs.IsResourceExhausted(err) {
+		t.Error(err)
+	}
+	must(t, sn.Cleanup(ctx))
+	if dirs, err := os.ReadDir(sn.dir()); err != nil || len(dirs) != 1 {
+		t.Errorf("left %v, %v", dirs, err)
+	}
+	if _, err := sn.Stat(ctx, "b"); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	prepare(t, sn, "small", "")
+}
+
+func BenchmarkPrepareRemove(b *testing.B) {
+	needsRoot(b)
+	sn := openTest(b, NewOverlay)
+	ctx := testContext()
+	_, err := sn.Prepare(ctx, "a", "")
+	must(b, err)
+	must(b, sn.Commit(ctx, "c", "a"))
+	for b.Loop() {
+		if _, err := sn.Prepare(ctx, "x", "c"); err != nil {
+			b.Fatal(err)
+		}
+		if err := sn.Remove(ctx, "x"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

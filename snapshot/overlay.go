@@ -1,0 +1,165 @@
+package snapshot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/store"
+)
+
+// maxOption is the longest string that fsconfig(2) takes, in bytes.
+const maxOption = 255
+
+// NewOverlay opens the overlayfs snapshotter below root. root must not hold
+// characters that overlayfs's mount options give a meaning to (backslash, colon, comma).
+func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return nil, fmt.Errorf("open snapshotter overlayfs: %w", err)
+	}
+	if strings.ContainsAny(abs, "\\:,") {
+		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
+	}
+	if longest := layer(filepath.Join(abs, "snapshots", "18446744073709551615")).work(); len(longest) > maxOption {
+		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q: its layers' names would be longer than %d bytes: %w", abs, maxOption, errdefs.ErrInvalidArgument)
+	}
+	return open("overlayfs", abs, s, overlay{options: layerOptions()})
+}
+
+// OverlaySupported tries whether overlayfs works with directories below root, which
+// must exist, and tells why not.
+func OverlaySupported(root string) (err error) {
+	dir, err := os.MkdirTemp(root, ".overlay-*")
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	top, bottom := layer(filepath.Join(dir, "top")), layer(filepath.Join(dir, "bottom"))
+	for _, l := range []layer{bottom, top} {
+		if err := mkdir(string(l), 0o700); err != nil {
+			return err
+		}
+		if err := (overlay{}).fill(context.Background(), l, nil); err != nil {
+			return err
+		}
+	}
+	f, err := MountDetached(overlay{options: layerOptions()}.mounts(top, []layer{bottom}, false))
+	if err != nil {
+		return fmt.Errorf("try overlayfs: %w", err)
+	}
+	return f.Close()
+}
+
+// overlay keeps each layer's difference to its parents in overlayfs's own form.
+type overlay struct {
+	options []string // of every mount
+}
+
+// layerOptions keep a kernel whose defaults are otherwise from writing layers that
+// refer to other layers: a directory that was moved, or a file whose contents stayed
+// below, could be neither compared nor put upon another parent.
+func layerOptions() []string {
+	options := []string{"index=off"}
+	for _, o := range []string{"redirect_dir", "metacopy"} {
+		v, err := os.ReadFile("/sys/module/overlay/parameters/" + o)
+		if err == nil && strings.TrimSpace(string(v)) == "Y" {
+			options = append(options, o+"=off")
+		}
+	}
+	return options
+}
+
+func (overlay) fill(_ context.Context, l layer, parents []layer) error {
+	if err := mkdir(l.fs(), 0o755); err != nil {
+		return err
+	}
+	if len(parents) > 0 {
+		if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+			return err
+		}
+	}
+	return mkdir(l.work(), 0o711)
+}
+
+// rebase gives the root directory the parent's owner and mode, as fill would have.
+// Only if the layer itself did not set them: most layers do not hold their root.
+func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(l.fs(), &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: l.fs(), Err: err}
+	}
+	if st.Uid != 0 || st.Gid != 0 || st.Mode&0o7777 != 0o755 || len(parents) == 0 {
+		return nil
+	}
+	var parent unix.Stat_t
+	if err := unix.Lstat(parents[0].fs(), &parent); err != nil {
+		return &os.PathError{Op: "lstat", Path: parents[0].fs(), Err: err}
+	}
+	if parent.Uid == st.Uid && parent.Gid == st.Gid && parent.Mode == st.Mode {
+		return nil
+	}
+	if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+		return err
+	}
+	// The caller may have synced the layer before.
+	return durable.SyncDir(l.fs())
+}
+
+func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }
+
+func (overlay) whole() bool { return false }
+
+func (o overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
+	access := "rw"
+	if readonly {
+		access = "ro"
+	}
+	switch {
+	case len(parents) == 0:
+		return []mount.Mount{{Type: "bind", Source: l.fs(), Options: []string{access, "rbind"}}}
+	case readonly && len(parents) == 1:
+		return []mount.Mount{{Type: "bind", Source: parents[0].fs(), Options: []string{access, "rbind"}}}
+	}
+	options := slices.Clone(o.options)
+	if !readonly {
+		options = append(options, "workdir="+l.work(), "upperdir="+l.fs())
+	}
+	dirs := make([]string, len(parents))
+	for i, p := range parents {
+		dirs[i] = p.fs()
+	}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, "lowerdir="+strings.Join(dirs, ":"))}}
+}
+
+// mkdir makes a directory with exactly this mode, whatever the umask is.
+func mkdir(path string, mode os.FileMode) error {
+	if err := os.Mkdir(path, mode); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+func copyRootAttributes(from, to string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(from, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: from, Err: err}
+	}
+	if err := os.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	// After chown, which clears bits of the mode.
+	if err := unix.Chmod(to, st.Mode&0o7777); err != nil {
+		return &os.PathError{Op: "chmod", Path: to, Err: err}
+	}
+	return nil
+}

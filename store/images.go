@@ -1,0 +1,240 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	bolt "go.etcd.io/bbolt"
+)
+
+// imageStore implements containerd's images.Store.
+type imageStore Store
+
+var _ images.Store = (*imageStore)(nil)
+
+func (s *imageStore) Get(ctx context.Context, name string) (images.Image, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return images.Image{}, err
+	}
+	var img images.Image
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		r, err := readImage(NamespaceBucket(tx, ns, sectionImages), name)
+		img = r.image(name)
+		return err
+	})
+	if err != nil {
+		return images.Image{}, wrap(err, "image %q", name)
+	}
+	return img, nil
+}
+
+func (s *imageStore) List(ctx context.Context, fs ...string) ([]images.Image, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	filter, err := ParseFilters(fs)
+	if err != nil {
+		return nil, err
+	}
+	var list []images.Image
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionImages)
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			var r imageRecord
+			if err := decode(v, &r); err != nil {
+				// One damaged record must not hide all the others.
+				s.log.Error("skipped a damaged image record", "namespace", ns, "image", string(k), "error", err)
+				return nil
+			}
+			if img := r.image(string(k)); filter.Match(adaptImage(img)) {
+				list = append(list, img)
+			}
+			return nil
+		})
+	})
+	return list, wrap(err, "list images")
+}
+
+func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return images.Image{}, err
+	}
+	if err := validateImage(img); err != nil {
+		return images.Image{}, wrap(err, "create image %q", img.Name)
+	}
+	img.Labels = maps.Clone(img.Labels)
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b, err := MakeNamespaceBucket(tx, ns, sectionImages)
+		if err != nil {
+			return err
+		}
+		if b.Get([]byte(img.Name)) != nil {
+			return errdefs.ErrAlreadyExists
+		}
+		img.CreatedAt = now()
+		img.UpdatedAt = img.CreatedAt
+		if err := LeaseResource(ctx, tx, resourceImages, img.Name); err != nil {
+			return err
+		}
+		return (*Store)(s).putImage(b, ns, img)
+	})
+	if err != nil {
+		return images.Image{}, wrap(err, "create image %q", img.Name)
+	}
+	return img, nil
+}
+
+func (s *imageStore) Update(ctx context.Context, img images.Image, fieldpaths ...string) (images.Image, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return images.Image{}, err
+	}
+	if img.Name == "" {
+		return images.Image{}, fmt.Errorf("update image: name is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	var out images.Image
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionImages)
+		r, err := readImage(b, img.Name)
+		if err != nil {
+			return err
+		}
+		out = r.image(img.Name)
+		if len(fieldpaths) == 0 {
+			out.Target, out.Labels = img.Target, maps.Clone(img.Labels)
+		}
+		for _, p := range fieldpaths {
+			if err := updateImageField(&out, img, p); err != nil {
+				return err
+			}
+		}
+		if err := validateImage(out); err != nil {
+			return err
+		}
+		out.UpdatedAt = now()
+		return (*Store)(s).putImage(b, ns, out)
+	})
+	if err != nil {
+		return images.Image{}, wrap(err, "update image %q", img.Name)
+	}
+	// The blobs of an old target may have become garbage.
+	s.gc.schedule()
+	return out, nil
+}
+
+func updateImageField(have *images.Image, want images.Image, path string) error {
+	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
+		have.Labels = l
+		return nil
+	}
+	switch {
+	case path == "target":
+		have.Target = want.Target
+	case path == "annotations" || path == "target.annotations":
+		have.Target.Annotations = maps.Clone(want.Target.Annotations)
+	case strings.HasPrefix(path, "annotations.") || strings.HasPrefix(path, "target.annotations."):
+		key := strings.TrimPrefix(path, "target.")
+		// The same rule as for labels, on another map.
+		have.Target.Annotations, _ = UpdateLabels(have.Target.Annotations, want.Target.Annotations, "labels."+strings.TrimPrefix(key, "annotations."))
+	default:
+		return fmt.Errorf("field %q cannot be updated: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (s *imageStore) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return err
+	}
+	var o images.DeleteOptions
+	for _, opt := range opts {
+		if err := opt(ctx, &o); err != nil {
+			return wrap(err, "delete image %q", name)
+		}
+	}
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionImages)
+		if b == nil || b.Get([]byte(name)) == nil {
+			return errdefs.ErrNotFound
+		}
+		if o.Target != nil {
+			r, err := readImage(b, name)
+			if err != nil {
+				return err
+			}
+			if !sameTarget(r.Target, *o.Target) {
+				return fmt.Errorf("it has another target, %s: %w", r.Target.Digest, errdefs.ErrNotFound)
+			}
+		}
+		return b.Delete([]byte(name))
+	})
+	if err != nil {
+		return wrap(err, "delete image %q", name)
+	}
+	if o.Synchronous {
+		_, err := (*Store)(s).GC(ctx)
+		return wrap(err, "delete image %q", name)
+	}
+	s.gc.schedule()
+	return nil
+}
+
+func sameTarget(a, b ocispec.Descriptor) bool {
+	return a.Digest == b.Digest && a.Size == b.Size && a.MediaType == b.MediaType
+}
+
+// putImage also tells a collection under way that the image, and so what it refers
+// to, is in use.
+func (s *Store) putImage(b *bolt.Bucket, ns string, img images.Image) error {
+	raw, err := encode(imageRecord{Target: img.Target, Created: img.CreatedAt, Updated: img.UpdatedAt, Labels: img.Labels})
+	if err != nil {
+		return err
+	}
+	s.Touch(Node{Type: resourceImages, Namespace: ns, ID: img.Name})
+	return b.Put([]byte(img.Name), raw)
+}
+
+func readImage(b *bolt.Bucket, name string) (r imageRecord, err error) {
+	var raw []byte
+	if b != nil && name != "" {
+		raw = b.Get([]byte(name))
+	}
+	if raw == nil {
+		return r, errdefs.ErrNotFound
+	}
+	return r, decode(raw, &r)
+}
+
+func validateImage(img images.Image) error {
+	if img.Name == "" {
+		return fmt.Errorf("name is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	if len(img.Name) > maxKey {
+		return fmt.Errorf("name has %d bytes, at most %d are possible: %w", len(img.Name), maxKey, errdefs.ErrInvalidArgument)
+	}
+	if err := ValidateLabels(img.Labels); err != nil {
+		return err
+	}
+	if err := img.Target.Digest.Validate(); err != nil {
+		return fmt.Errorf("target digest %q: %w: %w", img.Target.Digest, err, errdefs.ErrInvalidArgument)
+	}
+	if img.Target.Size <= 0 {
+		return fmt.Errorf("target size %d: %w", img.Target.Size, errdefs.ErrInvalidArgument)
+	}
+	if img.Target.MediaType == "" {
+		return fmt.Errorf("target media type is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}

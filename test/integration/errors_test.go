@@ -1,0 +1,91 @@
+package integration
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestBadInput gives the daemon what people get wrong: each has a clear message that names
+// the object, the right code, and leaves nothing behind.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	n := shared(t)
+	taken := n.name(t, "-taken")
+	n.docker(t, "create", "--name", taken, testImage)
+	id := n.docker(t, "inspect", "-f", "{{.Id}}", taken)
+	for _, tt := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"run --rm IMG nope", 127, `exec: "nope": executable file not found in $PATH`},
+		{"run --rm IMG /nope", 127, `no such file or directory`},
+		{"run --rm IMG /etc/noexec", 126, `permission denied`},
+		{"run --rm IMG /etc", 126, `/etc`},
+		{"run --rm -w /etc/passwd IMG true", 126, `not a directory`},
+		{"run --rm --pull never nope:latest", 125, "No such image: nope:latest"},
+		{"run --rm --name TAKEN IMG", 125, `Conflict. The container name "/TAKEN" is already in use by container "` + id + `". You have to remove (or rename) that container to be able to reuse that name.`},
+		{"run --rm --name bad/name IMG", 125, `Invalid container name (bad/name), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed`},
+		{"run --rm -u nobody-here IMG", 125, "unable to find user nobody-here"},
+		{"run --rm --memory 1m IMG", 125, "Minimum memory limit allowed is 6MB"},
+		{"run --rm --cap-add FLY IMG", 125, "FLY"},
+		{"run --rm --sysctl kernel.domainname=x --uts host IMG", 125, "kernel.domainname"},
+		{"run --rm --restart always --rm IMG", 125, ""},
+		{"run --rm --network nope-net IMG", 125, "network nope-net not found"},
+		{"run --rm --network container:nope IMG", 125, "No such container: nope"},
+		{"run --rm -v x/y:/z IMG", 125, "includes invalid characters for a local volume name"},
+		{"run --rm -v /a:/ IMG", 125, "destination can't be '/'"},
+		{"run --rm --runtime nope IMG", 125, "unknown or invalid runtime name: nope"},
+		{"run --rm --device /dev/nope IMG", 125, "/dev/nope"},
+		{"run --rm --log-driver nope IMG", 125, "nope"},
+		{"run --rm --stop-signal FOO IMG", 125, "FOO"},
+		{"inspect nope", 1, "No such object: nope"},
+		{"start nope", 1, "No such container: nope"},
+		{"stop nope", 1, "No such container: nope"},
+		{"rm nope", 1, "No such container: nope"},
+		{"logs nope", 1, "No such container: nope"},
+		{"rmi nope", 1, "No such image: nope:latest"},
+		{"tag nope x", 1, "No such image: nope:latest"},
+		{"tag IMG BAD", 1, "invalid reference format"},
+		{"pull BAD", 1, "invalid reference format"},
+		{"kill -s NOPE TAKEN", 1, "NOPE"},
+		{"volume rm nope", 1, "no such volume"},
+		{"network rm nope", 1, "network nope not found"},
+		{"volume create a/b", 1, "includes invalid characters"},
+		{"ps --filter nope=x", 1, "invalid filter 'nope'"},
+		{"build .", 1, ""},
+	} {
+		args := strings.Fields(strings.NewReplacer("IMG", testImage, "TAKEN", taken).Replace(tt.args))
+		t.Run(tt.args, func(t *testing.T) {
+			n.expect(t, tt.code, strings.ReplaceAll(tt.want, "TAKEN", taken), args...)
+		})
+	}
+	for _, tt := range []struct {
+		method, path, body string
+		code               int
+		want               string
+	}{
+		{"POST", "/containers/create", `{"Image":`, 400, "invalid JSON"},
+		{"POST", "/containers/create", `{"Image":"` + testImage + `"} x`, 400, "unexpected content after the value"},
+		{"POST", "/containers/create", `{"Image":"nope"}`, 404, "No such image: nope"},
+		{"POST", "/containers/create", `{"Image":"` + testImage + `","HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"x"}]}}}`, 400, "invalid port specification"},
+		{"POST", "/containers/create?name=" + taken, `{"Image":"` + testImage + `"}`, 409, "Conflict"},
+		{"GET", "/containers/nope/json", "", 404, "No such container: nope"},
+		{"POST", "/containers/" + taken + "/kill", "", 409, "is not running"},
+		{"POST", "/containers/" + taken + "/exec", `{"Cmd":["true"]}`, 409, "is not running"},
+		{"POST", "/containers/" + taken + "/pause", "", 409, "is not running"},
+		{"POST", "/exec/nope/start", `{}`, 404, "No such exec instance: nope"},
+		{"GET", "/images/nope/json", "", 404, "No such image: nope"},
+		{"POST", "/images/create?fromImage=BAD", "", 400, "invalid reference format"},
+		{"POST", "/images/load", "not a tar", 400, ""},
+		{"GET", "/volumes/nope", "", 404, "no such volume"},
+		{"GET", "/networks/nope", "", 404, "network nope not found"},
+		{"POST", "/networks/create", `{"Name":"bridge"}`, 409, "already exists"},
+		{"GET", "/nothing", "", 404, "page not found"},
+	} {
+		code, body, err := n.request(tt.method, tt.path, strings.NewReader(tt.body), "Content-Type", "application/json")
+		if err != nil || code != tt.code || !strings.Contains(body, tt.want) || !strings.HasPrefix(body, `{"message":"`) {
+			t.Errorf("%s %s: %d %s %v, want %d %q", tt.method, tt.path, code, body, err, tt.code, tt.want)
+		}
+	}
+}
