@@ -194,6 +194,7 @@ func TestErrors(t *testing.T) {
 		_, statErr := sn.Stat(ctx, "b")
 		_, mountErr := sn.Mounts(ctx, "b")
 		_, badUsage := sn.Prepare(ctx, "b", "", snapshots.WithLabels(map[string]string{labelUsage: "x"}))
+		_, idmap := sn.Prepare(ctx, "b", "", snapshots.WithLabels(map[string]string{snapshots.LabelSnapshotUIDMapping: "0:1000:1"}))
 		for name, c := range map[string]struct {
 			err error
 			is  func(error) bool
@@ -202,6 +203,7 @@ func TestErrors(t *testing.T) {
 			"no key": {noKey, errdefs.IsInvalidArgument}, "no namespace": {noNamespace, errdefs.IsFailedPrecondition}, "no lease": {noLease, errdefs.IsNotFound},
 			"stat": {statErr, errdefs.IsNotFound}, "mounts": {mountErr, errdefs.IsNotFound}, "remove": {sn.Remove(ctx, "b"), errdefs.IsNotFound},
 			"commit": {sn.Commit(ctx, "c", "b"), errdefs.IsNotFound}, "usage": {badUsage, errdefs.IsInvalidArgument},
+			"id map": {idmap, errdefs.IsNotImplemented},
 		} {
 			if !c.is(c.err) {
 				t.Errorf("%s: %v", name, c.err)

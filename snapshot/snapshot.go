@@ -596,7 +596,7 @@ func adapt(i snapshots.Info) filters.Adaptor {
 
 func now() time.Time { return time.Now().UTC().Round(0) }
 
-// wrap adds what was being done, and the class of a missing file that should exist.
+// wrap adds what was being done, and the class of a full disk.
 func wrap(err error, format string, args ...any) error {
 	if err == nil {
 		return nil

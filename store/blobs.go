@@ -149,12 +149,6 @@ func (b *blobs) release(name string) {
 	delete(b.writing, name)
 }
 
-func (b *blobs) isWriting(name string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.writing[name]
-}
-
 func (b *blobs) keepHash(name string, h hashState) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

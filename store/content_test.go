@@ -271,6 +271,28 @@ func TestWalkFilters(t *testing.T) {
 	}
 }
 
+func TestListStatuses(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	for _, ref := range []string{"layer-1", "layer-2", "manifest"} {
+		must(t, newWriter(t, ctx, s, ref, ocispec.Descriptor{}).Close())
+	}
+	must(t, newWriter(t, inNamespace("b"), s, "layer-3", ocispec.Descriptor{}).Close())
+	for filter, want := range map[string]int{"": 3, "ref==manifest": 1, `ref~="^layer-"`: 2, "^layer-": 2, "^(layer-1|manifest)$": 2} {
+		list, err := s.Content().ListStatuses(ctx, filter)
+		if err != nil || len(list) != want {
+			t.Errorf("%q: %v, %v", filter, list, err)
+		}
+	}
+	if _, err := s.Content().ListStatuses(ctx, "("); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	must(t, s.Content().Abort(ctx, "manifest"))
+	if err := s.Content().Abort(ctx, "manifest"); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+}
+
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"size":1,"created":"2026-01-01T00:00:00Z","labels":{"a":"b"}}`))
 	f.Add([]byte(`{"target":{"digest":"sha256:00","size":1},"labels":null}`))

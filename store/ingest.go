@@ -11,11 +11,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
@@ -72,24 +74,17 @@ func (s *contentStore) status(ns, name string) (content.Status, error) {
 	return r.status(size), nil
 }
 
-// ListStatuses gives the ingests whose ref matches one of the regular expressions
-// (all, if there is none).
-func (s *contentStore) ListStatuses(ctx context.Context, exprs ...string) ([]content.Status, error) {
+// ListStatuses gives the ingests that match one of the filters (all, if there is
+// none). A filter is containerd's syntax with the field "ref"; what cannot be read as
+// that is a regular expression for the ref, as the interface has it.
+func (s *contentStore) ListStatuses(ctx context.Context, fs ...string) ([]content.Status, error) {
 	ns, err := Namespace(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var res []*regexp.Regexp
-	for _, e := range exprs {
-		if e == "" {
-			res = nil
-			break
-		}
-		re, err := regexp.Compile(e)
-		if err != nil {
-			return nil, fmt.Errorf("list ingests: %w: %w", err, errdefs.ErrInvalidArgument)
-		}
-		res = append(res, re)
+	match, err := ingestFilter(fs)
+	if err != nil {
+		return nil, wrap(err, "list ingests")
 	}
 	names, err := s.blobs.ingests()
 	if err != nil {
@@ -101,15 +96,32 @@ func (s *contentStore) ListStatuses(ctx context.Context, exprs ...string) ([]con
 		if err != nil {
 			continue // of another namespace, or it ended meanwhile
 		}
-		match := len(res) == 0
-		for _, re := range res {
-			match = match || re.MatchString(st.Ref)
-		}
-		if match {
+		if match(st.Ref) {
 			list = append(list, st)
 		}
 	}
 	return list, nil
+}
+
+func ingestFilter(fs []string) (func(ref string) bool, error) {
+	if f, err := ParseFilters(fs); err == nil {
+		return func(ref string) bool {
+			return f.Match(filters.AdapterFunc(func(p []string) (string, bool) {
+				return ref, len(p) == 1 && p[0] == "ref"
+			}))
+		}, nil
+	}
+	var res []*regexp.Regexp
+	for _, f := range fs {
+		re, err := regexp.Compile(f)
+		if err != nil {
+			return nil, fmt.Errorf("filter %q: %w: %w", f, err, errdefs.ErrInvalidArgument)
+		}
+		res = append(res, re)
+	}
+	return func(ref string) bool {
+		return slices.ContainsFunc(res, func(re *regexp.Regexp) bool { return re.MatchString(ref) })
+	}, nil
 }
 
 // Abort removes an ingest: errdefs.ErrUnavailable while it has a writer.
