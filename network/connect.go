@@ -107,11 +107,12 @@ func sysctlPath(key, ifName string) (string, error) {
 // admit enters the endpoint into the tables with its addresses and names, not yet live. Where an
 // endpoint that is on its way out stands in the way, it waits for that.
 func (m *Manager) admit(ctx context.Context, c EndpointConfig, mac net.HardwareAddr) (*endpoint, error) {
+	limit := time.After(admitLimit)
 	for {
 		m.mu.Lock()
 		e, err := m.enroll(c, mac)
 		var wait <-chan struct{}
-		if err != nil {
+		if errors.Is(err, errdefs.ErrAlreadyExists) || errors.Is(err, errdefs.ErrResourceExhausted) || errors.Is(err, errLeaving) {
 			wait = m.blocker(c)
 		}
 		m.mu.Unlock()
@@ -122,9 +123,14 @@ func (m *Manager) admit(ctx context.Context, c EndpointConfig, mac net.HardwareA
 		case <-wait:
 		case <-ctx.Done():
 			return nil, errors.Join(err, ctx.Err())
+		case <-limit:
+			return nil, err
 		}
 	}
 }
+
+// admitLimit is far above what the kernel takes to remove an interface.
+const admitLimit = 15 * time.Second
 
 // blocker gives what to wait for before a refused request is tried again. The caller holds mu.
 func (m *Manager) blocker(c EndpointConfig) <-chan struct{} {
@@ -164,7 +170,7 @@ func (m *Manager) enroll(c EndpointConfig, mac net.HardwareAddr) (*endpoint, err
 	}
 	id := make([]byte, 32)
 	rand.Read(id)
-	e := &endpoint{net: n, hostname: c.Hostname, priority: c.GatewayPriority, Endpoint: Endpoint{
+	e := &endpoint{net: n, hostname: c.Hostname, priority: c.GatewayPriority, upstream: slices.Clone(c.DNS), Endpoint: Endpoint{
 		ID: c.ID, EndpointID: hex.EncodeToString(id), NetworkID: n.ID, NetworkName: n.Name, Netns: c.Netns,
 		Name: c.Name, Aliases: slices.Clone(c.Aliases), IfName: c.IfName,
 	}}
@@ -220,13 +226,14 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	if n == nil {
 		return nil, fmt.Errorf("network %s: %w", s.Endpoint.NetworkID, errdefs.ErrNotFound)
 	}
-	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, net: n, live: !s.Unfinished}
+	e := &endpoint{Endpoint: s.Endpoint, hostname: s.Hostname, priority: s.GatewayPriority, upstream: s.DNS, net: n, live: !s.Unfinished}
 	if err := e.takeAddresses(e.IPv4.Addr(), e.IPv6.Addr()); err != nil {
 		return nil, err
 	}
 	m.enter(e)
 	if e.live {
 		n.publish(e)
+		e.box.port = max(e.box.port, s.DNSPort)
 	}
 	return e, nil
 }

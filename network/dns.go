@@ -8,8 +8,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +29,7 @@ const (
 	dnsServer    = 2 * time.Second
 	dnsQuery     = 5 * time.Second // all servers together
 	dnsBadFor    = 10 * time.Second
+	dnsShutdown  = 200 * time.Millisecond
 	dnsMaxServer = 3 // as MAXNS in resolv.h
 )
 
@@ -37,6 +38,7 @@ const (
 type nameserver struct {
 	m        *Manager
 	box      *sandbox
+	port     uint16
 	udp, tcp *dns.Server
 	forwards chan struct{}
 	done     sync.WaitGroup
@@ -124,28 +126,28 @@ func (m *Manager) startDNS(e *endpoint) error {
 	var pc net.PacketConn
 	var l net.Listener
 	err = m.inNamespace(ns, func() (err error) {
-		if pc, err = net.ListenPacket("udp4", EmbeddedDNS.String()+":0"); err != nil {
-			return err
+		// The port of an earlier daemon is taken again if it is free: then its rules are right.
+		if pc, l, err = listenDNS(e.box.port); err != nil {
+			if pc, l, err = listenDNS(0); err != nil {
+				return err
+			}
 		}
-		port := pc.LocalAddr().(*net.UDPAddr).Port
-		if l, err = net.Listen("tcp4", net.JoinHostPort(EmbeddedDNS.String(), strconv.Itoa(port))); err != nil {
-			return err
-		}
-		if err = redirectDNS(uint16(port), false); errors.Is(err, unix.EEXIST) {
-			err = redirectDNS(uint16(port), true)
+		// To look is cheap, to try and fail takes the kernel 10 ms.
+		port := portOf(pc)
+		there, err := hasTable(nftables.TableFamilyIPv4, dnsTable)
+		if err == nil && !(there && port == e.box.port) {
+			err = redirectDNS(port, there)
 		}
 		return err
 	})
 	if err != nil {
 		if pc != nil {
 			pc.Close()
-		}
-		if l != nil {
 			l.Close()
 		}
 		return fmt.Errorf("nameserver in %s: %w", e.Netns, err)
 	}
-	s := &nameserver{m: m, box: e.box, forwards: make(chan struct{}, dnsForwards)}
+	s := &nameserver{m: m, box: e.box, port: portOf(pc), forwards: make(chan struct{}, dnsForwards)}
 	h := dns.HandlerFunc(s.serve)
 	s.udp = &dns.Server{PacketConn: pc, Handler: h}
 	s.tcp = &dns.Server{Listener: netutil.LimitListener(l, dnsConns), Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
@@ -155,9 +157,25 @@ func (m *Manager) startDNS(e *endpoint) error {
 		s.done.Go(func() { srv.ActivateAndServe() })
 		<-started
 	}
-	e.box.dns = s
+	e.box.dns, e.box.port = s, s.port
 	return nil
 }
+
+// listenDNS opens the sockets of a nameserver on one port, 0 for a random one, in the namespace of the calling thread.
+func listenDNS(port uint16) (net.PacketConn, net.Listener, error) {
+	pc, err := net.ListenPacket("udp4", netip.AddrPortFrom(EmbeddedDNS, port).String())
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := net.Listen("tcp4", netip.AddrPortFrom(EmbeddedDNS, portOf(pc)).String())
+	if err != nil {
+		pc.Close()
+		return nil, nil, err
+	}
+	return pc, l, nil
+}
+
+func portOf(pc net.PacketConn) uint16 { return uint16(pc.LocalAddr().(*net.UDPAddr).Port) }
 
 // stopDNS ends the sandbox's nameserver if no other endpoint needs it. The caller holds box.mu.
 func (m *Manager) stopDNS(leaving *endpoint) error {
@@ -173,7 +191,7 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 		return nil
 	}
 	leaving.box.dns.close()
-	leaving.box.dns = nil
+	leaving.box.dns, leaving.box.port = nil, 0
 	ns, err := openNamespace(leaving.Netns)
 	if err != nil {
 		return nil // the rules went with the namespace
@@ -183,9 +201,24 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 }
 
 func (s *nameserver) close() {
-	s.udp.Shutdown()
-	s.tcp.Shutdown()
+	// Questions that are being forwarded may go on for seconds; nobody waits for their answers.
+	ctx, cancel := context.WithTimeout(context.Background(), dnsShutdown)
+	defer cancel()
+	s.udp.ShutdownContext(ctx)
+	s.tcp.ShutdownContext(ctx)
 	s.done.Wait()
+}
+
+func hasTable(fam nftables.TableFamily, name string) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(fam)
+	if err != nil {
+		return false, fmt.Errorf("nftables: list tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
 }
 
 func dropTable(fam nftables.TableFamily, name string) error {
@@ -374,8 +407,8 @@ func (u *upstream) mark(a netip.Addr, bad bool) {
 	u.bad[a] = time.Now().Add(dnsBadFor)
 }
 
-// forward asks the host's servers, from the host's namespace. A sandbox that has only
-// internal networks gets no answer from outside (CVE-2024-29018).
+// forward asks the host's servers, from the host's namespace, or those that the sandbox was given,
+// from the sandbox. A sandbox that has only internal networks gets no answer from the host's (CVE-2024-29018).
 func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 	fail := func(rcode int) *dns.Msg {
 		resp := new(dns.Msg)
@@ -383,21 +416,30 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		resp.RecursionAvailable = true
 		return resp
 	}
+	var own []netip.Addr
+	outside := false
 	s.m.mu.RLock()
-	outside := slices.ContainsFunc(s.box.eps, func(e *endpoint) bool { return !e.net.Internal && e.net.Driver == DriverBridge })
+	for _, e := range s.box.eps {
+		outside = outside || !e.net.Internal && e.net.Driver == DriverBridge
+		if len(own) == 0 {
+			own = e.upstream
+		}
+	}
 	s.m.mu.RUnlock()
-	if !outside {
-		return fail(dns.RcodeNameError)
+	servers := slices.Clone(own)
+	if len(own) == 0 {
+		if !outside {
+			return fail(dns.RcodeNameError)
+		}
+		if servers = hostResolver(s.m.o.ResolvConf).Servers; len(servers) == 0 {
+			servers = fallbackServers()
+		}
 	}
 	select {
 	case s.forwards <- struct{}{}:
 		defer func() { <-s.forwards }()
 	default:
 		return fail(dns.RcodeServerFailure)
-	}
-	servers := hostResolver(s.m.o.ResolvConf).Servers
-	if len(servers) == 0 {
-		servers = fallbackServers()
 	}
 	servers = servers[:min(len(servers), dnsMaxServer)]
 	// Dead servers come last, and briefly.
@@ -412,9 +454,8 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		if s.m.upstream.isBad(a) {
 			timeout /= 4
 		}
-		c := dns.Client{Net: proto, Timeout: timeout, UDPSize: dns.MaxMsgSize}
-		resp, _, err := c.ExchangeContext(ctx, req, netip.AddrPortFrom(a, 53).String())
-		if err != nil || resp == nil {
+		resp, err := s.exchange(ctx, proto, a, req, timeout, len(own) > 0)
+		if err != nil {
 			s.m.upstream.mark(a, ctx.Err() == nil || errors.Is(ctx.Err(), context.DeadlineExceeded))
 			continue
 		}
@@ -423,6 +464,32 @@ func (s *nameserver) forward(w dns.ResponseWriter, req *dns.Msg) *dns.Msg {
 		return resp
 	}
 	return fail(dns.RcodeServerFailure)
+}
+
+// exchange asks one server.
+func (s *nameserver) exchange(ctx context.Context, proto string, server netip.Addr, req *dns.Msg, timeout time.Duration, inside bool) (*dns.Msg, error) {
+	c := dns.Client{Net: proto, Timeout: timeout, UDPSize: dns.MaxMsgSize}
+	var conn *dns.Conn
+	dial := func() (err error) {
+		conn, err = c.DialContext(ctx, netip.AddrPortFrom(server, 53).String())
+		return err
+	}
+	var err error
+	if inside {
+		var ns *os.File
+		if ns, err = openNamespace(s.box.path); err == nil {
+			err = s.m.inNamespace(ns, dial)
+			ns.Close()
+		}
+	} else {
+		err = dial()
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	resp, _, err := c.ExchangeWithConnContext(ctx, req, conn)
+	return resp, err
 }
 
 func boolInt(b bool) int {

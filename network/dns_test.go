@@ -165,6 +165,26 @@ func TestDNS(t *testing.T) {
 			t.Errorf("%d queries went out", n-before)
 		}
 	})
+	t.Run("servers of its own are asked from inside", func(t *testing.T) {
+		server := newBox(t, m, "server") // on the internal network, as the one that asks
+		es := server.connect("inside", nil)
+		var pc net.PacketConn
+		must(t, server.run(func() (err error) { pc, err = net.ListenPacket("udp", ":53"); return err }))
+		srv := &dns.Server{PacketConn: pc, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, req *dns.Msg) {
+			resp := new(dns.Msg)
+			resp.SetReply(req)
+			resp.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: req.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.ParseIP(hostOf(w.RemoteAddr()))}}
+			w.WriteMsg(resp)
+		})}
+		go srv.ActivateAndServe()
+		defer srv.Shutdown()
+		before := queries.Load()
+		client := newBox(t, m, "client")
+		ec := client.connect("inside", func(c *EndpointConfig) { c.DNS = []netip.Addr{es.IPv4.Addr()} })
+		if got := client.query("udp", "anything.test", dns.TypeA); got != v4(ec) || queries.Load() != before {
+			t.Errorf("got %q, want the client's own address %s", got, v4(ec))
+		}
+	})
 	t.Run("port 53 is free for the container", func(t *testing.T) {
 		err := web.run(func() error {
 			l, err := net.ListenPacket("udp4", ":53")
@@ -191,7 +211,7 @@ func TestDNS(t *testing.T) {
 			t.Errorf("first: %q", got)
 		}
 		start := time.Now()
-		if got := web.query("udp", "outside.test", dns.TypeA); got != "203.0.113.9" || time.Since(start) > time.Second {
+		if got := web.query("udp", "outside.test", dns.TypeA); got != "203.0.113.9" || time.Since(start) > 1500*time.Millisecond {
 			t.Errorf("second: %q after %v", got, time.Since(start))
 		}
 	})
