@@ -30,6 +30,7 @@ import (
 type CreateOptions struct {
 	Bundle string      // directory; relative paths of the specification start here
 	Spec   *specs.Spec // nil: Bundle/config.json
+	Raw    []byte      // the text of Spec, nil: it is made
 	// Rootfs is mounted as the root, bottom first, inside the container's mount namespace
 	// only: the host's mount table does not show it. Empty: spec.Root.Path.
 	Rootfs []specs.Mount
@@ -151,8 +152,10 @@ func (k *creation) readSpec() (err error) {
 		k.spec, k.raw, err = spec.Read(filepath.Join(k.o.Bundle, configFile))
 		return err
 	}
-	if k.raw, err = json.Marshal(k.spec); err != nil {
-		return err
+	if k.raw = k.o.Raw; k.raw == nil {
+		if k.raw, err = json.Marshal(k.spec); err != nil {
+			return err
+		}
 	}
 	return spec.Validate(k.spec)
 }
@@ -374,4 +377,41 @@ func timeOffsets(l *specs.Linux) string {
 		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
 	}
 	return b.String()
+}
+
+// Plan compiles what Create would do, and does nothing.
+func (r *Runtime) Plan(id string, o CreateOptions) (*plan.Plan, error) {
+	if err := CheckID(id); err != nil {
+		return nil, err
+	}
+	k := &creation{r: r, o: o}
+	if err := k.readSpec(); err != nil {
+		return nil, err
+	}
+	var err error
+	if k.layout, err = cgroup.Detect(); err != nil {
+		return nil, err
+	}
+	path := k.spec.Linux.CgroupsPath
+	if path == "" {
+		path = "/" + id
+	}
+	k.c = &Container{r: r, state: state{ID: id, Cgroups: map[string]string{}}}
+	for _, h := range k.layout.Hierarchies {
+		dir := filepath.Join(h.Mount, filepath.Clean("/"+path))
+		if h.V2 {
+			k.c.state.Cgroups[""] = dir
+			continue
+		}
+		for _, name := range h.Controllers {
+			k.c.state.Cgroups[name] = dir
+		}
+	}
+	return k.compile(id)
+}
+
+// CgroupV2 tells whether the machine has a single, unified cgroup hierarchy.
+func CgroupV2() bool {
+	l, err := cgroup.Detect()
+	return err == nil && l.Mode == cgroup.V2
 }

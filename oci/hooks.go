@@ -21,6 +21,10 @@ const hookOutput = 4096
 // runSetupHooks runs the hooks between the mounts and pivot_root.
 func (k *creation) runSetupHooks(pid int) error {
 	k.c.state.Pid = pid
+	var err error
+	if k.c.state.StartTime, _, err = startTime(pid); err != nil {
+		return err
+	}
 	st := k.c.specState(Creating)
 	h := k.spec.Hooks
 	for _, list := range []struct {

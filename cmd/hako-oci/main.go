@@ -1,26 +1,237 @@
+//go:build linux && (amd64 || arm64)
+
+// Command hako-oci is hako's OCI runtime behind the command line of runc: for engines
+// that call a runtime, and for people who want to see what it does (hako-oci plan).
+//
+// In flow arguments and bundles; out flow containers, and exit codes as runc's.
 package main
 
 import (
-	"context"
+	"errors"
+	"flag"
 	"fmt"
+	"io"
+	"log/slog"
 	"os"
-
-	"golang.org/x/sys/unix"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/hako-engine/hako/oci"
 )
 
+// version is set by the linker.
+var version = "0.1.0-dev"
+
+// Exit codes, as runc's.
+const (
+	exitFailure = 1
+	exitNoSuch  = 3   // unknown command
+	exitExec    = 255 // exec failed before the process ran
+)
+
+// command is one verb. args is the usage of its positional arguments, min and max
+// their number (max < 0: any).
+type command struct {
+	name, args, help string
+	min, max         int
+	run              func(*app, *flag.FlagSet) (func(args []string) (int, error), error)
+}
+
+// app is what all commands share.
+type app struct {
+	rt      *oci.Runtime
+	debug   bool
+	onError int // exit code of a failure
+}
+
 func main() {
-	r := &oci.Runtime{Root: "/run/hako-oci-test"}
-	c, err := r.Run(context.Background(), os.Args[2], oci.CreateOptions{Bundle: ".", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr})
+	// The process lives for a few milliseconds: a collection would cost more than it gives.
+	debug.SetGCPercent(-1)
+	os.Exit(Main(os.Args[1:]))
+}
+
+// Main runs the command line and gives the exit code.
+func Main(args []string) int {
+	global := newFlags("hako-oci")
+	root := global.String("root", defaultRoot(), "directory for the state of containers")
+	logFile := global.String("log", "", "file for log messages (default: standard error)")
+	logFormat := global.String("log-format", "text", "text or json")
+	dbg := global.Bool("debug", false, "log more")
+	systemd := global.Bool("systemd-cgroup", false, "let systemd manage cgroups")
+	rootless := global.String("rootless", "auto", "ignored: the runtime finds out")
+	showVersion := boolFlag(global, "version", "v", "print the version")
+	showHelp := boolFlag(global, "help", "h", "print this help")
+	if err := global.Parse(args); err != nil {
+		fmt.Fprintln(os.Stderr, "hako-oci:", err)
+		return exitFailure
+	}
+	_ = rootless
+	switch {
+	case *showVersion:
+		printVersion()
+		return 0
+	case *showHelp || global.NArg() == 0:
+		usage(global)
+		return 0
+	}
+	name, rest := global.Arg(0), global.Args()[1:]
+	if name == "help" {
+		usage(global)
+		return 0
+	}
+	commands := commandTable()
+	i := slices.IndexFunc(commands, func(c command) bool { return c.name == name })
+	if i < 0 {
+		fmt.Fprintf(os.Stderr, "No help topic for '%s'\n", name)
+		return exitNoSuch
+	}
+	log, closeLog, err := openLog(*logFile, *logFormat, *dbg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+		return exitFailure
 	}
-	var ws unix.WaitStatus
-	unix.Wait4(c.Pid(), &ws, 0, nil)
-	if err := c.Delete(context.Background(), true); err != nil {
-		fmt.Fprintln(os.Stderr, err)
+	defer closeLog()
+	a := &app{debug: *dbg, onError: exitFailure, rt: &oci.Runtime{Root: *root, Log: log}}
+	if *systemd {
+		a.rt.CgroupDriver = "systemd"
 	}
-	os.Exit(ws.ExitStatus())
+	code, err := a.dispatch(commands[i], rest)
+	if err != nil {
+		// The last line of level error is what callers show (containerd's shim, BuildKit).
+		msg := oneLine(err)
+		log.Error(msg)
+		if *logFile != "" || *logFormat == "json" {
+			fmt.Fprintln(os.Stderr, msg)
+		}
+		if code == 0 {
+			code = a.onError
+		}
+	}
+	return code
 }
+
+func (a *app) dispatch(c command, args []string) (int, error) {
+	fs := newFlags(c.name)
+	help := boolFlag(fs, "help", "h", "print this help")
+	run, err := c.run(a, fs)
+	if err != nil {
+		return 0, err
+	}
+	if err := fs.Parse(args); err != nil {
+		fmt.Fprintf(os.Stderr, "Incorrect Usage: %v\n", err)
+		commandUsage(os.Stderr, c, fs)
+		return exitFailure, err
+	}
+	if *help {
+		commandUsage(os.Stdout, c, fs)
+		return 0, nil
+	}
+	if n := fs.NArg(); n < c.min || c.max >= 0 && n > c.max {
+		commandUsage(os.Stderr, c, fs)
+		return exitFailure, fmt.Errorf("%s: %d arguments given, expected: %s", c.name, n, c.args)
+	}
+	return run(fs.Args())
+}
+
+func newFlags(name string) *flag.FlagSet {
+	fs := flag.NewFlagSet(name, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.Usage = func() {}
+	return fs
+}
+
+func boolFlag(fs *flag.FlagSet, long, short, help string) *bool {
+	p := fs.Bool(long, false, help)
+	fs.BoolVar(p, short, false, "= --"+long)
+	return p
+}
+
+func stringFlag(fs *flag.FlagSet, long, short, value, help string) *string {
+	p := fs.String(long, value, help)
+	fs.StringVar(p, short, value, "= --"+long)
+	return p
+}
+
+// listFlag may be given several times.
+type listFlag []string
+
+func (l *listFlag) String() string     { return strings.Join(*l, ",") }
+func (l *listFlag) Set(v string) error { *l = append(*l, v); return nil }
+
+func defaultRoot() string {
+	if os.Geteuid() != 0 {
+		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+			return filepath.Join(dir, "hako-oci")
+		}
+	}
+	return "/run/hako-oci"
+}
+
+// openLog sends messages to standard error or a file. The format is what callers parse:
+// keys level, msg and time, the level in lower case.
+func openLog(file, format string, dbg bool) (*slog.Logger, func(), error) {
+	var w io.Writer = os.Stderr
+	done := func() {}
+	if file != "" {
+		f, err := os.OpenFile(file, os.O_CREATE|os.O_WRONLY|os.O_APPEND|os.O_SYNC, 0o644)
+		if err != nil {
+			return nil, nil, err
+		}
+		w, done = f, func() { f.Close() }
+	}
+	o := &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.LevelKey {
+			a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
+		}
+		return a
+	}}
+	if dbg {
+		o.Level = slog.LevelDebug
+	}
+	switch format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(w, o)), done, nil
+	case "text", "":
+		return slog.New(slog.NewTextHandler(w, o)), done, nil
+	}
+	done()
+	return nil, nil, fmt.Errorf("unknown log-format %q", format)
+}
+
+func oneLine(err error) string {
+	var parts []string
+	for _, line := range strings.Split(err.Error(), "\n") {
+		if line = strings.TrimSpace(line); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, "; ")
+}
+
+func usage(global *flag.FlagSet) {
+	fmt.Println("hako-oci makes and manages containers of OCI bundles.\n\nUsage: hako-oci [global flags] COMMAND [flags] [arguments]\n\nCommands:")
+	for _, c := range commandTable() {
+		fmt.Printf("  %-10s %s\n", c.name, c.help)
+	}
+	fmt.Println("\nGlobal flags:")
+	printFlags(os.Stdout, global)
+}
+
+func commandUsage(w io.Writer, c command, fs *flag.FlagSet) {
+	fmt.Fprintf(w, "Usage: hako-oci %s [flags] %s\n\n%s\n", c.name, c.args, c.help)
+	if fs.Lookup("help") != nil {
+		fmt.Fprintln(w, "\nFlags:")
+		printFlags(w, fs)
+	}
+}
+
+func printFlags(w io.Writer, fs *flag.FlagSet) {
+	fs.SetOutput(w)
+	fs.PrintDefaults()
+	fs.SetOutput(io.Discard)
+}
+
+// errUsage is a wrong combination of flags.
+var errUsage = errors.New("wrong usage")

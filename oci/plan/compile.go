@@ -81,11 +81,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	if err := c.process(s.Process); err != nil {
 		return nil, err
 	}
-	c.p.Host, c.p.Program = c.host.finish(), c.child.finish()
-	if len(c.p.Slots) > MaxSlots {
-		return nil, fmt.Errorf("the configuration needs %d descriptors, the limit is %d", len(c.p.Slots), MaxSlots)
-	}
-	return c.p, nil
+	return c.end()
 }
 
 func (c *compiler) begin() {

@@ -70,10 +70,7 @@ func (c *compiler) process(p *specs.Process) error {
 			accept(unix.ENOSYS, unix.EPERM, unix.EDQUOT)
 	}
 	if !p.Terminal {
-		b.do("set up standard input and output")
-		for i, s := range []Slot{SlotStdin, SlotStdout, SlotStderr} {
-			b.call(sysDup3, in(s), num(i), none)
-		}
+		c.stdio()
 	}
 	if err := c.schedule(p); err != nil {
 		return err
@@ -90,8 +87,7 @@ func (c *compiler) process(p *specs.Process) error {
 	c.user(p)
 	c.chdirAgain(p, again)
 	path := c.lookup(p)
-	c.handOn(p)
-	c.p.Hold = c.o.Hold
+	c.handOn()
 	if err := c.rlimits(p); err != nil {
 		return err
 	}
@@ -102,17 +98,31 @@ func (c *compiler) process(p *specs.Process) error {
 	}
 	b.call(sysUmask, flags(uint64(mask), fmt.Sprintf("%#o", mask)))
 	b.do("exec %q", p.Args[0])
+	c.exec(p.Args, p.Env, path)
+	return nil
+}
+
+func (c *compiler) stdio() {
+	c.child.do("set up standard input and output")
+	for i, s := range []Slot{SlotStdin, SlotStdout, SlotStderr} {
+		c.child.call(sysDup3, in(s), num(i), none)
+	}
+}
+
+// exec ends the program: the loader executes the path in slot.
+func (c *compiler) exec(args, env []string, path Slot) {
+	b := c.child
 	b.class = ClassNoExec
-	argv := list(append([]string{""}, p.Args...))
+	c.p.Hold = c.o.Hold
+	argv := list(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
 		if s == SlotSync || c.o.Hold {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
 	}
-	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(p.Env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
+	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
-	return nil
 }
 
 func (c *compiler) schedule(p *specs.Process) error {
@@ -211,7 +221,7 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
-	how := data(words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS), "{O_PATH|O_DIRECTORY|O_CLOEXEC, 0, NO_MAGICLINKS}")
+	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
 	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
 	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
 	if first {
@@ -370,7 +380,7 @@ func env(list []string, key string) string {
 
 // handOn moves descriptors that the program gets into place, and marks all others
 // close-on-exec.
-func (c *compiler) handOn(p *specs.Process) {
+func (c *compiler) handOn() {
 	b := c.child
 	for i := range c.p.Preserve {
 		b.do("hand on descriptor %d", 3+i)

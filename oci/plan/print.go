@@ -1,0 +1,211 @@
+//go:build linux
+
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Text prints the plan for people: one action a paragraph, one system call a line.
+func (p *Plan) Text() string {
+	var b strings.Builder
+	total := len(p.Host) + len(p.Program)
+	fmt.Fprintf(&b, "# %d steps: %d by the runtime, %d by the container's first process\n", total, len(p.Host), len(p.Program))
+	if len(p.Host) > 0 {
+		b.WriteString("\n## runtime\n")
+		p.section(&b, p.Host, 0)
+	}
+	for _, c := range p.CopyUps {
+		fmt.Fprintf(&b, "     copy the image's %s into %s\n", c.Dest, p.slotName(c.Slot))
+	}
+	fmt.Fprintf(&b, "\n## clone(%s)\n", p.cloneText())
+	p.section(&b, p.Program, len(p.Host))
+	if p.Hold {
+		b.WriteString("     the loader waits for start\n")
+	}
+	if n := len(p.Filter.Program); n > 0 {
+		fmt.Fprintf(&b, "     the loader loads the seccomp filter (%d instructions)\n", n)
+	}
+	b.WriteString("     the loader executes the program\n")
+	for _, w := range p.Warnings {
+		fmt.Fprintf(&b, "# warning: %s\n", w)
+	}
+	return b.String()
+}
+
+func (p *Plan) cloneText() string {
+	if p.CloneFlags == 0 {
+		return "0"
+	}
+	return cloneText(p.CloneFlags)
+}
+
+func (p *Plan) section(b *strings.Builder, steps []Step, base int) {
+	last := ""
+	for i := range steps {
+		s := &steps[i]
+		if do := s.Do.String(); do != last {
+			fmt.Fprintf(b, "%s\n", do)
+			last = do
+		}
+		fmt.Fprintf(b, "%4d %s\n", base+i+1, p.line(s, i, base))
+	}
+}
+
+// line prints one step: "openat2(root, "proc", {...}, 24) -> target, ENOENT: 17".
+func (p *Plan) line(s *Step, i, base int) string {
+	var b strings.Builder
+	switch s.Op {
+	case Call:
+		fmt.Fprintf(&b, "%s(%s)", s.Name, p.args(s.Args))
+		if s.Fill >= 0 {
+			fmt.Fprintf(&b, " -> %s", p.slotName(s.Fill))
+		}
+		if s.Expect >= 0 {
+			fmt.Fprintf(&b, " = %d", s.Expect)
+		}
+	case Check:
+		fmt.Fprintf(&b, "check %s[%d] & %#x == %#x", p.arg(s.Args[0]), s.Off, s.Mask, s.Want)
+	case Poke:
+		fmt.Fprintf(&b, "store %s[%d] = %s", p.arg(s.Args[0]), s.Off, p.arg(s.Args[1]))
+	case Set:
+		fmt.Fprintf(&b, "set %s = %s", p.slotName(s.Fill), p.arg(s.Args[0]))
+	case Branch:
+		if s.Args[0].Kind == ArgInt {
+			fmt.Fprintf(&b, "go to %d", base+s.OnOK+1)
+		} else {
+			fmt.Fprintf(&b, "if %s != 0 go to %d", p.arg(s.Args[0]), base+s.OnFail+1)
+		}
+	case Fail:
+		fmt.Fprintf(&b, "fail %s", errnoName(s.Errno))
+	case CloseAll:
+		if len(s.Args) == 0 {
+			b.WriteString("close_range: all but the slots")
+		} else {
+			fmt.Fprintf(&b, "close_range: from %d, all but %s", 3+s.Off, p.args(s.Args))
+		}
+	}
+	var why []string
+	if s.Any {
+		why = append(why, "any failure")
+	}
+	for _, e := range s.Accept {
+		why = append(why, errnoName(e))
+	}
+	if len(why) > 0 {
+		fmt.Fprintf(&b, "; %s: %d", strings.Join(why, ", "), base+s.OnFail+1)
+	}
+	if s.OnOK != i+1 && s.Op != Branch && s.Op != Fail {
+		fmt.Fprintf(&b, "; then %d", base+s.OnOK+1)
+	}
+	return b.String()
+}
+
+func (p *Plan) slotName(s Slot) string {
+	if s < 0 || int(s) >= len(p.Slots) {
+		return "-"
+	}
+	return "$" + p.Slots[s]
+}
+
+func (p *Plan) args(args []Arg) string {
+	out := make([]string, len(args))
+	for i, a := range args {
+		out[i] = p.arg(a)
+	}
+	return strings.Join(out, ", ")
+}
+
+func (p *Plan) arg(a Arg) string {
+	switch a.Kind {
+	case ArgString:
+		return fmt.Sprintf("%q", a.Str)
+	case ArgSlot:
+		return p.slotName(a.Slot)
+	case ArgBytes:
+		if a.text != nil {
+			return a.text()
+		}
+		return a.Str
+	case ArgBuffer:
+		return fmt.Sprintf("buffer%d", a.Int)
+	case ArgStrings:
+		return fmt.Sprintf("%q", a.Strs)
+	case ArgFilter:
+		return fmt.Sprintf("filter of %d instructions", len(a.Filter))
+	case ArgMessage:
+		return "SCM_RIGHTS " + p.slotName(a.Slot)
+	}
+	if a.text != nil {
+		return a.text()
+	}
+	if a.Str != "" {
+		return a.Str
+	}
+	return fmt.Sprint(a.Int)
+}
+
+// jsonStep is a step in the JSON form of a plan.
+type jsonStep struct {
+	Step   int      `json:"step"`
+	Do     string   `json:"do"`
+	By     string   `json:"by"` // runtime, container
+	Op     string   `json:"op"`
+	Call   string   `json:"syscall,omitempty"`
+	Args   []string `json:"args,omitempty"`
+	Into   string   `json:"into,omitempty"`
+	Accept []string `json:"accept,omitempty"`
+	OnFail int      `json:"onAccepted,omitempty"`
+	Next   int      `json:"next,omitempty"`
+}
+
+// MarshalJSON gives the plan for programs. Step numbers count from 1, as in errors.
+func (p *Plan) MarshalJSON() ([]byte, error) {
+	out := struct {
+		Steps    []jsonStep `json:"steps"`
+		Clone    string     `json:"clone"`
+		Hold     bool       `json:"waitsForStart"`
+		Terminal bool       `json:"terminal"`
+		Filter   int        `json:"loaderSeccompInstructions,omitempty"`
+		Warnings []string   `json:"warnings,omitempty"`
+	}{Clone: p.cloneText(), Hold: p.Hold, Terminal: p.Terminal, Filter: len(p.Filter.Program), Warnings: p.Warnings}
+	add := func(steps []Step, base int, by string) {
+		for i := range steps {
+			s := &steps[i]
+			j := jsonStep{Step: base + i + 1, Do: s.Do.String(), By: by, Op: opNames[s.Op], Call: s.Name}
+			for _, a := range s.Args {
+				j.Args = append(j.Args, p.arg(a))
+			}
+			if s.Fill >= 0 {
+				j.Into = p.slotName(s.Fill)
+			}
+			for _, e := range s.Accept {
+				j.Accept = append(j.Accept, errnoName(e))
+			}
+			if s.Any {
+				j.Accept = append(j.Accept, "*")
+			}
+			if len(j.Accept) > 0 || s.Op == Branch {
+				j.OnFail = base + s.OnFail + 1
+			}
+			if s.OnOK != i+1 {
+				j.Next = base + s.OnOK + 1
+			}
+			out.Steps = append(out.Steps, j)
+		}
+	}
+	add(p.Host, 0, "runtime")
+	add(p.Program, len(p.Host), "container")
+	return json.Marshal(out)
+}
+
+func errnoName(e unix.Errno) string {
+	if n := unix.ErrnoName(e); n != "" {
+		return n
+	}
+	return fmt.Sprintf("errno %d", int(e))
+}
