@@ -174,8 +174,8 @@ func explain(s step, err error) error {
 	default:
 		class = errdefs.ErrFailedPrecondition
 	}
-	if hint == "" {
-		return fmt.Errorf("%w: %w", err, class)
+	if hint != "" {
+		err = fmt.Errorf("%w (%s)", err, hint)
 	}
-	return fmt.Errorf("%w (%s): %w", err, hint, class)
+	return classed(err, class)
 }

@@ -3,7 +3,6 @@
 package cgroup
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 
@@ -141,11 +140,9 @@ func (p *planner) weights(dir string, v2 bool, r *specs.LinuxBlockIO) error {
 	return nil
 }
 
-var errDeviceNumber = errors.New("not a device number")
-
 func deviceKey(major, minor int64) (string, error) {
 	if major < 0 || major > maxMajor || minor < 0 || minor > maxMinor {
-		return "", fmt.Errorf("%d:%d is %w: %w", major, minor, errDeviceNumber, errdefs.ErrInvalidArgument)
+		return "", invalid("%d:%d is not a device number", major, minor)
 	}
 	return strconv.FormatInt(major, 10) + ":" + strconv.FormatInt(minor, 10), nil
 }

@@ -133,8 +133,8 @@ func encode(prog []insn) []byte {
 // programName marks the programs that are ours.
 const programName = "hako_devices"
 
-// bpf makes the system call. attr must point to memory that the garbage collector
-// knows to be pointed to from there, see callers.
+// bpf makes the system call. Addresses in attr are numbers to the garbage collector: the
+// caller pins what they point to.
 func bpf(cmd int, attr unsafe.Pointer, size uintptr) (int, error) {
 	for {
 		r, _, errno := unix.Syscall(unix.SYS_BPF, uintptr(cmd), uintptr(attr), size)
@@ -261,7 +261,7 @@ func applyDevicesV2(dir string, d *deviceRules) error {
 	defer unix.Close(cgroup)
 	if err := attachDevices(cgroup, d.deviceProgram()); err != nil {
 		if errors.Is(err, unix.EPERM) {
-			err = fmt.Errorf("%w: %w", err, errdefs.ErrPermissionDenied)
+			err = classed(err, errdefs.ErrPermissionDenied)
 		}
 		return fmt.Errorf("devices: attach the filter to %s: %w", dir, err)
 	}

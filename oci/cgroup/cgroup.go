@@ -45,8 +45,8 @@ func (e *MissingError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 // New makes the cgroup at path, the cgroupsPath of the OCI specification, in all
 // hierarchies. An absolute path counts from the top of what is mounted. A relative
-// one counts from the cgroup of the calling process; on v2 from the parent of that,
-// because a v2 cgroup with processes cannot hand controllers down.
+// one counts from the cgroup of the calling process; on a v2 machine from the parent of
+// that, because a v2 cgroup with processes cannot hand controllers down.
 //
 // A directory that exists already is taken if no process is in it. When New fails it
 // has removed what it made.
@@ -64,7 +64,7 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 		}
 	}()
 	for _, h := range l.Hierarchies {
-		dir, err := h.dir(path)
+		dir, err := l.dir(h, path)
 		if err != nil {
 			return nil, fmt.Errorf("make cgroup %s: %w", path, err)
 		}
@@ -80,7 +80,14 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 		}
 		c.fresh = c.fresh && fresh
 		if h.V2 {
-			c.v2 = dir
+			// In hybrid mode a controller is enabled when it is first asked for: one that
+			// is in use on v2 cannot be mounted as v1 any more, which the administrator
+			// may want to do.
+			if c.v2 = dir; l.Mode == V2 {
+				if err := enable(dir, delegated...); err != nil {
+					return nil, fmt.Errorf("make cgroup %s: %w", path, err)
+				}
+			}
 			continue
 		}
 		for _, name := range h.Controllers {
@@ -90,8 +97,8 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 	return c, nil
 }
 
-// dir resolves a cgroupsPath in the hierarchy.
-func (h Hierarchy) dir(path string) (string, error) {
+// dir resolves a cgroupsPath in a hierarchy.
+func (l Layout) dir(h Hierarchy, path string) (string, error) {
 	clean := filepath.Clean("/" + path)
 	if clean == "/" {
 		return "", fmt.Errorf("the top of the hierarchy cannot be a container's: %w", errdefs.ErrInvalidArgument)
@@ -103,7 +110,7 @@ func (h Hierarchy) dir(path string) (string, error) {
 	if own == "" {
 		return "", fmt.Errorf("this process is in no cgroup below %s, so a relative path has no place: %w", h.Mount, errdefs.ErrFailedPrecondition)
 	}
-	if h.V2 {
+	if l.Mode == V2 {
 		own = filepath.Dir(own)
 	}
 	return filepath.Join(h.Mount, own, clean), nil
@@ -146,10 +153,7 @@ func (h Hierarchy) make(dir string, made *[]string) (fresh bool, err error) {
 			return false, fmt.Errorf("%s exists and holds processes: %w", dir, errdefs.ErrAlreadyExists)
 		}
 	}
-	switch {
-	case h.V2:
-		return fresh, h.delegate(dir)
-	case slices.Contains(h.Controllers, "cpuset"):
+	if !h.V2 && slices.Contains(h.Controllers, "cpuset") {
 		return fresh, h.inheritCpuset(dir)
 	}
 	return fresh, nil
@@ -187,39 +191,39 @@ func (h Hierarchy) inheritCpuset(dir string) error {
 // where the administrator put them.
 var delegated = []string{"cpu", "cpuset", "io", "memory", "pids", "hugetlb", "rdma"}
 
-// delegate enables the controllers for dir, from the top of the mount downwards. One
-// that cannot be enabled is no error here: it may not be asked for. Apply refuses it
-// by name if it is.
-func (h Hierarchy) delegate(dir string) error {
-	rel, _ := strings.CutPrefix(dir, h.Mount)
-	at := h.Mount
-	for elem := range strings.SplitSeq(strings.TrimPrefix(rel, "/"), "/") {
-		available, err := readString(at + "/cgroup.controllers")
+// enable hands the controllers down to a v2 cgroup, from the top of the mount. One that
+// cannot be is no error here: it may not be asked for. Apply refuses it by name if it is.
+func enable(dir string, controllers ...string) error {
+	var above []string // the nearest first
+	for d := filepath.Dir(dir); exists(d + "/cgroup.subtree_control"); d = filepath.Dir(d) {
+		above = append(above, d)
+	}
+	for _, d := range slices.Backward(above) {
+		available, err := readString(d + "/cgroup.controllers")
 		if err != nil {
 			return err
 		}
 		if available == "" {
 			return nil
 		}
-		enabled, err := readString(at + "/cgroup.subtree_control")
+		enabled, err := readString(d + "/cgroup.subtree_control")
 		if err != nil {
 			return err
 		}
 		have := strings.Fields(enabled)
 		var want []string
 		for _, name := range strings.Fields(available) {
-			if slices.Contains(delegated, name) && !slices.Contains(have, name) {
+			if slices.Contains(controllers, name) && !slices.Contains(have, name) {
 				want = append(want, "+"+name)
 			}
 		}
-		if len(want) > 0 && writeFile(at+"/cgroup.subtree_control", strings.Join(want, " ")) != nil {
+		if len(want) > 0 && writeFile(d+"/cgroup.subtree_control", strings.Join(want, " ")) != nil {
 			// All or nothing is the kernel's rule for one write; one of them may be
 			// held by a v1 hierarchy or refused for realtime processes.
 			for _, w := range want {
-				_ = writeFile(at+"/cgroup.subtree_control", w)
+				_ = writeFile(d+"/cgroup.subtree_control", w)
 			}
 		}
-		at += "/" + elem
 	}
 	return nil
 }
@@ -271,9 +275,9 @@ func (c *Cgroup) Add(pid int) error {
 		if err := writeFile(dir+"/cgroup.procs", text); err != nil {
 			switch {
 			case errors.Is(err, unix.ESRCH):
-				err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+				err = classed(err, errdefs.ErrNotFound)
 			case gone(err):
-				err = fmt.Errorf("cgroup is gone: %w: %w", err, errdefs.ErrNotFound)
+				err = classed(fmt.Errorf("cgroup is gone: %w", err), errdefs.ErrNotFound)
 			}
 			return fmt.Errorf("add process %d: %w", pid, err)
 		}
@@ -304,6 +308,9 @@ func (c *Cgroup) Doors(skipV2 bool) (_ []*os.File, err error) {
 			name = dir + "/cgroup.procs"
 		}
 		fd, err := open(name, unix.O_WRONLY)
+		if gone(err) {
+			err = classed(err, errdefs.ErrNotFound)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open cgroup for entering: %w", err)
 		}
@@ -319,6 +326,9 @@ func (c *Cgroup) DirFD() (*os.File, error) {
 		return nil, nil
 	}
 	fd, err := open(c.v2, unix.O_PATH|unix.O_DIRECTORY)
+	if gone(err) {
+		err = classed(err, errdefs.ErrNotFound)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
@@ -393,8 +403,9 @@ func parsePids(pids []int, b []byte) []int {
 	return pids
 }
 
-// maxDepth bounds recursion into the cgroups that a container makes below its own.
-const maxDepth = 256
+// maxDepth bounds recursion into the cgroups that a container makes below its own. No
+// path is longer.
+const maxDepth = unix.PathMax / 2
 
 // walk calls visit for dir and then for all directories below it.
 func walk(dir string, depth int, visit func(string) error) error {
@@ -481,7 +492,7 @@ func remove(dir string, deadline time.Time) error {
 		if time.Now().After(deadline) {
 			var pids []int
 			_ = walk(dir, 0, func(d string) (e error) { pids, e = appendProcs(pids, d); return e })
-			return fmt.Errorf("delete cgroup: %w (processes %v): %w", err, pids[:min(len(pids), 16)], errdefs.ErrFailedPrecondition)
+			return classed(fmt.Errorf("delete cgroup: %w (processes %v)", err, pids[:min(len(pids), 16)]), errdefs.ErrFailedPrecondition)
 		}
 		time.Sleep(pause)
 	}

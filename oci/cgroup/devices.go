@@ -373,9 +373,9 @@ func writeDevices(dir string, writes []deviceWrite) error {
 		err := writeFD(fd, path, w.line)
 		switch {
 		case errors.Is(err, unix.EPERM):
-			return fmt.Errorf("%w (the cgroup above does not have this device): %w", err, errdefs.ErrPermissionDenied)
+			return classed(fmt.Errorf("%w (the cgroup above does not have this device)", err), errdefs.ErrPermissionDenied)
 		case errors.Is(err, unix.EINVAL):
-			return fmt.Errorf("%w (the default cannot change while there are cgroups below): %w", err, errdefs.ErrFailedPrecondition)
+			return classed(fmt.Errorf("%w (the default cannot change while there are cgroups below)", err), errdefs.ErrFailedPrecondition)
 		case err != nil:
 			return err
 		}

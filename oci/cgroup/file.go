@@ -135,3 +135,11 @@ func exists(path string) bool {
 
 // gone tells whether err says that the cgroup (or the file in it) is not there.
 func gone(err error) bool { return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) }
+
+// classed gives err a class of errdefs without changing its text.
+func classed(err, class error) error { return &classedError{err, class} }
+
+type classedError struct{ err, class error }
+
+func (e *classedError) Error() string   { return e.err.Error() }
+func (e *classedError) Unwrap() []error { return []error{e.err, e.class} }

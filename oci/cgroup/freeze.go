@@ -39,7 +39,7 @@ func (c *Cgroup) Freeze() error {
 		err = unix.ENOENT
 	}
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("freeze cgroup: %w", err)
@@ -131,7 +131,7 @@ func (c *Cgroup) Thaw() error {
 	}
 	err := errors.Join(errs...)
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return fmt.Errorf("thaw cgroup: %w", err)

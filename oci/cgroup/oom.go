@@ -29,7 +29,7 @@ func (c *Cgroup) OOM(ctx context.Context) (<-chan struct{}, error) {
 		err = &MissingError{"memory", "OOM notices"}
 	}
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("watch cgroup for OOM: %w", err)
@@ -161,7 +161,7 @@ func (c *Cgroup) OOMKills() (uint64, error) {
 	}
 	b, err := readFile(file)
 	if gone(err) {
-		err = fmt.Errorf("%w: %w", err, errdefs.ErrNotFound)
+		err = classed(err, errdefs.ErrNotFound)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("count OOM kills: %w", err)

@@ -14,14 +14,14 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// planner turns resources into writes, without writing. Of the cgroup it reads which
-// files there are, and with checkBeforeUpdate how much memory is in use.
+// planner turns resources into writes, without writing any of them. Of the cgroup it
+// reads which files there are, and with checkBeforeUpdate how much memory is in use.
 type planner struct {
 	c     *Cgroup
 	fresh bool
 	steps []step
 	group int
-	v2has map[string]bool // controllers enabled for the v2 directory; nil: not read yet
+	v2has []string // controllers enabled for the v2 directory; nil: not read yet
 }
 
 // plan gives the writes for everything but the devices.
@@ -69,22 +69,34 @@ func (p *planner) find(controller, asked string) (dir string, v2 bool, err error
 	return p.c.v2, true, nil
 }
 
-// enabled tells whether the v2 directory has the controller.
+// enabled tells whether the v2 directory has the controller. One that the hierarchy
+// has but has not handed down so far is handed down now.
 func (p *planner) enabled(controller string) (bool, error) {
 	if p.c.v2 == "" {
 		return false, nil
 	}
-	if p.v2has == nil {
-		names, err := readString(p.c.v2 + "/cgroup.controllers")
-		if err != nil {
-			return false, err
+	for try := range 2 {
+		if p.v2has == nil {
+			names, err := readString(p.c.v2 + "/cgroup.controllers")
+			if err != nil {
+				return false, err
+			}
+			p.v2has = strings.Fields(names)
+			if p.v2has == nil {
+				p.v2has = []string{}
+			}
 		}
-		p.v2has = map[string]bool{}
-		for _, name := range strings.Fields(names) {
-			p.v2has[name] = true
+		if slices.Contains(p.v2has, controller) {
+			return true, nil
+		}
+		if try == 0 && slices.Contains(delegated, controller) {
+			if err := enable(p.c.v2, controller); err != nil {
+				return false, err
+			}
+			p.v2has = nil
 		}
 	}
-	return p.v2has[controller], nil
+	return false, nil
 }
 
 func (p *planner) write(path, value string) {
@@ -101,7 +113,7 @@ func (p *planner) together(steps ...step) {
 }
 
 func invalid(format string, a ...any) error {
-	return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	return classed(fmt.Errorf(format, a...), errdefs.ErrInvalidArgument)
 }
 
 func set[T comparable](v *T) bool {

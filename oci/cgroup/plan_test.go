@@ -383,3 +383,69 @@ func TestFakeStats(t *testing.T) {
 		}
 	}
 }
+
+// TestNewFake makes cgroups in a tree that stands for a mount. The kernel would fill the
+// directories that are made; here they are there before.
+func TestNewFake(t *testing.T) {
+	t.Parallel()
+	root := fake(t, map[string]string{
+		"v2/cgroup.controllers": "cpu memory misc pids\n", "v2/cgroup.subtree_control": "",
+		"v2/a/cgroup.controllers": "cpu memory\n", "v2/a/cgroup.subtree_control": "",
+		"v2/a/b/cgroup.procs": "",
+		"cpuset/cpuset.cpus":  "0-3\n", "cpuset/cpuset.mems": "0-1\n",
+		"cpuset/a/cpuset.cpus": "\n", "cpuset/a/cpuset.mems": "1\n",
+		"cpuset/a/b/cpuset.cpus": "", "cpuset/a/b/cpuset.mems": "", "cpuset/a/b/cgroup.procs": "",
+	})
+	l := Layout{V2, []Hierarchy{{V2: true, Mount: root + "/v2", Own: "/"}}}
+	c, err := l.New("/a/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if paths := c.Paths(); len(paths) != 1 || paths[""] != root+"/v2/a/b" {
+		t.Errorf("paths are %v", paths)
+	}
+	cpuset := Layout{V1, []Hierarchy{{Controllers: []string{"cpuset"}, Mount: root + "/cpuset", Own: "/a"}}}
+	if c, err = cpuset.New("b"); err != nil {
+		t.Fatal(err)
+	}
+	if paths := c.Paths(); len(paths) != 1 || paths["cpuset"] != root+"/cpuset/a/b" {
+		t.Errorf("paths are %v", paths)
+	}
+	for file, want := range map[string]string{
+		"v2/cgroup.subtree_control": "+cpu +memory +pids", "v2/a/cgroup.subtree_control": "+cpu +memory",
+		"cpuset/a/cpuset.cpus": "0-3", "cpuset/a/b/cpuset.cpus": "0-3", "cpuset/a/cpuset.mems": "1\n", "cpuset/a/b/cpuset.mems": "1",
+	} {
+		got, err := os.ReadFile(root + "/" + file)
+		if err != nil || strings.TrimSuffix(string(got), "\n") != strings.TrimSuffix(want, "\n") {
+			t.Errorf("%s is %q, %v, want %q", file, got, err, want)
+		}
+	}
+	// What fails leaves nothing behind: here there is no cpuset in the new directory.
+	if _, err := cpuset.New("/a/c/d"); err == nil || exists(root+"/cpuset/a/c") {
+		t.Errorf("error is %v, and a directory stays", err)
+	}
+	// A container may sit in a cgroup of its own already, if it is empty.
+	if err := os.WriteFile(root+"/v2/a/b/cgroup.procs", []byte("17\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.New("/a/b"); !errors.Is(err, errdefs.ErrAlreadyExists) {
+		t.Errorf("error is %v", err)
+	}
+	// A hybrid machine hands a controller down when it is asked for.
+	hybrid := &Cgroup{v1: map[string]string{"pids": root}, v2: root + "/v2/a/b"}
+	for name, content := range map[string]string{"v2/cgroup.controllers": "hugetlb\n", "v2/cgroup.subtree_control": "", "v2/a/cgroup.subtree_control": "", "v2/a/cgroup.controllers": "hugetlb\n", "v2/a/b/cgroup.controllers": ""} {
+		if err := os.WriteFile(root+"/"+name, []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err = hybrid.Apply(&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 1}}})
+	var missing *MissingError
+	if !errors.As(err, &missing) || missing.Controller != "hugetlb" { // no kernel is there to do it
+		t.Errorf("error is %v", err)
+	}
+	for _, file := range []string{"v2/cgroup.subtree_control", "v2/a/cgroup.subtree_control"} {
+		if got, err := os.ReadFile(root + "/" + file); err != nil || string(got) != "+hugetlb" {
+			t.Errorf("%s is %q, %v", file, got, err)
+		}
+	}
+}
