@@ -3,9 +3,10 @@ package shim
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"net"
@@ -115,8 +116,10 @@ func (c *Command) findOrStart() (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", os.NewSyscallError("flock", err)
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00")))
-	path := filepath.Join(dir, fmt.Sprintf("%x", sum))
+	// Not a cryptographic hash: root alone chooses what goes in, and those link much.
+	name := fnv.New128a()
+	io.WriteString(name, strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00"))
+	path := filepath.Join(dir, hex.EncodeToString(name.Sum(nil)))
 	address := "unix://" + path
 	if reserve(path) == nil {
 		return address, nil
@@ -159,6 +162,21 @@ func (c *Command) findOrStart() (string, error) {
 		return "", fmt.Errorf("start shim: %w", err)
 	}
 	return address, p.Release()
+}
+
+// removeDeadSocket removes the socket of a bundle's shim, unless a shim listens on it.
+func removeDeadSocket(bundle string) {
+	b, err := os.ReadFile(filepath.Join(bundle, wire.AddressFile))
+	if err != nil {
+		return
+	}
+	path := strings.TrimPrefix(string(b), "unix://")
+	conn, err := wire.Dial(path)
+	if err == nil {
+		conn.Close()
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		os.Remove(path)
+	}
 }
 
 // reserve asks a live shim to stay for a container that is going to be created: its
@@ -244,6 +262,7 @@ func Cleanup(ctx context.Context, c Command, out io.Writer) error {
 		return err
 	}
 	os.Remove(filepath.Join(bundle, wire.TaskFile))
+	removeDeadSocket(bundle)
 	_, err = io.Copy(out, bytes.NewReader(wire.Marshal(&resp)))
 	return err
 }
