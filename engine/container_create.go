@@ -28,7 +28,7 @@ import (
 
 // CreateContainer makes a container from an image. When it returns without error the
 // container survives a power cut; after an error nothing is left of it.
-func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (id string, warnings []string, err error) {
+func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ string, warnings []string, err error) {
 	ctx = e.ns(ctx)
 	name = strings.TrimPrefix(name, "/")
 	if name != "" && !validName.MatchString(name) {
@@ -58,7 +58,8 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (id
 		return "", nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
 	}
 
-	id = newID()
+	// Not the result: the undo steps need it when an error has set that to "".
+	id := newID()
 	rec := record{Version: recordVersion, Container: Container{
 		ID: id, Created: time.Now().UTC(), Config: c,
 		ImageID: img.ID.String(), ImageName: c.Image,

@@ -21,6 +21,7 @@ type fwNet struct {
 	subnets  []netip.Prefix
 	internal bool
 	masq     bool
+	isolated bool // no traffic between its endpoints
 }
 
 // fwPort sends one port of the host to a container.
@@ -67,7 +68,9 @@ func (e elements) put(set string, el ...nftables.SetElement) { e[set] = append(e
 
 func (n fwNet) elements(e elements) {
 	e.put(setBridges, nftables.SetElement{Key: ifname(n.bridge)})
-	e.put(setSame, nftables.SetElement{Key: key(ifname(n.bridge), ifname(n.bridge))})
+	if !n.isolated { // else the ports of the bridge are isolated, and routing through the gateway is no way around that
+		e.put(setSame, nftables.SetElement{Key: key(ifname(n.bridge), ifname(n.bridge))})
+	}
 	if n.internal {
 		e.put(setInternal, nftables.SetElement{Key: ifname(n.bridge)})
 	} else if n.masq {
@@ -88,14 +91,14 @@ func (n fwNet) elements(e elements) {
 func (p fwPort) elements(e elements) {
 	v := key(p.dest.Addr().AsSlice(), padPort(p.dest.Port()))
 	k := key(padProto(p.proto), padPort(p.port))
-	any, one := mapPorts4, mapAddr4
+	every, one := mapPorts4, mapAddr4
 	if !p.dest.Addr().Is4() {
-		any, one = mapPorts6, mapAddr6
+		every, one = mapPorts6, mapAddr6
 	}
 	if p.host.IsValid() {
 		e.put(one, nftables.SetElement{Key: key(p.host.AsSlice(), k), Val: v})
 	} else {
-		e.put(any, nftables.SetElement{Key: k, Val: v})
+		e.put(every, nftables.SetElement{Key: k, Val: v})
 	}
 }
 

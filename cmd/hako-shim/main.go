@@ -99,7 +99,7 @@ func serve(c shim.Command) error {
 	}
 	s, err := shim.New(shim.Options{
 		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
-		Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		Log: slog.New(slog.NewTextHandler(shim.Stderr{}, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
 		return err
