@@ -161,6 +161,21 @@ func (c *Command) findOrStart() (string, error) {
 	return address, p.Release()
 }
 
+// removeDeadSocket removes the socket of a bundle's shim, unless a shim listens on it.
+func removeDeadSocket(bundle string) {
+	b, err := os.ReadFile(filepath.Join(bundle, wire.AddressFile))
+	if err != nil {
+		return
+	}
+	path := strings.TrimPrefix(string(b), "unix://")
+	conn, err := wire.Dial(path)
+	if err == nil {
+		conn.Close()
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		os.Remove(path)
+	}
+}
+
 // reserve asks a live shim to stay for a container that is going to be created: its
 // last one may be on its way out.
 func reserve(path string) error {
@@ -244,6 +259,7 @@ func Cleanup(ctx context.Context, c Command, out io.Writer) error {
 		return err
 	}
 	os.Remove(filepath.Join(bundle, wire.TaskFile))
+	removeDeadSocket(bundle)
 	_, err = io.Copy(out, bytes.NewReader(wire.Marshal(&resp)))
 	return err
 }

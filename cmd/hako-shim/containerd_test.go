@@ -20,6 +20,7 @@ import (
 type ctd struct {
 	t      *testing.T
 	dir    string
+	ns     string
 	rootfs string
 	cmd    *exec.Cmd
 }
@@ -34,7 +35,7 @@ func newContainerd(t *testing.T) *ctd {
 			t.Skipf("needs %s (Debian's containerd): %s", tool, t.Name())
 		}
 	}
-	c := &ctd{t: t, dir: t.TempDir()}
+	c := &ctd{t: t, dir: t.TempDir(), ns: fmt.Sprintf("shimtest-%d", os.Getpid())}
 	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", filepath.Join(c.dir, "bin/containerd-shim-hako-v2"), ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -116,6 +117,12 @@ func (c *ctd) close() {
 		time.Sleep(50 * time.Millisecond)
 	}
 	c.stop()
+	// The parent that ctr puts containers into, in every hierarchy.
+	if dirs, err := filepath.Glob("/sys/fs/cgroup/*/" + c.ns); err == nil {
+		for _, d := range dirs {
+			os.Remove(d)
+		}
+	}
 }
 
 // shims gives the pids of our shims, with their command lines.
@@ -136,7 +143,7 @@ func (c *ctd) shims() map[int]string {
 func (c *ctd) ctr(args ...string) (stdout, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "ctr", append([]string{"-a", c.socket()}, args...)...)
+	cmd := exec.CommandContext(ctx, "ctr", append([]string{"-a", c.socket(), "-n", c.ns}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	cmd.WaitDelay = time.Second
@@ -206,6 +213,7 @@ func TestUnderContainerd(t *testing.T) {
 	}
 
 	// The shim is killed: containerd cleans up with `delete`.
+	address, _ := os.ReadFile(filepath.Join(c.dir, "state/io.containerd.runtime.v2.task", c.ns, "b/address"))
 	pid := 0
 	for p, line := range c.shims() {
 		if strings.Contains(line, " -id b ") {
@@ -222,6 +230,9 @@ func TestUnderContainerd(t *testing.T) {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+	if _, err := os.Stat(strings.TrimPrefix(string(address), "unix://")); len(address) == 0 || err == nil {
+		t.Errorf("socket %s of the dead shim: %v", address, err)
 	}
 	for _, id := range []string{"p1", "p2"} {
 		c.must("task", "rm", "-f", id)
