@@ -108,6 +108,7 @@ type sandbox struct {
 	path string
 	mu   sync.Mutex // changes inside the namespace, and the nameserver
 	dns  *nameserver
+	port uint16      // of the nameserver of an earlier daemon, if there was one
 	eps  []*endpoint // guarded by Manager.mu
 }
 

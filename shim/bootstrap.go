@@ -3,9 +3,10 @@ package shim
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"net"
@@ -15,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/wire"
@@ -104,11 +107,21 @@ func (c *Command) findOrStart() (string, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00")))
-	path := filepath.Join(dir, fmt.Sprintf("%x", sum))
+	// One `start` at a time: two containers of a pod must not make two shims.
+	lock, err := os.Open(dir)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", os.NewSyscallError("flock", err)
+	}
+	// Not a cryptographic hash: root alone chooses what goes in, and those link much.
+	name := fnv.New128a()
+	io.WriteString(name, strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00"))
+	path := filepath.Join(dir, hex.EncodeToString(name.Sum(nil)))
 	address := "unix://" + path
-	if conn, err := wire.Dial(path); err == nil {
-		conn.Close()
+	if reserve(path) == nil {
 		return address, nil
 	}
 	l, err := wire.Listen(path)
@@ -129,13 +142,19 @@ func (c *Command) findOrStart() (string, error) {
 		return "", err
 	}
 	defer null.Close()
+	// containerd reads the shim's log from a FIFO in the bundle.
+	complain := null
+	if f, err := os.OpenFile("log", os.O_RDWR|syscall.O_NONBLOCK, 0); err == nil {
+		defer f.Close()
+		complain = f
+	}
 	args := []string{os.Args[0], "-namespace", c.Namespace, "-address", c.Address, "-id", c.ID, "-bundle", cwd, "-events", c.Events, "-socket", path}
 	if c.Debug {
 		args = append(args, "-debug")
 	}
 	p, err := os.StartProcess(self, append(args, "serve"), &os.ProcAttr{
 		Dir: cwd, Env: os.Environ(),
-		Files: []*os.File{null, null, null, l},
+		Files: []*os.File{null, null, complain, l},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
@@ -143,6 +162,35 @@ func (c *Command) findOrStart() (string, error) {
 		return "", fmt.Errorf("start shim: %w", err)
 	}
 	return address, p.Release()
+}
+
+// removeDeadSocket removes the socket of a bundle's shim, unless a shim listens on it.
+func removeDeadSocket(bundle string) {
+	b, err := os.ReadFile(filepath.Join(bundle, wire.AddressFile))
+	if err != nil {
+		return
+	}
+	path := strings.TrimPrefix(string(b), "unix://")
+	conn, err := wire.Dial(path)
+	if err == nil {
+		conn.Close()
+	} else if errors.Is(err, syscall.ECONNREFUSED) {
+		os.Remove(path)
+	}
+}
+
+// reserve asks a live shim to stay for a container that is going to be created: its
+// last one may be on its way out.
+func reserve(path string) error {
+	conn, err := wire.Dial(path)
+	if err != nil {
+		return err
+	}
+	c := wire.NewClient(conn, "")
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return c.Call(ctx, wire.ServiceHako, "Reserve", &wire.Empty{}, nil)
 }
 
 // Listener is the socket that the shim was started with.
@@ -154,6 +202,16 @@ func Listener() (net.Listener, error) {
 		return nil, fmt.Errorf("file descriptor %d is no listening socket: %w", listenFD, err)
 	}
 	return l, nil
+}
+
+// Stderr writes to standard error, and rather loses what it is given than wait: under
+// containerd that is a FIFO, which nobody may be reading.
+type Stderr struct{}
+
+// Write implements io.Writer.
+func (Stderr) Write(p []byte) (int, error) {
+	_, _ = syscall.Write(2, p)
+	return len(p), nil
 }
 
 // RaiseOOMScore lets the kernel prefer the shim to the daemon that started it when
@@ -190,9 +248,6 @@ func Cleanup(ctx context.Context, c Command, out io.Writer) error {
 		return err
 	}
 	id := task.ID
-	if c.ID != "" {
-		id = c.ID
-	}
 	rt, err := c.Runtime(task.Runtime)
 	if err != nil {
 		return err
@@ -207,6 +262,7 @@ func Cleanup(ctx context.Context, c Command, out io.Writer) error {
 		return err
 	}
 	os.Remove(filepath.Join(bundle, wire.TaskFile))
+	removeDeadSocket(bundle)
 	_, err = io.Copy(out, bytes.NewReader(wire.Marshal(&resp)))
 	return err
 }

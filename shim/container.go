@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -123,7 +124,7 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
 	}}
 	c.init = p
-	if p.streams, err = openStreams(p.io, s.startChild); err != nil {
+	if p.streams, err = openStreams(p.io, s.startChild, s.busy); err != nil {
 		return nil, err
 	}
 	u.Add("open streams", func(context.Context) error { p.streams.closeEnds(); p.streams.close(); return nil })
@@ -222,6 +223,27 @@ func (s *Service) killRest(c *container) {
 	defer cancel()
 	if err := c.rt.Kill(ctx, unix.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 		s.log.Warn("kill the rest", "container", c.id, "error", err)
+	}
+}
+
+// awaitExecs waits until the added processes that run have ended, but not for ever.
+func (c *container) awaitExecs() {
+	limit := time.After(drainLimit)
+	for _, p := range c.all() {
+		if p == nil || p == c.init {
+			continue
+		}
+		p.mu.Lock()
+		alive := p.mu.phase == running || p.mu.phase == starting
+		p.mu.Unlock()
+		if !alive {
+			continue
+		}
+		select {
+		case <-p.stopped:
+		case <-limit:
+			return
+		}
 	}
 }
 

@@ -134,7 +134,10 @@ func (s *Service) supervise(p *process, ch *child) {
 	}
 	e := Exit{Version: fileVersion, Pid: ch.pid, Status: ch.status, ExitedAt: ch.at}
 	if p.execID == "" {
-		if !p.c.ownPIDs {
+		if p.c.ownPIDs {
+			// They have all been killed with it; their ends are told first.
+			p.c.awaitExecs()
+		} else {
 			// Nobody else ends those that it left behind.
 			s.killRest(p.c)
 		}
@@ -143,6 +146,11 @@ func (s *Service) supervise(p *process, ch *child) {
 		}
 	}
 	p.streams.drain()
+	if p.streams.log != nil {
+		if n := p.streams.log.Dropped(); n > 0 {
+			s.log.Warn("log records dropped", "process", p.String(), "count", n)
+		}
+	}
 	if p.execID == "" {
 		if err := p.c.writeExit(e); err != nil {
 			s.log.Error("write exit file", "container", p.c.id, "error", err)

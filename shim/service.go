@@ -23,6 +23,10 @@ import (
 // died before it could make use of it, or before it could end it.
 const idleLimit = time.Minute
 
+// reservation is how long a container may take to come after `start` has promised
+// this shim to it.
+const reservation = 30 * time.Second
+
 // Options make a Service.
 type Options struct {
 	Namespace string
@@ -57,6 +61,7 @@ type Service struct {
 		sync.Mutex
 		containers map[string]*container // nil: being created
 		conns      int
+		reserved   time.Time // until then a container is expected
 		idle       *time.Timer
 	}
 }
@@ -91,7 +96,7 @@ func (s *Service) Serve(l net.Listener) error {
 	services := wire.Services{
 		wire.ServiceTaskV3: task,
 		wire.ServiceTaskV2: task,
-		wire.ServiceHako:   {"ReopenLog": wire.Handle(s.reopenLog)},
+		wire.ServiceHako:   {"ReopenLog": wire.Handle(s.reopenLog), "Reserve": wire.Handle(s.reserve)},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -160,13 +165,19 @@ func (s *Service) connections(n int) {
 	}
 }
 
-func (s *Service) end() { s.shutdownOnce.Do(func() { close(s.shutdown) }) }
+// end makes the shim go. Its socket goes at once, so that nobody finds it any more,
+// and a new shim may have the name.
+func (s *Service) end() {
+	s.shutdownOnce.Do(func() {
+		if s.socket != "" {
+			os.Remove(s.socket)
+		}
+		close(s.shutdown)
+	})
+}
 
 // close ends what runs in the background.
 func (s *Service) close() {
-	if s.socket != "" {
-		os.Remove(s.socket)
-	}
 	s.trim.Stop()
 	s.events.close()
 	close(s.reaper.quit)
@@ -233,6 +244,7 @@ func (s *Service) createTask(ctx context.Context, r *wire.CreateTaskRequest) (wi
 		return nil, fmt.Errorf("container %s: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
 	s.mu.containers[r.ID] = nil
+	s.mu.reserved = time.Time{}
 	s.mu.Unlock()
 
 	c, err := s.create(ctx, r)
@@ -329,7 +341,7 @@ func (s *Service) exec(_ context.Context, r *wire.ExecProcessRequest) (wire.Mess
 	if taken {
 		return nil, fmt.Errorf("process %s of container %s: %w", r.ExecID, r.ID, errdefs.ErrAlreadyExists)
 	}
-	p.streams, err = openStreams(p.io, s.startChild)
+	p.streams, err = openStreams(p.io, s.startChild, s.busy)
 	c.mu.Lock()
 	if err != nil {
 		delete(c.mu.execs, r.ExecID)
@@ -605,8 +617,21 @@ func (s *Service) connect(_ context.Context, r *wire.ProcessRequest) (wire.Messa
 func (s *Service) shutdownTask(_ context.Context, r *wire.ShutdownRequest) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.mu.containers) == 0 || r.Now {
+	if len(s.mu.containers) == 0 && time.Now().After(s.mu.reserved) || r.Now {
 		s.end()
 	}
 	return &wire.Empty{}, nil
+}
+
+// reserve keeps the shim for a container that is going to be created.
+func (s *Service) reserve(context.Context, *wire.Empty) (wire.Message, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	select {
+	case <-s.shutdown:
+		return nil, fmt.Errorf("shim is ending: %w", errdefs.ErrUnavailable)
+	default:
+		s.mu.reserved = time.Now().Add(reservation)
+		return &wire.Empty{}, nil
+	}
 }

@@ -40,7 +40,8 @@ type streams struct {
 	clients clients
 	once    bool // stdin ends with the first client
 
-	log *log.Writer
+	log  *log.Writer
+	busy func() // notes that there was output
 }
 
 // sink takes output. A write blocks while the taker is slow, and fails when it is gone.
@@ -50,9 +51,9 @@ type sink interface {
 }
 
 // openStreams makes the streams that a request describes. start starts a child that
-// the reaper knows (for binary://).
-func openStreams(r ioRequest, start startChild) (s *streams, err error) {
-	s = &streams{terminal: r.terminal}
+// the reaper knows (for binary://); busy is called when there is output.
+func openStreams(r ioRequest, start startChild, busy func()) (s *streams, err error) {
+	s = &streams{terminal: r.terminal, busy: busy}
 	defer func() {
 		if err != nil {
 			s.closeEnds()
@@ -386,6 +387,7 @@ func ignoreEINTR(f func() (int, error)) (int, error) {
 }
 
 func (o *output) give(p []byte) {
+	o.s.busy()
 	if o.to != nil {
 		if _, err := o.to.Write(p); err != nil {
 			o.to.Close()

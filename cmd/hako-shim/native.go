@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/containerd/errdefs"
@@ -59,7 +58,14 @@ func (n nativeContainer) Init() shim.Process {
 func (n nativeContainer) Start(ctx context.Context) error { return n.c.Start(ctx) }
 
 func (n nativeContainer) Exec(ctx context.Context, o shim.ExecOptions) (shim.Process, error) {
-	return shim.Process{}, fmt.Errorf("exec: %w", errdefs.ErrNotImplemented)
+	p, err := n.c.Exec(ctx, oci.ExecOptions{Process: o.Process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	if err != nil {
+		return shim.Process{}, err
+	}
+	if p.PidFD != nil {
+		p.PidFD.Close()
+	}
+	return shim.Process{Pid: p.Pid, Console: p.Console}, nil
 }
 
 func (n nativeContainer) Kill(ctx context.Context, sig unix.Signal, all bool) error {

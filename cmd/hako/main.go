@@ -6,8 +6,9 @@ import (
 	"os"
 
 	"github.com/hako-engine/hako/cli"
+	"github.com/hako-engine/hako/demo"
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{}))
+	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{Demo: demo.Archive}))
 }

@@ -45,8 +45,8 @@ func (e *MissingError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 
 // New makes the cgroup at path, the cgroupsPath of the OCI specification, in all
 // hierarchies. An absolute path counts from the top of what is mounted. A relative
-// one counts from the cgroup of the calling process; on v2 from the parent of that,
-// because a v2 cgroup with processes cannot hand controllers down.
+// one counts from the cgroup of the calling process; on a v2 machine from the parent of
+// that, because a v2 cgroup with processes cannot hand controllers down.
 //
 // A directory that exists already is taken if no process is in it. When New fails it
 // has removed what it made.
@@ -64,7 +64,7 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 		}
 	}()
 	for _, h := range l.Hierarchies {
-		dir, err := h.dir(path)
+		dir, err := l.dir(h, path)
 		if err != nil {
 			return nil, fmt.Errorf("make cgroup %s: %w", path, err)
 		}
@@ -97,8 +97,8 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 	return c, nil
 }
 
-// dir resolves a cgroupsPath in the hierarchy.
-func (h Hierarchy) dir(path string) (string, error) {
+// dir resolves a cgroupsPath in a hierarchy.
+func (l Layout) dir(h Hierarchy, path string) (string, error) {
 	clean := filepath.Clean("/" + path)
 	if clean == "/" {
 		return "", fmt.Errorf("the top of the hierarchy cannot be a container's: %w", errdefs.ErrInvalidArgument)
@@ -110,7 +110,7 @@ func (h Hierarchy) dir(path string) (string, error) {
 	if own == "" {
 		return "", fmt.Errorf("this process is in no cgroup below %s, so a relative path has no place: %w", h.Mount, errdefs.ErrFailedPrecondition)
 	}
-	if h.V2 {
+	if l.Mode == V2 {
 		own = filepath.Dir(own)
 	}
 	return filepath.Join(h.Mount, own, clean), nil
@@ -308,6 +308,9 @@ func (c *Cgroup) Doors(skipV2 bool) (_ []*os.File, err error) {
 			name = dir + "/cgroup.procs"
 		}
 		fd, err := open(name, unix.O_WRONLY)
+		if gone(err) {
+			err = classed(err, errdefs.ErrNotFound)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open cgroup for entering: %w", err)
 		}
@@ -323,6 +326,9 @@ func (c *Cgroup) DirFD() (*os.File, error) {
 		return nil, nil
 	}
 	fd, err := open(c.v2, unix.O_PATH|unix.O_DIRECTORY)
+	if gone(err) {
+		err = classed(err, errdefs.ErrNotFound)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open cgroup: %w", err)
 	}
@@ -397,8 +403,9 @@ func parsePids(pids []int, b []byte) []int {
 	return pids
 }
 
-// maxDepth bounds recursion into the cgroups that a container makes below its own.
-const maxDepth = 256
+// maxDepth bounds recursion into the cgroups that a container makes below its own. No
+// path is longer.
+const maxDepth = unix.PathMax / 2
 
 // walk calls visit for dir and then for all directories below it.
 func walk(dir string, depth int, visit func(string) error) error {

@@ -82,7 +82,7 @@ func TestHierarchyDir(t *testing.T) {
 	}{
 		{v1, "/a/b", "/m/a/b"},
 		{v1, "a/b", "/m/own/sub/a/b"},
-		{v2, "a", "/m/own/a"},
+		{v2, "a", "/m/own/a"}, // in a v2 layout
 		{v1, "/../../a", "/m/a"},
 		{v1, "../../a", "/m/own/sub/a"},
 		{v1, "/a/../b/.", "/m/b"},
@@ -90,7 +90,11 @@ func TestHierarchyDir(t *testing.T) {
 		{v1, "..", ""},
 		{Hierarchy{Mount: "/m"}, "a", ""},
 	} {
-		got, err := c.h.dir(c.path)
+		mode := V1
+		if c.h.V2 {
+			mode = V2
+		}
+		got, err := Layout{Mode: mode}.dir(c.h, c.path)
 		if got != c.want || (err != nil) != (c.want == "") {
 			t.Errorf("%q below %s: %q, %v", c.path, c.h.Own, got, err)
 		}

@@ -378,6 +378,9 @@ func TestRealProcesses(t *testing.T) {
 	if _, err := again.OOMKills(); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("OOM kills of nothing: %v", err)
 	}
+	if _, err := again.Doors(false); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("doors of nothing: %v", err)
+	}
 	if err := again.Add(os.Getpid()); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("entered nothing: %v", err)
 	}
@@ -640,7 +643,7 @@ func TestRealStats(t *testing.T) {
 		if s, err = c.Stats(); err != nil {
 			t.Fatal(err)
 		}
-		if s.CPU.ThrottledPeriods > 0 || time.Now().After(deadline) {
+		if s.CPU.ThrottledTime > 0 || time.Now().After(deadline) {
 			break
 		}
 	}

@@ -284,6 +284,13 @@ func TestPod(t *testing.T) {
 		os.WriteFile(filepath.Join(second, "config.json"), b, 0o600)
 		_, err := e.shim.Create(e.ctx, client.CreateOptions{ID: e.id + "-b", Bundle: second, Rootfs: e.rootfs})
 		e.check(err)
+		defer func() {
+			if t.Failed() {
+				e.shim.Kill(e.ctx, e.id+"-b", "", 9, true)
+				e.shim.Wait(e.ctx, e.id+"-b", "")
+				e.shim.Delete(e.ctx, e.id+"-b", "")
+			}
+		}()
 		_, err = e.shim.Start(e.ctx, e.id+"-b", "")
 		e.check(err)
 		exit, err := e.shim.Wait(e.ctx, e.id+"-b", "")
@@ -297,7 +304,6 @@ func TestPod(t *testing.T) {
 		if _, err := again.Delete(e.ctx, e.id+"-b", ""); err != nil {
 			t.Error(err)
 		}
-		os.Remove("/sys/fs/cgroup/unified/shimtest/" + e.id + "-b")
 		if st, err := e.shim.State(e.ctx, e.id, ""); err != nil || st.Status != client.StatusRunning {
 			t.Errorf("first container: %+v, %v", st, err)
 		}

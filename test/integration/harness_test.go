@@ -268,7 +268,7 @@ func (n *node) logTail() string {
 	if err != nil {
 		return err.Error()
 	}
-	const limit = 8 << 10
+	const limit = 3 << 10
 	if len(b) > limit {
 		b = b[len(b)-limit:]
 	}
