@@ -87,6 +87,7 @@ func serve(c shim.Command) error {
 	// signals are caught and not ignored: a container would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	shim.RaiseOOMScore()
+	shim.SettleFileLimit()
 	level := slog.LevelInfo
 	if c.Debug {
 		level = slog.LevelDebug
