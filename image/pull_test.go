@@ -64,13 +64,15 @@ func TestPull(t *testing.T) {
 	if _, err := os.Lstat(filepath.Join(dirs[0], "var/data/.wh..wh.opq")); !os.IsNotExist(err) {
 		t.Errorf("the marker's file is there: %v", err)
 	}
-	merged := r.mounted(t, img)
-	if got := names(t, filepath.Join(merged, "var/data")); !slices.Equal(got, []string{"last"}) {
-		t.Errorf("var/data holds %q", got)
-	}
-	if _, err := os.Lstat(filepath.Join(merged, "gone")); !os.IsNotExist(err) {
-		t.Errorf("gone is there: %v", err)
-	}
+	t.Run("merged", func(t *testing.T) {
+		merged := r.mounted(t, img)
+		if got := names(t, filepath.Join(merged, "var/data")); !slices.Equal(got, []string{"last"}) {
+			t.Errorf("var/data holds %q", got)
+		}
+		if _, err := os.Lstat(filepath.Join(merged, "gone")); !os.IsNotExist(err) {
+			t.Errorf("gone is there: %v", err)
+		}
+	})
 	// Again: nothing is fetched.
 	actions = nil
 	s.wrap = onlyManifests(t)

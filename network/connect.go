@@ -107,11 +107,12 @@ func sysctlPath(key, ifName string) (string, error) {
 // admit enters the endpoint into the tables with its addresses and names, not yet live. Where an
 // endpoint that is on its way out stands in the way, it waits for that.
 func (m *Manager) admit(ctx context.Context, c EndpointConfig, mac net.HardwareAddr) (*endpoint, error) {
+	limit := time.After(admitLimit)
 	for {
 		m.mu.Lock()
 		e, err := m.enroll(c, mac)
 		var wait <-chan struct{}
-		if err != nil {
+		if errors.Is(err, errdefs.ErrAlreadyExists) || errors.Is(err, errdefs.ErrResourceExhausted) || errors.Is(err, errLeaving) {
 			wait = m.blocker(c)
 		}
 		m.mu.Unlock()
@@ -122,9 +123,14 @@ func (m *Manager) admit(ctx context.Context, c EndpointConfig, mac net.HardwareA
 		case <-wait:
 		case <-ctx.Done():
 			return nil, errors.Join(err, ctx.Err())
+		case <-limit:
+			return nil, err
 		}
 	}
 }
+
+// admitLimit is far above what the kernel takes to remove an interface.
+const admitLimit = 15 * time.Second
 
 // blocker gives what to wait for before a refused request is tried again. The caller holds mu.
 func (m *Manager) blocker(c EndpointConfig) <-chan struct{} {
@@ -227,6 +233,7 @@ func (m *Manager) readmit(s endpointState) (*endpoint, error) {
 	m.enter(e)
 	if e.live {
 		n.publish(e)
+		e.box.port = max(e.box.port, s.DNSPort)
 	}
 	return e, nil
 }

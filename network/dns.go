@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -30,6 +29,7 @@ const (
 	dnsServer    = 2 * time.Second
 	dnsQuery     = 5 * time.Second // all servers together
 	dnsBadFor    = 10 * time.Second
+	dnsShutdown  = 200 * time.Millisecond
 	dnsMaxServer = 3 // as MAXNS in resolv.h
 )
 
@@ -38,6 +38,7 @@ const (
 type nameserver struct {
 	m        *Manager
 	box      *sandbox
+	port     uint16
 	udp, tcp *dns.Server
 	forwards chan struct{}
 	done     sync.WaitGroup
@@ -125,28 +126,28 @@ func (m *Manager) startDNS(e *endpoint) error {
 	var pc net.PacketConn
 	var l net.Listener
 	err = m.inNamespace(ns, func() (err error) {
-		if pc, err = net.ListenPacket("udp4", EmbeddedDNS.String()+":0"); err != nil {
-			return err
+		// The port of an earlier daemon is taken again if it is free: then its rules are right.
+		if pc, l, err = listenDNS(e.box.port); err != nil {
+			if pc, l, err = listenDNS(0); err != nil {
+				return err
+			}
 		}
-		port := pc.LocalAddr().(*net.UDPAddr).Port
-		if l, err = net.Listen("tcp4", net.JoinHostPort(EmbeddedDNS.String(), strconv.Itoa(port))); err != nil {
-			return err
-		}
-		if err = redirectDNS(uint16(port), false); errors.Is(err, unix.EEXIST) {
-			err = redirectDNS(uint16(port), true)
+		// To look is cheap, to try and fail takes the kernel 10 ms.
+		port := portOf(pc)
+		there, err := hasTable(nftables.TableFamilyIPv4, dnsTable)
+		if err == nil && !(there && port == e.box.port) {
+			err = redirectDNS(port, there)
 		}
 		return err
 	})
 	if err != nil {
 		if pc != nil {
 			pc.Close()
-		}
-		if l != nil {
 			l.Close()
 		}
 		return fmt.Errorf("nameserver in %s: %w", e.Netns, err)
 	}
-	s := &nameserver{m: m, box: e.box, forwards: make(chan struct{}, dnsForwards)}
+	s := &nameserver{m: m, box: e.box, port: portOf(pc), forwards: make(chan struct{}, dnsForwards)}
 	h := dns.HandlerFunc(s.serve)
 	s.udp = &dns.Server{PacketConn: pc, Handler: h}
 	s.tcp = &dns.Server{Listener: netutil.LimitListener(l, dnsConns), Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
@@ -156,9 +157,25 @@ func (m *Manager) startDNS(e *endpoint) error {
 		s.done.Go(func() { srv.ActivateAndServe() })
 		<-started
 	}
-	e.box.dns = s
+	e.box.dns, e.box.port = s, s.port
 	return nil
 }
+
+// listenDNS opens the sockets of a nameserver on one port, 0 for a random one, in the namespace of the calling thread.
+func listenDNS(port uint16) (net.PacketConn, net.Listener, error) {
+	pc, err := net.ListenPacket("udp4", netip.AddrPortFrom(EmbeddedDNS, port).String())
+	if err != nil {
+		return nil, nil, err
+	}
+	l, err := net.Listen("tcp4", netip.AddrPortFrom(EmbeddedDNS, portOf(pc)).String())
+	if err != nil {
+		pc.Close()
+		return nil, nil, err
+	}
+	return pc, l, nil
+}
+
+func portOf(pc net.PacketConn) uint16 { return uint16(pc.LocalAddr().(*net.UDPAddr).Port) }
 
 // stopDNS ends the sandbox's nameserver if no other endpoint needs it. The caller holds box.mu.
 func (m *Manager) stopDNS(leaving *endpoint) error {
@@ -174,7 +191,7 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 		return nil
 	}
 	leaving.box.dns.close()
-	leaving.box.dns = nil
+	leaving.box.dns, leaving.box.port = nil, 0
 	ns, err := openNamespace(leaving.Netns)
 	if err != nil {
 		return nil // the rules went with the namespace
@@ -184,9 +201,24 @@ func (m *Manager) stopDNS(leaving *endpoint) error {
 }
 
 func (s *nameserver) close() {
-	s.udp.Shutdown()
-	s.tcp.Shutdown()
+	// Questions that are being forwarded may go on for seconds; nobody waits for their answers.
+	ctx, cancel := context.WithTimeout(context.Background(), dnsShutdown)
+	defer cancel()
+	s.udp.ShutdownContext(ctx)
+	s.tcp.ShutdownContext(ctx)
 	s.done.Wait()
+}
+
+func hasTable(fam nftables.TableFamily, name string) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(fam)
+	if err != nil {
+		return false, fmt.Errorf("nftables: list tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
 }
 
 func dropTable(fam nftables.TableFamily, name string) error {

@@ -21,6 +21,7 @@ type fwNet struct {
 	subnets  []netip.Prefix
 	internal bool
 	masq     bool
+	isolated bool // no traffic between its endpoints
 }
 
 // fwPort sends one port of the host to a container.
@@ -67,7 +68,9 @@ func (e elements) put(set string, el ...nftables.SetElement) { e[set] = append(e
 
 func (n fwNet) elements(e elements) {
 	e.put(setBridges, nftables.SetElement{Key: ifname(n.bridge)})
-	e.put(setSame, nftables.SetElement{Key: key(ifname(n.bridge), ifname(n.bridge))})
+	if !n.isolated { // else the ports of the bridge are isolated, and routing through the gateway is no way around that
+		e.put(setSame, nftables.SetElement{Key: key(ifname(n.bridge), ifname(n.bridge))})
+	}
 	if n.internal {
 		e.put(setInternal, nftables.SetElement{Key: ifname(n.bridge)})
 	} else if n.masq {
@@ -88,14 +91,14 @@ func (n fwNet) elements(e elements) {
 func (p fwPort) elements(e elements) {
 	v := key(p.dest.Addr().AsSlice(), padPort(p.dest.Port()))
 	k := key(padProto(p.proto), padPort(p.port))
-	any, one := mapPorts4, mapAddr4
+	every, one := mapPorts4, mapAddr4
 	if !p.dest.Addr().Is4() {
-		any, one = mapPorts6, mapAddr6
+		every, one = mapPorts6, mapAddr6
 	}
 	if p.host.IsValid() {
 		e.put(one, nftables.SetElement{Key: key(p.host.AsSlice(), k), Val: v})
 	} else {
-		e.put(any, nftables.SetElement{Key: k, Val: v})
+		e.put(every, nftables.SetElement{Key: k, Val: v})
 	}
 }
 
@@ -113,14 +116,14 @@ func (f *firewall) model() elements {
 	return e
 }
 
-// build makes the table from the model, in one transaction that replaces what there was. To make it
-// where there is none is tried first: it costs a tenth, because the kernel has nothing to wait for.
+// build makes the table from the model, in one transaction that replaces what there was.
+// Replacing costs ten times as much as making, because the kernel waits for readers.
 func (f *firewall) build() error {
-	err := f.write(false)
-	if errors.Is(err, unix.EEXIST) {
-		err = f.write(true)
+	there, err := hasTable(nftables.TableFamilyINet, f.name)
+	if err != nil {
+		return err
 	}
-	return err
+	return f.write(there)
 }
 
 func (f *firewall) write(replace bool) error {
@@ -441,17 +444,10 @@ func (f *firewall) clear() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.nets, f.ports, f.retired = map[string]fwNet{}, map[string][]fwPort{}, map[string][]fwPort{}
-	c, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
-	}
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return fmt.Errorf("nftables: list tables: %w", err)
-	}
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == f.name }) {
+	there, err := hasTable(nftables.TableFamilyINet, f.name)
+	if err != nil || !there {
 		f.built = false
-		return nil
+		return err
 	}
 	return f.destroy()
 }

@@ -48,6 +48,8 @@ func (m *Manager) hasBridged() bool {
 
 // heal looks once for what others removed from the host, and makes it again.
 func (m *Manager) heal(ctx context.Context) {
+	// In this order: whatever an endpoint needs was there before it became live.
+	eps := m.liveEndpoints()
 	links, err := dump(m.host.LinkList)
 	if err != nil {
 		m.log.Warn("cannot list the host's interfaces", "error", err)
@@ -57,7 +59,7 @@ func (m *Manager) heal(ctx context.Context) {
 	for _, l := range links {
 		byName[l.Attrs().Name] = l
 	}
-	eps := m.liveEndpoints()
+	m.healForwarding(eps)
 	seen := map[*netw]bool{}
 	for _, e := range eps {
 		if e.net.Driver == DriverBridge && !seen[e.net] {
@@ -74,6 +76,30 @@ func (m *Manager) heal(ctx context.Context) {
 		if e.net.Driver == DriverBridge {
 			m.healEndpoint(ctx, e, byName[e.HostIfName])
 		}
+	}
+}
+
+// healForwarding turns the host's routing on again, which a reload of its sysctls turns off.
+func (m *Manager) healForwarding(eps []*endpoint) {
+	var v4, v6 bool
+	for _, e := range eps {
+		if e.net.Driver == DriverBridge && !e.net.Internal {
+			v4, v6 = v4 || e.net.EnableIPv4, v6 || e.net.EnableIPv6
+		}
+	}
+	for _, f := range []struct {
+		used   bool
+		sysctl string
+		on     func() error
+	}{{v4, sysctlForward4, forwardIPv4}, {v6, sysctlForward6, m.forwardIPv6}} {
+		if !f.used || readSysctl(f.sysctl) != "0" {
+			continue
+		}
+		if err := f.on(); err != nil {
+			m.log.Error("cannot let the host route for containers", "sysctl", f.sysctl, "error", err)
+			continue
+		}
+		m.log.Warn("routing was turned off on the host and is on again", "sysctl", f.sysctl)
 	}
 }
 

@@ -459,11 +459,20 @@ func TestRestart(t *testing.T) {
 	eb := b.connect("apps", nil)
 	ed := dead.connect("bridge", func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18071}} })
 	a.serve(80)
+	dnsPort := first.boxes[b.path].dns.port
+	// In the namespace of a the port is taken meanwhile.
+	var squatter net.PacketConn
+	aPort := first.boxes[a.path].dns.port
+	defer func() { squatter.Close() }()
 	// A daemon that is killed closes nothing; what it held open goes away. Close is the same but for
 	// the namespaces' sockets, which the process of this test would else keep.
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
+	must(t, a.run(func() (err error) {
+		squatter, err = net.ListenPacket("udp4", fmt.Sprintf("127.0.0.11:%d", aPort))
+		return err
+	}))
 	if err := first.DeleteNetns(ctx, dead.path); err != nil {
 		t.Fatal(err)
 	}
@@ -503,10 +512,16 @@ func TestRestart(t *testing.T) {
 		}
 		return nil
 	})
+	if port := m.boxes[b.path].dns.port; port != dnsPort {
+		t.Errorf("the nameserver has port %d, before it had %d", port, dnsPort)
+	}
 	for _, proto := range []string{"tcp", "udp"} {
 		if got := b.query(proto, "alias", dns.TypeA); got != ea.IPv4.Addr().String() {
 			t.Errorf("name over %s: %q", proto, got)
 		}
+	}
+	if got := a.query("udp", "b", dns.TypeA); got != eb.IPv4.Addr().String() {
+		t.Errorf("name where the port was taken: %q", got)
 	}
 	// Leases are known: neither address is given out again, by choice or by chance.
 	c := newBox(t, m, "c")
@@ -754,96 +769,6 @@ func TestGateway(t *testing.T) {
 	}
 }
 
-func TestHeal(t *testing.T) {
-	needRoot(t)
-	ctx := context.Background()
-	m := manager(t, options(t))
-	if _, err := m.Create(ctx, Config{Name: "apps"}); err != nil {
-		t.Fatal(err)
-	}
-	a, b := newBox(t, m, "a"), newBox(t, m, "b")
-	ea := a.connect("apps", func(c *EndpointConfig) {
-		c.Ports = []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18060}, {Proto: "udp", ContainerPort: 80, HostPort: 18060}}
-	})
-	b.connect("apps", nil)
-	a.serve(80)
-	works := func(what string) {
-		t.Helper()
-		eventually(t, what, func() error {
-			for _, proto := range []string{"tcp", "udp"} {
-				// Not through the relay: only the firewall rewrites to the gateway's own source here.
-				if got, err := b.ask(proto, ea.Gateway4.String()+":18060", refused); err != nil || got != "a sees "+ea.Gateway4.String() {
-					return fmt.Errorf("published, %s: %q, %v", proto, got, err)
-				}
-				if got, err := b.ask(proto, ea.IPv4.Addr().String()+":80", refused); err != nil {
-					return fmt.Errorf("direct, %s: %q, %v", proto, got, err)
-				}
-				if got, err := ask(proto, "127.0.0.1:18060", refused); err != nil {
-					return fmt.Errorf("loopback, %s: %q, %v", proto, got, err)
-				}
-			}
-			m.fw.mu.Lock()
-			defer m.fw.mu.Unlock()
-			if !m.fw.whole() {
-				return errors.New("the table is not whole")
-			}
-			return nil
-		})
-	}
-	works("before")
-	nft := func(do func(*nftables.Conn)) {
-		t.Helper()
-		c, err := nftables.New()
-		if err != nil {
-			t.Fatal(err)
-		}
-		do(c)
-		if err := c.Flush(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	bridge := "hk-" + ea.NetworkID[:12]
-	for what, harm := range map[string]func(){
-		"table deleted": func() { nft(func(c *nftables.Conn) { c.DelTable(m.fw.table()) }) },
-		"table flushed": func() { nft(func(c *nftables.Conn) { c.FlushTable(m.fw.table()) }) },
-		"map flushed": func() {
-			nft(func(c *nftables.Conn) { c.FlushSet(&nftables.Set{Table: m.fw.table(), Name: mapPorts4}) })
-		},
-		"bridge deleted": func() { must(t, m.removeLink(bridge)) },
-		"bridge down": func() {
-			l, err := m.host.LinkByName(bridge)
-			must(t, err)
-			must(t, m.host.LinkSetDown(l))
-		},
-		"address removed": func() {
-			l, err := m.host.LinkByName(bridge)
-			must(t, err)
-			must(t, m.host.AddrDel(l, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(ea.Gateway4, ea.IPv4.Bits()))}))
-		},
-		"port taken out": func() {
-			l, err := m.host.LinkByName(ea.HostIfName)
-			must(t, err)
-			must(t, m.host.LinkSetNoMaster(l))
-		},
-		"cable removed": func() { must(t, m.removeLink(ea.HostIfName)) },
-	} {
-		harm()
-		works(what)
-	}
-	t.Run("the healer ends with the last endpoint", func(t *testing.T) {
-		a.remove("apps")
-		b.remove("apps")
-		eventually(t, "end", func() error {
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			if m.healing {
-				return errors.New("it still runs")
-			}
-			return nil
-		})
-	})
-}
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -868,48 +793,5 @@ func TestTwoDaemons(t *testing.T) {
 	}
 	if _, err := m2.Connect(ctx, EndpointConfig{ID: "x", Network: "bridge", Netns: b.path, Ports: []PortMapping{{Proto: "tcp", ContainerPort: 80, HostPort: 18050}}}); !errors.Is(err, errdefs.ErrAlreadyExists) || !strings.Contains(err.Error(), "address already in use") {
 		t.Error(err)
-	}
-}
-
-func BenchmarkConnect(b *testing.B) {
-	needRoot(b)
-	ctx := context.Background()
-	for _, bm := range []struct {
-		network string
-		ports   []PortMapping
-	}{{"bridge", nil}, {"bridge", []PortMapping{{Proto: "tcp", ContainerPort: 80}}}, {"apps", nil}} {
-		b.Run(fmt.Sprintf("%s-%dports", bm.network, len(bm.ports)), func(b *testing.B) {
-			o := options(b)
-			o.Log = nil
-			m := manager(b, o)
-			if _, err := m.Create(ctx, Config{Name: "apps"}); err != nil {
-				b.Fatal(err)
-			}
-			var netnsTime, connect, disconnect, del time.Duration
-			for i := 0; b.Loop(); i++ {
-				id := fmt.Sprint("b", i)
-				t0 := time.Now()
-				path, err := m.NewNetns(ctx, id)
-				if err != nil {
-					b.Fatal(err)
-				}
-				t1 := time.Now()
-				if _, err := m.Connect(ctx, EndpointConfig{ID: id, Network: bm.network, Netns: path, Name: id, Ports: bm.ports}); err != nil {
-					b.Fatal(err)
-				}
-				t2 := time.Now()
-				if err := m.Disconnect(ctx, bm.network, id); err != nil {
-					b.Fatal(err)
-				}
-				t3 := time.Now()
-				if err := m.DeleteNetns(ctx, path); err != nil {
-					b.Fatal(err)
-				}
-				netnsTime, connect, disconnect, del = netnsTime+t1.Sub(t0), connect+t2.Sub(t1), disconnect+t3.Sub(t2), del+time.Since(t3)
-			}
-			for name, d := range map[string]time.Duration{"netns": netnsTime, "connect": connect, "disconnect": disconnect, "delete": del} {
-				b.ReportMetric(float64(d.Microseconds())/float64(b.N), name+"-µs")
-			}
-		})
 	}
 }

@@ -25,6 +25,11 @@ const (
 	brportIsolated    = 33 // no traffic between isolated ports
 )
 
+const (
+	sysctlForward4 = "net/ipv4/ip_forward"
+	sysctlForward6 = "net/ipv6/conf/all/forwarding"
+)
+
 func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
@@ -220,14 +225,14 @@ func (m *Manager) hostPrefixes() ([]netip.Prefix, error) {
 // forwardIPv4 and forwardIPv6 let the host route. They stay on, as in Docker: others
 // may have come to rely on them.
 func forwardIPv4() error {
-	if readSysctl("net/ipv4/ip_forward") == "1" {
+	if readSysctl(sysctlForward4) == "1" {
 		return nil
 	}
-	return writeSysctl("net/ipv4/ip_forward", "1")
+	return writeSysctl(sysctlForward4, "1")
 }
 
 func (m *Manager) forwardIPv6() error {
-	if readSysctl("net/ipv6/conf/all/forwarding") == "1" {
+	if readSysctl(sysctlForward6) == "1" {
 		return nil
 	}
 	// A forwarding host ignores router advertisements unless told 2: it must not lose its own default route.
@@ -243,7 +248,7 @@ func (m *Manager) forwardIPv6() error {
 			}
 		}
 	}
-	return writeSysctl("net/ipv6/conf/all/forwarding", "1")
+	return writeSysctl(sysctlForward6, "1")
 }
 
 // setRoute makes gw the default route through link in the namespace of h.

@@ -5,6 +5,15 @@
 // namespaces with interfaces, addresses and routes in them, host firewall rules,
 // and endpoint descriptions. The package knows no containers: an endpoint is
 // identified by the opaque id that its caller chose.
+//
+// On the host there is, once the first endpoint needs it: a bridge per network, a
+// veth per endpoint, one nftables table, routing turned on (it stays on), and in the
+// state folder a bind mount per namespace and a small file per endpoint. All of it
+// works without the daemon, but for names, ::1, and IPv6 ports of containers that have
+// no IPv6 address. What others remove is made again within seconds.
+//
+// Another firewall that drops what is forwarded (Docker's, ufw's) has to let the
+// bridges pass: nftables asks every chain of a hook, and no accept overrules a drop.
 package network
 
 import (

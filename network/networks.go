@@ -164,7 +164,7 @@ func prefixes(s []Subnet) []netip.Prefix {
 }
 
 func (n *netw) firewall() fwNet {
-	return fwNet{bridge: n.Bridge, subnets: prefixes(n.Subnets), internal: n.Internal, masq: n.masq}
+	return fwNet{bridge: n.Bridge, subnets: prefixes(n.Subnets), internal: n.Internal, masq: n.masq, isolated: n.isolated}
 }
 
 // list gives the networks in the order of their names.

@@ -121,7 +121,7 @@ func TestReachability(t *testing.T) {
 	for _, x := range []*box{b, d, j, l2, s, s2, s3} {
 		x.serve(80)
 	}
-	host := &box{t: t, m: m, id: "host", path: "/proc/self/ns/net"}
+	host := &box{t: t, m: m, id: "host", path: fmt.Sprintf("/proc/self/fd/%d", m.hostNS.Fd())}
 	direct := func(e Endpoint) string { return net.JoinHostPort(e.IPv4.Addr().String(), "80") }
 	gw := func(e Endpoint, port int) string { return net.JoinHostPort(e.Gateway4.String(), fmt.Sprint(port)) }
 
@@ -221,6 +221,31 @@ func TestReachability(t *testing.T) {
 		})
 		if err != nil {
 			t.Error(err)
+		}
+	})
+	t.Run("isolated endpoints do not meet at the gateway", func(t *testing.T) {
+		detour := func(from *box, to Endpoint) {
+			t.Helper()
+			must(t, from.run(func() error {
+				h, err := netlink.NewHandle()
+				if err != nil {
+					return err
+				}
+				defer h.Close()
+				eth, err := h.LinkByName("eth0")
+				if err != nil {
+					return err
+				}
+				return h.RouteAdd(&netlink.Route{LinkIndex: eth.Attrs().Index, Dst: ipNet(netip.PrefixFrom(to.IPv4.Addr(), 32)), Gw: to.Gateway4.AsSlice()})
+			}))
+		}
+		detour(l1, el2)
+		if got, err := l1.ask("tcp", direct(el2), refused); err == nil {
+			t.Errorf("reached: %q", got)
+		}
+		detour(a, eb) // control: on a network that is not isolated the detour works
+		if got, err := a.ask("tcp", direct(eb), patience); err != nil {
+			t.Error("control:", got, err)
 		}
 	})
 	t.Run("router advertisements are not believed", func(t *testing.T) {

@@ -20,6 +20,7 @@ type endpointState struct {
 	Hostname        string       `json:"hostname,omitempty"`
 	GatewayPriority int          `json:"gatewayPriority,omitempty"`
 	DNS             []netip.Addr `json:"dns,omitempty"`
+	DNSPort         uint16       `json:"dnsPort,omitempty"` // of the sandbox's nameserver, which rules inside lead to
 	BootID          string       `json:"bootID"`
 	Unfinished      bool         `json:"unfinished,omitempty"` // Connect has not ended, or Disconnect has begun: to be removed
 }
@@ -36,8 +37,16 @@ func (m *Manager) statePath(endpointID string) string {
 	return filepath.Join(m.endpointDir, endpointID+".json")
 }
 
+// saveEndpoint records the endpoint. On bridge networks the caller holds box.mu.
 func (m *Manager) saveEndpoint(e *endpoint, unfinished bool) error {
-	data, err := json.Marshal(endpointState{e.Endpoint, e.hostname, e.priority, e.upstream, m.boot, unfinished})
+	s := endpointState{
+		Endpoint: e.Endpoint, Hostname: e.hostname, GatewayPriority: e.priority, DNS: e.upstream,
+		BootID: m.boot, Unfinished: unfinished,
+	}
+	if e.box.dns != nil {
+		s.DNSPort = e.box.dns.port
+	}
+	data, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("record endpoint %s: %w", e.ID, err)
 	}

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"io"
 	"net/http"
 
 	"github.com/containerd/errdefs"
@@ -63,7 +64,8 @@ func (s *Server) execStart(ctx context.Context, c *call) error {
 	case err != nil:
 		// The command could not be started. Clients read its exit code (126, 127) from the
 		// exec, and the reason from the stream, as they do from a shell.
-		return s.execFailed(c, e.Config.TTY, err)
+		text := message{[]byte(err.Error() + "\r\n")}
+		return s.pumpHijacked(ctx, c, &text, e.Config.TTY, stream.PumpOptions{Output: true})
 	}
 	if size := req.ConsoleSize; size != nil && e.Config.TTY && e.Config.ConsoleSize == [2]uint{} {
 		if err := s.opt.Backend.ResizeExec(ctx, e.ID, uint32(size[1]), uint32(size[0])); err != nil {
@@ -80,22 +82,26 @@ func (s *Server) execStart(ctx context.Context, c *call) error {
 	return s.pumpHijacked(ctx, c, process, e.Config.TTY, o)
 }
 
-// execFailed answers with a stream that holds the error's text.
-func (s *Server) execFailed(c *call, tty bool, cause error) error {
-	conn, err := stream.Hijack(c.w, c.Request, c.version.streamType(tty))
-	if err != nil {
-		return err
+// message is the Attachment of a process that could not be started: its output is the reason.
+type message struct{ text []byte }
+
+// ReadFrame gives the text once.
+func (m *message) ReadFrame() (int, []byte, error) {
+	if m.text == nil {
+		return 0, nil, io.EOF
 	}
-	defer conn.Close()
-	c.w.wrote = true
-	text := []byte(cause.Error() + "\r\n")
-	var sink stream.Sink = stream.Raw{W: conn}
-	if !tty {
-		sink = stream.NewFramer(conn)
-	}
-	_ = sink.WriteFrame(stream.Stdout, text) // fails when the client left
-	return nil
+	text := m.text
+	m.text = nil
+	return stream.Stdout, text, nil
 }
+
+func (m *message) Write(p []byte) (int, error) { return len(p), nil }
+
+// CloseWrite does nothing.
+func (m *message) CloseWrite() error { return nil }
+
+// Close does nothing.
+func (m *message) Close() error { return nil }
 
 func (s *Server) execResize(ctx context.Context, c *call) error {
 	width, height, err := c.size()

@@ -113,6 +113,8 @@ func TestPages(t *testing.T) {
 		{"POST", "/session", 501},
 		{"POST", "/build/prune", 200},
 		{"GET", "/plugins", 200},
+		{"GET", "/plugins/x/json", 404},
+		{"POST", "/plugins/pull", 501},
 		{"GET", "/services", 503},
 		{"GET", "/nodes", 503},
 		{"POST", "/swarm/init", 503},

@@ -37,7 +37,10 @@ func (s *Server) unsupported() {
 	s.handle("GET /plugins", func(_ context.Context, c *call) error { return c.json(http.StatusOK, []string{}) })
 	plugins := notImplementedf("hako has no managed plugins")
 	s.refuse("POST /plugins/{any...}", plugins)
-	s.refuse("GET /plugins/{any...}", plugins)
+	// docker inspect looks here last for an object of any kind.
+	s.handle("GET /plugins/{id}/json", func(_ context.Context, c *call) error {
+		return notFoundf("plugin %q not found", c.id())
+	})
 	s.refuse("DELETE /plugins/{any...}", plugins)
 }
 

@@ -48,6 +48,7 @@ type blob struct {
 	body       io.ReadCloser
 	watch      *watch
 	fails      int // in a row, without a byte
+	stalls     int
 	reconnects int
 }
 
@@ -103,7 +104,8 @@ func (b *blob) connect() error {
 	err := b.r.each(ctx, docker.HostCapabilityPull, func(h docker.RegistryHost) error {
 		header := http.Header{"Accept-Encoding": {"identity"}, "Accept": {b.desc.MediaType + ", */*"}}
 		if b.off > 0 {
-			header.Set("Range", fmt.Sprintf("bytes=%d-", b.off))
+			// Some registries do not know ranges with an open end.
+			header.Set("Range", fmt.Sprintf("bytes=%d-%d", b.off, b.desc.Size-1))
 		}
 		resp, err := b.r.get(ctx, h, http.MethodGet, "blobs/"+b.desc.Digest.String(), nil, header)
 		if err != nil {
@@ -188,7 +190,10 @@ func (b *blob) again(err error) error {
 	for {
 		b.fails++
 		b.reconnects++
-		if b.fails >= b.r.c.o.Attempts || b.reconnects > maxReconnects {
+		if errors.Is(err, errStalled) {
+			b.stalls++
+		}
+		if max(b.fails, b.stalls) >= b.r.c.o.Attempts || b.reconnects > maxReconnects {
 			return fmt.Errorf("fetch blob %s: at byte %d of %d: %w: %w", b.desc.Digest, b.off, b.desc.Size, redact(err), errdefs.ErrUnavailable)
 		}
 		b.r.c.o.Log.Debug("blob interrupted, resuming", "digest", b.desc.Digest, "offset", b.off, "err", redact(err))

@@ -135,7 +135,8 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		return errors.New("stopped after 10 redirects")
 	}
 	from := via[0]
-	if from.URL.Scheme == "https" && req.URL.Scheme != "https" {
+	// (On loopback, https may only have been tried before plain http.)
+	if from.URL.Scheme == "https" && req.URL.Scheme != "https" && !docker.IsLocalhost(from.URL.Host) {
 		return fmt.Errorf("redirect from https to %s: %w", req.URL.Scheme, errdefs.ErrPermissionDenied)
 	}
 	if req.URL.Host == from.URL.Host && req.URL.Scheme == from.URL.Scheme {

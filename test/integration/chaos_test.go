@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,17 +19,24 @@ func TestKilledDaemon(t *testing.T) {
 	const count = 600_000 // lines of 100 bytes: 60 MB in 6 s
 	n.docker(t, "run", "-d", "--name", "writer", testImage, "helper", "lines", "10000000", fmt.Sprint(count), "21")
 	n.docker(t, "run", "-d", "--name", "ends", testImage, "sh", "-c", "sleep 2; exit 33")
-	n.docker(t, "run", "-d", "--name", "killed", testImage, "sh", "-c", "sleep 2; kill -9 $$")
+	n.docker(t, "run", "-d", "--name", "killed", testImage, "sleep", "1000")
 	n.docker(t, "run", "-d", "--name", "lives", "-p", "127.0.0.1::8080", testImage, "helper", "serve", "8080", "alive")
 	n.docker(t, "run", "-d", "--name", "paused", testImage, "sleep", "1000")
 	n.docker(t, "pause", "paused")
 	n.docker(t, "run", "-d", "--rm", "--name", "removed", testImage, "sleep", "2")
 	port := n.docker(t, "port", "lives", "8080")
 	pid := n.docker(t, "inspect", "-f", "{{.State.Pid}}", "lives")
+	victim, err := strconv.Atoi(n.docker(t, "inspect", "-f", "{{.State.Pid}}", "killed"))
+	if err != nil {
+		t.Fatal(err)
+	}
 
 	time.Sleep(time.Second)
 	if err := n.signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
+	}
+	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
 	time.Sleep(3 * time.Second)
 	if got := fetch(port); got != "alive" {
@@ -84,8 +92,8 @@ func lines(t *testing.T, log string, count int) {
 	next := 0
 	scan := bufio.NewScanner(strings.NewReader(log))
 	for scan.Scan() {
-		var i int
-		if _, err := fmt.Sscan(scan.Text(), &i); err != nil || i != next {
+		number, _, _ := strings.Cut(scan.Text(), " ")
+		if i, err := strconv.Atoi(number); err != nil || i != next {
 			t.Fatalf("line %d is %.30q", next, scan.Text())
 		}
 		next++

@@ -58,8 +58,9 @@ func TestLife(t *testing.T) {
 	n.docker(t, "rename", name, renamed)
 	n.expect(t, 1, "No such container: "+name, "logs", name)
 	n.expect(t, 1, "container is running", "rm", renamed)
-	n.docker(t, "kill", "-s", "USR1", renamed)
-	eventually(t, "the signal to end it", func() bool { return n.state(t, renamed) == "exited 138" })
+	eventually(t, "the program to be ready again", func() bool { return n.docker(t, "logs", renamed) == "ready\nready" })
+	n.docker(t, "kill", "-s", "TERM", renamed)
+	eventually(t, "the signal to end it", func() bool { return n.state(t, renamed) == "exited 42" })
 	n.expect(t, 1, "is not running", "kill", renamed)
 	n.docker(t, "rm", renamed)
 	n.expect(t, 1, "No such container: "+renamed, "rm", renamed)
@@ -112,8 +113,8 @@ func TestLogs(t *testing.T) {
 	t.Parallel()
 	n := shared(t)
 	name := n.name(t, "")
-	n.docker(t, "run", "--name", name, testImage, "sh", "-c", "for i in 1 2 3 4 5; do echo line $i; done; echo err >&2; echo no newline | tr -d '\\n' 2>/dev/null || true")
-	if got := n.docker(t, "logs", "--tail", "2", name); !strings.Contains("line 4\nline 5|line 5", got) {
+	n.docker(t, "run", "--name", name, testImage, "sh", "-c", "echo err >&2; for i in 1 2 3 4 5; do echo line $i; done")
+	if got := n.docker(t, "logs", "--tail", "2", name); got != "line 4\nline 5" {
 		t.Errorf("%q", got)
 	}
 	r := n.run(nil, "logs", "-t", name)
@@ -224,11 +225,15 @@ func TestTopStatsAndEvents(t *testing.T) {
 	if got := n.docker(t, "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", name); !strings.HasPrefix(got, name+" ") || !strings.Contains(got, "/ 64MiB") || !strings.HasSuffix(got, " 2") {
 		t.Error(got)
 	}
+	events := func(args ...string) string {
+		return n.docker(t, append([]string{"events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--filter", "container=" + name}, args...)...)
+	}
 	n.docker(t, "exec", name, "true")
+	eventually(t, "the event of the exec's end", func() bool { return strings.Contains(events(), "exec_die") })
 	n.docker(t, "kill", name)
 	n.docker(t, "rm", "-f", name)
-	got := n.docker(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()),
-		"--filter", "container="+name, "--format", "{{.Type}} {{.Action}}")
+	eventually(t, "the event of the removal", func() bool { return strings.Contains(events(), "destroy") })
+	got := events("--format", "{{.Type}} {{.Action}}")
 	last := -1
 	for _, want := range []string{"container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container kill", "container die", "container destroy"} {
 		i := strings.Index(got, want)
@@ -237,8 +242,7 @@ func TestTopStatsAndEvents(t *testing.T) {
 		}
 		last = i
 	}
-	die := n.docker(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()),
-		"--filter", "container="+name, "--filter", "event=die", "--format", "{{json .}}")
+	die := events("--filter", "event=die", "--format", "{{json .}}")
 	var e struct {
 		Actor struct{ Attributes map[string]string }
 	}

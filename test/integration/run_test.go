@@ -26,7 +26,6 @@ func TestRun(t *testing.T) {
 	}{
 		"default command": {[]string{testImage}, 0, "default command\n"},
 		"exit code":       {[]string{testImage, "sh", "-c", "exit 37"}, 37, ""},
-		"signal":          {[]string{testImage, "sh", "-c", "kill -9 $$"}, 137, ""},
 		"entrypoint":      {[]string{"--entrypoint", "echo", testImage, "a", "b c"}, 0, "a b c\n"},
 		"environment":     {[]string{"-e", "A=1", "-e", "FROM_IMAGE", testImage, "sh", "-c", "echo $A:$FROM_IMAGE:$PATH"}, 0, "1::/bin\n"},
 		"workdir":         {[]string{"-w", "/made/up", testImage, "pwd"}, 0, "/made/up\n"},
@@ -221,7 +220,7 @@ func TestLimits(t *testing.T) {
 	n := shared(t)
 	// The files of cgroup v1 or v2, whichever the machine has.
 	script := `for f in memory/memory.limit_in_bytes memory.max pids/pids.max pids.max cpu/cpu.cfs_quota_us cpu.max cpu/cpu.shares cpuset/cpuset.cpus cpuset.cpus; do
-		[ -r /sys/fs/cgroup/$f ] && echo "$f $(cat /sys/fs/cgroup/$f)"; done`
+		[ -r /sys/fs/cgroup/$f ] && echo "$f $(cat /sys/fs/cgroup/$f)"; done; true`
 	out := n.docker(t, "run", "--rm", "--memory", "32m", "--pids-limit", "33", "--cpus", "0.5", "--cpu-shares", "256", "--cpuset-cpus", "0", testImage, "sh", "-c", script)
 	v1 := "memory/memory.limit_in_bytes 33554432|pids/pids.max 33|cpu/cpu.cfs_quota_us 50000|cpu/cpu.shares 256|cpuset/cpuset.cpus 0"
 	v2 := "memory.max 33554432|pids.max 33|cpu.max 50000 100000|cpuset.cpus 0"
