@@ -23,6 +23,10 @@ import (
 // died before it could make use of it, or before it could end it.
 const idleLimit = time.Minute
 
+// callLimit bounds a call to the runtime, hooks included, when its caller does not
+// wait any more.
+const callLimit = 10 * time.Minute
+
 // reservation is how long a container may take to come after `start` has promised
 // this shim to it.
 const reservation = 30 * time.Second
@@ -53,6 +57,8 @@ type Service struct {
 	reaper    *reaper
 
 	trim *time.Timer
+
+	attachments sync.WaitGroup
 
 	shutdown     chan struct{} // closed by Shutdown
 	shutdownOnce sync.Once
@@ -90,6 +96,12 @@ func (s *Service) Serve(l net.Listener) error {
 	for name, h := range task {
 		task[name] = func(ctx context.Context, payload []byte) (wire.Message, error) {
 			defer s.busy()
+			if name != "Wait" {
+				// A daemon that dies in the middle of a call leaves nothing half done.
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+				defer cancel()
+			}
 			return h(ctx, payload)
 		}
 	}
@@ -137,6 +149,8 @@ func (s *Service) serveConn(ctx context.Context, conn net.Conn, services wire.Se
 	case err != nil:
 		conn.Close()
 	case first[0] == '{':
+		s.attachments.Add(1)
+		defer s.attachments.Done()
 		s.serveAttach(conn, r)
 	default:
 		if err := services.Serve(ctx, conn, r); err != nil {
@@ -178,6 +192,19 @@ func (s *Service) end() {
 
 // close ends what runs in the background.
 func (s *Service) close() {
+	// Clients may still be fetching the last output.
+	done := make(chan struct{})
+	go func() { s.attachments.Wait(); close(done) }()
+	s.mu.Lock()
+	limit := time.After(lingerLimit)
+	if len(s.mu.containers) > 0 {
+		limit = time.After(0)
+	}
+	s.mu.Unlock()
+	select {
+	case <-done:
+	case <-limit:
+	}
 	s.trim.Stop()
 	s.events.close()
 	close(s.reaper.quit)
