@@ -165,3 +165,20 @@ func takesValue(text, flag string) bool {
 	typed := regexp.MustCompile(`(?m)^.*(?:^|[\s,])` + regexp.QuoteMeta(flag) + `(?:, --[a-z0-9-]+)? (string|stringArray|int|uint16|duration)\b`)
 	return typed.MatchString(text)
 }
+
+var route = regexp.MustCompile(`s\.(?:handle|refuse)\("((?:[A-Z]+ )?/[^"]*)"`)
+
+// TestDockerRoutes holds docs/docker-api.md to the table of routes: each one is named.
+func TestDockerRoutes(t *testing.T) {
+	text := page(t, "docs/docker-api.md")
+	routes := route.FindAllStringSubmatch(page(t, "api/docker/routes.go"), -1)
+	if len(routes) < 50 {
+		t.Fatalf("only %d routes were found", len(routes))
+	}
+	for _, m := range routes {
+		want := "`" + strings.ReplaceAll(m[1], "{rest...}", "{name}")
+		if !strings.Contains(text, want) {
+			t.Errorf("docs/docker-api.md does not name %s`", want)
+		}
+	}
+}
