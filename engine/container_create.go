@@ -58,8 +58,7 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 		return "", nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
 	}
 
-	// Not the result: the undo steps need it when an error has set that to "".
-	id := newID()
+	id := newID() // not a named result: the steps of undo must see it after a failure
 	rec := record{Version: recordVersion, Container: Container{
 		ID: id, Created: time.Now().UTC(), Config: c,
 		ImageID: img.ID.String(), ImageName: c.Image,
@@ -98,6 +97,14 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 		return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Add("folder", func(context.Context) error { return os.RemoveAll(e.dir(id)) })
+	if c.AutoRemove {
+		// A volatile mark: where it is missing later, the machine was rebooted, and the
+		// container is to be removed even if no start of it was ever recorded.
+		if err := os.Mkdir(e.bundle(id), 0o710); err != nil {
+			return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+		}
+		u.Add("bundle", func(context.Context) error { return RemoveBundle(e.bundle(id)) })
+	}
 
 	done, err := e.resolveMounts(ctx, v, cfg.Config.Volumes, &u)
 	defer done()

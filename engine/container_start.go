@@ -442,9 +442,11 @@ func (e *Engine) mountShm(v Container, bundle string) (string, error) {
 
 // RemoveBundle deletes a bundle with the mounts that are in it.
 func RemoveBundle(bundle string) error {
-	if err := unix.Unmount(filepath.Join(bundle, "shm"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil &&
-		!errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("unmount shm: %w", err)
+	shm := filepath.Join(bundle, "shm")
+	if _, err := os.Lstat(shm); err == nil {
+		if err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", shm, err)
+		}
 	}
 	return os.RemoveAll(bundle)
 }

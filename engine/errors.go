@@ -61,7 +61,11 @@ func plainText(err error) string {
 	text := err.Error()
 	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrUnknown, errdefs.ErrInternal} {
 		if errors.Is(err, class) {
-			text = strings.TrimSuffix(text, ": "+class.Error())
+			short, cut := strings.CutSuffix(text, ": "+class.Error())
+			// EACCES reads like its class. Clients look for the words, so they stay once.
+			if cut && (class != errdefs.ErrPermissionDenied || strings.HasSuffix(short, class.Error())) {
+				text = short
+			}
 		}
 	}
 	return text

@@ -91,6 +91,9 @@ func openMounts(mounts []mount.Mount, write bool) (*safepath.Root, error) {
 			}
 		}
 		mounts = ro
+		if len(ro) == 1 && ro[0].Type == "bind" { // to read a directory takes no mount
+			return safepath.OpenRoot(ro[0].Source)
+		}
 	}
 	f, err := snapshot.MountDetached(mounts)
 	if err != nil && len(mounts) == 1 && mounts[0].Type == "overlay" {

@@ -132,12 +132,11 @@ func (m *Manager) startDNS(e *endpoint) error {
 				return err
 			}
 		}
+		// To look is cheap, to try and fail takes the kernel 10 ms.
 		port := portOf(pc)
-		if err = redirectDNS(port, false); errors.Is(err, unix.EEXIST) {
-			err = nil
-			if port != e.box.port {
-				err = redirectDNS(port, true)
-			}
+		there, err := hasTable(nftables.TableFamilyIPv4, dnsTable)
+		if err == nil && !(there && port == e.box.port) {
+			err = redirectDNS(port, there)
 		}
 		return err
 	})
@@ -208,6 +207,18 @@ func (s *nameserver) close() {
 	s.udp.ShutdownContext(ctx)
 	s.tcp.ShutdownContext(ctx)
 	s.done.Wait()
+}
+
+func hasTable(fam nftables.TableFamily, name string) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("nftables: %w", err)
+	}
+	tables, err := c.ListTablesOfFamily(fam)
+	if err != nil {
+		return false, fmt.Errorf("nftables: list tables: %w", err)
+	}
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
 }
 
 func dropTable(fam nftables.TableFamily, name string) error {

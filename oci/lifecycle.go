@@ -78,7 +78,7 @@ func (c *Container) release(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	if word != 0 {
-		p := &plan.Plan{Program: []plan.Step{{Do: fmt.Sprintf("exec %q", s.Process.Args[0]), Class: plan.ClassNoExec}}}
+		p := &plan.Plan{Program: []plan.Step{{Do: plan.Say("exec %q", s.Process.Args[0]), Class: plan.ClassNoExec}}}
 		return launch.LoaderError(p, word, errno)
 	}
 	return nil
@@ -146,7 +146,7 @@ func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
 		if frozen, err := c.frozen(); err == nil && frozen {
 			return c.cgroup().Thaw()
 		}
-		if !c.ownPidNamespace() {
+		if s, err := c.readSpec(); err == nil && !ownPidNamespace(s) {
 			// Without a PID namespace nobody ends the others with the first.
 			return c.KillAll(ctx, sig)
 		}
@@ -154,10 +154,10 @@ func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
 	return nil
 }
 
-func (c *Container) ownPidNamespace() bool {
-	s, err := c.readSpec()
-	if err != nil || s.Linux == nil {
-		return true
+// ownPidNamespace: the kernel ends all processes with the first one.
+func ownPidNamespace(s *specs.Spec) bool {
+	if s.Linux == nil {
+		return false
 	}
 	for _, n := range s.Linux.Namespaces {
 		if n.Type == specs.PIDNamespace {
@@ -274,16 +274,22 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 			return err
 		}
 	}
+	s, specErr := c.readSpec()
 	if len(c.state.Cgroups) > 0 {
-		// Also those that the first process has left behind.
-		if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
-			c.r.log().Warn("cannot kill what is left in the cgroup", "id", c.ID(), "error", err)
+		if specErr != nil || !ownPidNamespace(s) {
+			// The first process may have left others behind.
+			if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
+				c.r.log().Warn("cannot kill what is left in the cgroup", "id", c.ID(), "error", err)
+			}
 		}
-		if err := c.cgroup().Delete(); err != nil {
+		err := c.cgroup().Delete()
+		if err != nil {
+			err = errors.Join(c.cgroup().Kill(), c.cgroup().Delete())
+		}
+		if err != nil {
 			return fmt.Errorf("container %q: %w", c.ID(), err)
 		}
 	}
-	s, specErr := c.readSpec()
 	if err := os.RemoveAll(c.dir); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/oci/spec"
 )
 
 // stateVersion changes with the meaning of state.json. Unknown fields are ignored, a
@@ -67,9 +68,9 @@ func (c *Container) readSpec() (*specs.Spec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("container %q: %w", c.ID(), err)
 	}
-	s := new(specs.Spec)
-	if err := json.Unmarshal(raw, s); err != nil {
-		return nil, fmt.Errorf("container %q: %s: %w", c.ID(), configFile, err)
+	s, err := spec.Decode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("container %q: %w", c.ID(), err)
 	}
 	return s, nil
 }

@@ -3,9 +3,10 @@ package shim
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"io/fs"
 	"net"
@@ -115,8 +116,10 @@ func (c *Command) findOrStart() (string, error) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		return "", os.NewSyscallError("flock", err)
 	}
-	sum := sha256.Sum256([]byte(strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00")))
-	path := filepath.Join(dir, fmt.Sprintf("%x", sum))
+	// Not a cryptographic hash: root alone chooses what goes in, and those link much.
+	name := fnv.New128a()
+	io.WriteString(name, strings.Join([]string{c.Address, c.Namespace, spec.group(c.ID)}, "\x00"))
+	path := filepath.Join(dir, hex.EncodeToString(name.Sum(nil)))
 	address := "unix://" + path
 	if reserve(path) == nil {
 		return address, nil

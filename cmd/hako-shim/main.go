@@ -21,14 +21,12 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
 	"github.com/hako-engine/hako/shim/wire"
 )
-
-// version is set by the linker.
-var version = "dev"
 
 // runtimeName is the name under which containerd knows this shim.
 const runtimeName = "io.containerd.hako.v2"
@@ -63,10 +61,10 @@ func run(args []string) error {
 	}
 	switch {
 	case *showVersion:
-		fmt.Printf("hako-shim:\n  Version:  %s\n  Go version: %s\n", version, runtime.Version())
+		fmt.Printf("hako-shim:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Version, version.Revision(), runtime.Version())
 		return nil
 	case *showInfo:
-		return info(os.Stdin, os.Stdout)
+		return info(os.Stdout)
 	}
 	switch fs.Arg(0) {
 	case "serve":
@@ -107,9 +105,9 @@ func serve(c shim.Command) error {
 	return s.Serve(l)
 }
 
-func info(io.Reader, io.Writer) error {
-	_, err := os.Stdout.Write(wire.Marshal(&wire.RuntimeInfo{
-		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version},
+func info(w io.Writer) error {
+	_, err := w.Write(wire.Marshal(&wire.RuntimeInfo{
+		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()},
 	}))
 	return err
 }

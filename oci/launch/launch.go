@@ -456,13 +456,13 @@ func LoaderError(p *plan.Plan, word int32, errno unix.Errno) error {
 	}
 	switch word {
 	case plan.MsgFilter:
-		e.Step.Do, e.Step.Class = "load the seccomp filter", plan.ClassSystem
+		e.Step.Do, e.Step.Class = plan.Say("load the seccomp filter"), plan.ClassSystem
 	case plan.MsgClone:
-		e.Step.Do, e.Step.Class = "clone into the PID namespace", plan.ClassSystem
+		e.Step.Do, e.Step.Class = plan.Say("clone into the PID namespace"), plan.ClassSystem
 	case plan.MsgHold:
-		e.Step.Do, e.Step.Class = "wait for start", plan.ClassSystem
+		e.Step.Do, e.Step.Class = plan.Say("wait for start"), plan.ClassSystem
 	case plan.MsgExec:
-		e.Step.Text = e.Step.Do + ": %e"
+		e.Step.Text = e.Step.Do.String() + ": %e"
 	}
 	return e
 }

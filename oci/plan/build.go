@@ -15,7 +15,7 @@ type builder struct {
 	p      *Plan
 	steps  []*Step
 	labels []int
-	words  string // Do of the next steps
+	words  Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
 }
@@ -26,7 +26,7 @@ func newBuilder(p *Plan, names map[string]Slot) *builder {
 
 // do sets the sentence of the steps that follow.
 func (b *builder) do(format string, a ...any) {
-	b.words, b.class = fmt.Sprintf(format, a...), ClassSystem
+	b.words, b.class = Words{format, a}, ClassSystem
 }
 
 func (b *builder) slot(name string) Slot {
@@ -169,7 +169,9 @@ var openFlags = []flagName{
 	{unix.O_NONBLOCK, "O_NONBLOCK"}, {unix.O_TRUNC, "O_TRUNC"}, {unix.O_CLOEXEC, "O_CLOEXEC"},
 }
 
-func openFlag(v int) Arg { return flags(uint64(v), flagText(uint64(v), openFlags)) }
+func openFlag(v int) Arg {
+	return Arg{Kind: ArgInt, Int: uint64(v), Slot: NoSlot, text: func() string { return flagText(uint64(v), openFlags) }}
+}
 
 var resolveFlags = []flagName{
 	{unix.RESOLVE_IN_ROOT, "IN_ROOT"}, {unix.RESOLVE_NO_MAGICLINKS, "NO_MAGICLINKS"}, {unix.RESOLVE_NO_SYMLINKS, "NO_SYMLINKS"},
@@ -182,6 +184,14 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // openIn opens name below the directory in slot dir with openat2(2).
 func (b *builder) openIn(dir Slot, name string, flag int, resolve uint64, into Slot) *Step {
 	flag |= unix.O_CLOEXEC
-	how := data(words(uint64(flag), 0, resolve), "{"+flagText(uint64(flag), openFlags)+", 0, "+flagText(resolve, resolveFlags)+"}")
-	return b.call(sysOpenat2, in(dir), str(name), how, num(24)).into(into)
+	return b.call(sysOpenat2, in(dir), str(name), openHow(flag, resolve), num(24)).into(into)
+}
+
+// openHow lays out a struct open_how.
+func openHow(flag int, resolve uint64) Arg {
+	a := data(words(uint64(flag), 0, resolve), "")
+	a.text = func() string {
+		return "{" + flagText(uint64(flag), openFlags) + ", 0, " + flagText(resolve, resolveFlags) + "}"
+	}
+	return a
 }

@@ -83,7 +83,7 @@ func (c *compiler) execConsole(p *specs.Process) {
 	b.do("open a terminal in the container's /dev/pts")
 	flag := unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
 	resolve := uint64(unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS)
-	how := data(words(uint64(flag), 0, resolve), "{"+flagText(uint64(flag), openFlags)+", 0, "+flagText(resolve, resolveFlags)+"}")
+	how := openHow(flag, resolve)
 	b.call(sysOpenat2, atCwd, str("/dev/pts/ptmx"), how, num(24)).into(master)
 	buf := b.buffer()
 	b.call(sysFstatfs, in(master), buf)

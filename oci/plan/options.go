@@ -167,6 +167,9 @@ func (b *builder) setattr(slot Slot, rec bool, set, clr, propagation uint64) *St
 	if rec {
 		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
 	}
-	what := "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationNames[propagation] + "}"
-	return b.call(sysMountSetattr, in(slot), str(""), flags(f, text), data(words(set, clr, propagation, 0), what), num(unix.MOUNT_ATTR_SIZE_VER0))
+	attr := data(words(set, clr, propagation, 0), "")
+	attr.text = func() string {
+		return "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationNames[propagation] + "}"
+	}
+	return b.call(sysMountSetattr, in(slot), str(""), flags(f, text), attr, num(unix.MOUNT_ATTR_SIZE_VER0))
 }

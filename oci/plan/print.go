@@ -48,9 +48,9 @@ func (p *Plan) section(b *strings.Builder, steps []Step, base int) {
 	last := ""
 	for i := range steps {
 		s := &steps[i]
-		if s.Do != last {
-			fmt.Fprintf(b, "%s\n", s.Do)
-			last = s.Do
+		if do := s.Do.String(); do != last {
+			fmt.Fprintf(b, "%s\n", do)
+			last = do
 		}
 		fmt.Fprintf(b, "%4d %s\n", base+i+1, p.line(s, i, base))
 	}
@@ -127,6 +127,9 @@ func (p *Plan) arg(a Arg) string {
 	case ArgSlot:
 		return p.slotName(a.Slot)
 	case ArgBytes:
+		if a.text != nil {
+			return a.text()
+		}
 		return a.Str
 	case ArgBuffer:
 		return fmt.Sprintf("buffer%d", a.Int)
@@ -136,6 +139,9 @@ func (p *Plan) arg(a Arg) string {
 		return fmt.Sprintf("filter of %d instructions", len(a.Filter))
 	case ArgMessage:
 		return "SCM_RIGHTS " + p.slotName(a.Slot)
+	}
+	if a.text != nil {
+		return a.text()
 	}
 	if a.Str != "" {
 		return a.Str
@@ -170,7 +176,7 @@ func (p *Plan) MarshalJSON() ([]byte, error) {
 	add := func(steps []Step, base int, by string) {
 		for i := range steps {
 			s := &steps[i]
-			j := jsonStep{Step: base + i + 1, Do: s.Do, By: by, Op: opNames[s.Op], Call: s.Name}
+			j := jsonStep{Step: base + i + 1, Do: s.Do.String(), By: by, Op: opNames[s.Op], Call: s.Name}
 			for _, a := range s.Args {
 				j.Args = append(j.Args, p.arg(a))
 			}

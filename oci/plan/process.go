@@ -221,7 +221,7 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
-	how := data(words(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0, unix.RESOLVE_NO_MAGICLINKS), "{O_PATH|O_DIRECTORY|O_CLOEXEC, 0, NO_MAGICLINKS}")
+	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
 	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
 	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
 	if first {

@@ -11,6 +11,8 @@
 package plan
 
 import (
+	"fmt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -70,12 +72,29 @@ const (
 	ArgMessage                // pointer to a struct msghdr that passes the descriptor number in Slot
 )
 
+// Words is a sentence that is only put together when somebody reads it.
+type Words struct {
+	format string
+	args   []any
+}
+
+// Say makes Words.
+func Say(format string, args ...any) Words { return Words{format, args} }
+
+func (w Words) String() string {
+	if len(w.args) == 0 {
+		return w.format
+	}
+	return fmt.Sprintf(w.format, w.args...)
+}
+
 // Arg is one argument of a system call.
 type Arg struct {
 	Kind   ArgKind
 	Slot   Slot
 	Int    uint64
-	Str    string // also the text of an ArgInt or ArgBytes for people
+	Str    string        // also the text of an ArgInt or ArgBytes for people
+	text   func() string // makes that text, for those where it takes work
 	Bytes  []byte
 	Strs   []string
 	Filter []unix.SockFilter
@@ -83,7 +102,7 @@ type Arg struct {
 
 // Step is one instruction of the machine.
 type Step struct {
-	Do   string // names action and object; "%e" at the end of Text stands for the errno
+	Do   Words // names action and object; "%e" at the end of Text stands for the errno
 	Op   Op
 	Nr   uintptr // number of the system call on this architecture
 	Name string  // its name

@@ -69,11 +69,23 @@ func readFull(f *os.File, buf []byte) (n int, err error) {
 
 // Parse parses and checks a configuration.
 func Parse(raw []byte) (*specs.Spec, error) {
+	s, err := Decode(raw)
+	if err != nil {
+		return nil, err
+	}
+	return s, Validate(s)
+}
+
+// Decode is Parse without the checks, for what has passed them.
+func Decode(raw []byte) (*specs.Spec, error) {
+	if s := decode(raw); s != nil {
+		return s, nil
+	}
 	s := new(specs.Spec)
 	if err := json.Unmarshal(raw, s); err != nil {
 		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	return s, Validate(s)
+	return s, nil
 }
 
 func invalid(format string, a ...any) error {

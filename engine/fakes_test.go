@@ -1,0 +1,791 @@
+package engine
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/shim/client"
+)
+
+// breaker makes named steps of the fakes fail.
+type breaker struct {
+	mu   sync.Mutex
+	fail map[string]error
+	seen map[string]int
+}
+
+func (b *breaker) step(name string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.seen == nil {
+		b.seen = map[string]int{}
+	}
+	b.seen[name]++
+	return b.fail[name]
+}
+
+func (b *breaker) breakStep(name string, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail = map[string]error{}
+	if err != nil {
+		b.fail[name] = err
+	}
+}
+
+func (b *breaker) count(name string) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.seen[name]
+}
+
+// memRecords are Records in memory.
+type memRecords struct {
+	*breaker
+	mu   sync.Mutex
+	kind string
+	all  map[string][]byte
+}
+
+func (r *memRecords) Put(_ context.Context, id string, v any) error {
+	if err := r.step(r.kind + ".put"); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[id] = raw
+	return nil
+}
+
+func (r *memRecords) Get(_ context.Context, id string, v any) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	raw, ok := r.all[id]
+	if !ok {
+		return errdefs.ErrNotFound
+	}
+	return json.Unmarshal(raw, v)
+}
+
+func (r *memRecords) Delete(_ context.Context, id string) error {
+	if err := r.step(r.kind + ".delete"); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.all, id)
+	return nil
+}
+
+func (r *memRecords) ForEach(f func(string, []byte) error) error {
+	r.mu.Lock()
+	all := maps.Clone(r.all)
+	r.mu.Unlock()
+	var first error
+	for _, id := range slices.Sorted(maps.Keys(all)) {
+		if err := f(id, all[id]); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// fakeImages holds images by every name they have.
+type fakeImages struct {
+	*breaker
+	mu   sync.Mutex
+	imgs []image.Image
+	cfg  dockerspec.DockerOCIImage
+}
+
+func (f *fakeImages) Get(_ context.Context, ref string, _ *ocispec.Platform) (image.Image, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, img := range f.imgs {
+		if slices.Contains(img.Names, ref) || slices.Contains(img.Names, "docker.io/library/"+ref) ||
+			slices.Contains(img.Names, "docker.io/library/"+ref+":latest") || ref != "" && strings.HasPrefix(img.ID.String(), ref) ||
+			ref != "" && strings.HasPrefix(img.ID.Encoded(), ref) {
+			return img, nil
+		}
+	}
+	return image.Image{}, errdefs.ErrNotFound
+}
+
+func (f *fakeImages) List(context.Context) ([]image.Image, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Clone(f.imgs), nil
+}
+
+func (f *fakeImages) Config(context.Context, image.Image) (dockerspec.DockerOCIImage, error) {
+	return f.cfg, nil
+}
+
+func (f *fakeImages) Unpack(context.Context, image.Image, string) (string, error) {
+	return "", f.step("unpack")
+}
+
+func (f *fakeImages) Pull(context.Context, string, image.PullOptions) (image.Image, error) {
+	return image.Image{}, errdefs.ErrUnavailable
+}
+func (f *fakeImages) Push(context.Context, string, image.PushOptions) error { return nil }
+func (f *fakeImages) Tag(context.Context, string, string) error             { return nil }
+
+func (f *fakeImages) Untag(_ context.Context, name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range f.imgs {
+		f.imgs[i].Names = slices.DeleteFunc(slices.Clone(f.imgs[i].Names), func(n string) bool { return n == name })
+	}
+	return nil
+}
+
+func (f *fakeImages) Delete(_ context.Context, img image.Image) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.imgs = slices.DeleteFunc(f.imgs, func(o image.Image) bool { return o.ID == img.ID })
+	return nil, nil
+}
+
+func (f *fakeImages) Load(context.Context, io.Reader, image.LoadOptions) ([]image.Loaded, error) {
+	return nil, nil
+}
+func (f *fakeImages) Save(context.Context, []string, image.SaveOptions, io.Writer) error { return nil }
+
+// fakeNetworks gives addresses and remembers what is taken.
+type fakeNetworks struct {
+	*breaker
+	mu   sync.Mutex
+	nets map[string]network.Network
+	eps  map[string]map[string]network.Endpoint // network id → endpoint id
+	ns   map[string]bool
+	next int
+}
+
+func newFakeNetworks(b *breaker) *fakeNetworks {
+	f := &fakeNetworks{breaker: b, nets: map[string]network.Network{}, eps: map[string]map[string]network.Endpoint{}, ns: map[string]bool{}}
+	for name, driver := range map[string]string{"bridge": "bridge", "host": "host", "none": "null"} {
+		f.nets[name] = network.Network{ID: "id-" + name, Name: name, Driver: driver, Predefined: true}
+	}
+	return f
+}
+
+func (f *fakeNetworks) find(ref string) (network.Network, error) {
+	for _, n := range f.nets {
+		if n.Name == ref || n.ID == ref {
+			return n, nil
+		}
+	}
+	return network.Network{}, errdefs.ErrNotFound
+}
+
+func (f *fakeNetworks) Create(_ context.Context, c network.Config) (network.Network, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.nets[c.Name]; ok {
+		return network.Network{}, errdefs.ErrAlreadyExists
+	}
+	n := network.Network{ID: "id-" + c.Name, Name: c.Name, Driver: cmp.Or(c.Driver, "bridge")}
+	f.nets[c.Name] = n
+	return n, nil
+}
+
+func (f *fakeNetworks) Remove(_ context.Context, ref string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.find(ref)
+	if err == nil {
+		delete(f.nets, n.Name)
+	}
+	return err
+}
+
+func (f *fakeNetworks) Get(_ context.Context, ref string) (network.Network, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.find(ref)
+}
+
+func (f *fakeNetworks) List(context.Context) ([]network.Network, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Values(f.nets)), nil
+}
+
+func (f *fakeNetworks) NewNetns(_ context.Context, id string) (string, error) {
+	if err := f.step("netns"); err != nil {
+		return "", err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ns["/ns/"+id] = true
+	return "/ns/" + id, nil
+}
+
+func (f *fakeNetworks) DeleteNetns(_ context.Context, path string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.ns, path)
+	return nil
+}
+
+func (f *fakeNetworks) Connect(_ context.Context, c network.EndpointConfig) (network.Endpoint, error) {
+	if err := f.step("connect"); err != nil {
+		return network.Endpoint{}, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.find(c.Network)
+	if err != nil {
+		return network.Endpoint{}, err
+	}
+	if _, ok := f.eps[n.ID][c.ID]; ok {
+		return network.Endpoint{}, errdefs.ErrAlreadyExists
+	}
+	f.next++
+	ep := network.Endpoint{ID: c.ID, EndpointID: "ep-" + c.ID, NetworkID: n.ID, NetworkName: n.Name, Netns: c.Netns, Name: c.Name,
+		IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(f.next >> 8), byte(f.next)}), 16), Ports: c.Ports}
+	if f.eps[n.ID] == nil {
+		f.eps[n.ID] = map[string]network.Endpoint{}
+	}
+	f.eps[n.ID][c.ID] = ep
+	return ep, nil
+}
+
+func (f *fakeNetworks) Disconnect(_ context.Context, ref, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.find(ref)
+	if err != nil {
+		return nil
+	}
+	delete(f.eps[n.ID], id)
+	return nil
+}
+
+func (f *fakeNetworks) Endpoints(_ context.Context, ref string) ([]network.Endpoint, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, err := f.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Collect(maps.Values(f.eps[n.ID])), nil
+}
+
+func (f *fakeNetworks) Rename(context.Context, string, string, string) error { return nil }
+
+func (f *fakeNetworks) HostGateway(context.Context) (netip.Addr, error) {
+	return netip.AddrFrom4([4]byte{10, 0, 0, 1}), nil
+}
+
+// taken counts endpoints and namespaces.
+func (f *fakeNetworks) taken() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := len(f.ns)
+	for _, m := range f.eps {
+		n += len(m)
+	}
+	return n
+}
+
+// fakeShims starts shims whose containers do what their first argument says:
+//
+//	exit N     end at once
+//	sleep      end by SIGTERM (143) or SIGKILL (137)
+//	stubborn   end by SIGKILL only
+type fakeShims struct {
+	*breaker
+	mu   sync.Mutex
+	live map[string]*fakeShim // by bundle
+	// hang makes Connect wait for its context.
+	hang map[string]bool
+}
+
+type fakeShim struct {
+	f      *fakeShims
+	bundle string
+	mu     sync.Mutex
+	procs  map[string]*fakeProc // by exec id
+	id     string
+	paused bool
+	gone   chan struct{}
+}
+
+type fakeProc struct {
+	args  []string
+	pid   int
+	state client.Status
+	exit  client.Exit
+	done  chan struct{}
+}
+
+// fakePid is a process that exists and that nobody kills: its root is /, which
+// only tests that run as root can open.
+var fakePid = os.Getpid()
+
+func (f *fakeShims) Start(_ context.Context, o client.StartOptions) (Shim, error) {
+	if err := f.step("shim.start"); err != nil {
+		return nil, err
+	}
+	s := &fakeShim{f: f, bundle: o.Bundle, procs: map[string]*fakeProc{}, id: o.ID, gone: make(chan struct{})}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.live[o.Bundle] = s
+	return s, nil
+}
+
+func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
+	f.mu.Lock()
+	s, hang := f.live[bundle], f.hang[bundle]
+	f.mu.Unlock()
+	if hang {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if s == nil {
+		return nil, fmt.Errorf("shim of %s: %w", bundle, errdefs.ErrNotFound)
+	}
+	return s, nil
+}
+
+func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
+	_ = f.step("reap")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.live, o.Bundle)
+	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
+}
+
+func (f *fakeShims) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.live)
+}
+
+// die is a crash of the shim with its container.
+func (s *fakeShim) die() {
+	s.f.mu.Lock()
+	delete(s.f.live, s.bundle)
+	s.f.mu.Unlock()
+	close(s.gone)
+}
+
+func (s *fakeShim) proc(execID string) (*fakeProc, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.procs[execID]; p != nil {
+		return p, nil
+	}
+	return nil, fmt.Errorf("process %q: %w", execID, errdefs.ErrNotFound)
+}
+
+func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error) {
+	if err := s.f.step("task.create"); err != nil {
+		return 0, err
+	}
+	raw, err := os.ReadFile(filepath.Join(o.Bundle, "config.json"))
+	if err != nil {
+		return 0, err
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(raw, &spec); err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.procs[""] = &fakeProc{args: spec.Process.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
+	return fakePid, nil
+}
+
+func (s *fakeShim) Exec(_ context.Context, o client.ExecOptions) error {
+	if err := s.f.step("exec"); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.procs[o.ExecID] = &fakeProc{args: o.Spec.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
+	return nil
+}
+
+func (s *fakeShim) Start(_ context.Context, _, execID string) (int, error) {
+	if err := s.f.step("task.start"); err != nil {
+		return 0, err
+	}
+	p, err := s.proc(execID)
+	if err != nil {
+		return 0, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p.state = client.StatusRunning
+	if p.args[0] == "exit" {
+		code, _ := strconv.Atoi(p.args[1])
+		p.end(code)
+	}
+	return p.pid, nil
+}
+
+// end is called with the shim's lock held.
+func (p *fakeProc) end(code int) {
+	if p.state == client.StatusStopped {
+		return
+	}
+	p.state = client.StatusStopped
+	p.exit = client.Exit{Status: uint32(code), ExitedAt: time.Now()}
+	close(p.done)
+}
+
+func (s *fakeShim) Kill(_ context.Context, _, execID string, signal int, _ bool) error {
+	p, err := s.proc(execID)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.state == client.StatusStopped {
+		return errdefs.ErrNotFound
+	}
+	if signal == 9 || p.args[0] == "sleep" && (signal == 15 || signal == 2) {
+		p.end(128 + signal)
+	}
+	return nil
+}
+
+func (s *fakeShim) Wait(ctx context.Context, _, execID string) (client.Exit, error) {
+	p, err := s.proc(execID)
+	if err != nil {
+		return client.Exit{}, err
+	}
+	select {
+	case <-p.done:
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return p.exit, nil
+	case <-s.gone:
+		return client.Exit{}, errdefs.ErrUnavailable
+	case <-ctx.Done():
+		return client.Exit{}, ctx.Err()
+	}
+}
+
+func (s *fakeShim) State(_ context.Context, id, execID string) (client.State, error) {
+	p, err := s.proc(execID)
+	if err != nil {
+		return client.State{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := client.State{ID: id, ExecID: execID, Pid: p.pid, Status: p.state, Exit: p.exit}
+	if s.paused && p.state == client.StatusRunning {
+		st.Status = client.StatusPaused
+	}
+	return st, nil
+}
+
+func (s *fakeShim) Delete(_ context.Context, _, execID string) (client.Exit, error) {
+	p, err := s.proc(execID)
+	if err != nil {
+		return client.Exit{}, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.procs, execID)
+	p.end(137) // of one that was never started
+	return p.exit, nil
+}
+
+func (s *fakeShim) Pause(context.Context, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = true
+	return s.f.step("pause")
+}
+
+func (s *fakeShim) Resume(context.Context, string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = false
+	return nil
+}
+
+func (s *fakeShim) Update(context.Context, string, *specs.LinuxResources) error {
+	return s.f.step("update")
+}
+func (s *fakeShim) Pids(context.Context, string) ([]int, error) { return []int{fakePid}, nil }
+func (s *fakeShim) Resize(context.Context, string, string, uint32, uint32) error {
+	return nil
+}
+func (s *fakeShim) CloseStdin(context.Context, string, string) error { return nil }
+
+func (s *fakeShim) Attach(_ context.Context, o client.AttachOptions) (client.Stream, error) {
+	p, err := s.proc(o.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	return &fakeStream{p: p}, nil
+}
+
+func (s *fakeShim) Shutdown(context.Context) error {
+	s.mu.Lock()
+	n := len(s.procs)
+	s.mu.Unlock()
+	if n > 0 {
+		return errdefs.ErrFailedPrecondition
+	}
+	s.f.mu.Lock()
+	defer s.f.mu.Unlock()
+	if s.f.live[s.bundle] == s {
+		delete(s.f.live, s.bundle)
+	}
+	return nil
+}
+
+func (s *fakeShim) Gone() <-chan struct{} { return s.gone }
+func (s *fakeShim) Close() error          { return nil }
+
+// fakeStream says "hello" once and ends with the process.
+type fakeStream struct {
+	p    *fakeProc
+	said atomic.Bool
+}
+
+func (s *fakeStream) ReadFrame() (int, []byte, error) {
+	if !s.said.Swap(true) {
+		return 1, []byte("hello\n"), nil
+	}
+	<-s.p.done
+	return 0, nil, io.EOF
+}
+func (s *fakeStream) Write(p []byte) (int, error) { return len(p), nil }
+func (s *fakeStream) CloseWrite() error           { return nil }
+func (s *fakeStream) Close() error                { return nil }
+
+// fakeSnapshots are directories.
+type fakeSnapshots struct {
+	snapshots.Snapshotter // what is not overridden is not called
+	*breaker
+	root string
+	mu   sync.Mutex
+	keys map[string]bool
+}
+
+func (f *fakeSnapshots) Prepare(_ context.Context, key, _ string, _ ...snapshots.Opt) ([]mount.Mount, error) {
+	if err := f.step("prepare"); err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(f.root, key)
+	if err := os.MkdirAll(filepath.Join(dir, "etc"), 0o755); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0::/root:/bin/sh\nweb:x:33:34::/var/www:/bin/sh\n"), 0o644); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.keys[key] = true
+	return f.mounts(key), nil
+}
+
+func (f *fakeSnapshots) mounts(key string) []mount.Mount {
+	return []mount.Mount{{Type: "bind", Source: filepath.Join(f.root, key), Options: []string{"rbind", "rw"}}}
+}
+
+func (f *fakeSnapshots) Mounts(_ context.Context, key string) ([]mount.Mount, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.keys[key] {
+		return nil, errdefs.ErrNotFound
+	}
+	return f.mounts(key), nil
+}
+
+func (f *fakeSnapshots) Remove(_ context.Context, key string) error {
+	if err := f.step("snapshot.remove"); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.keys[key] {
+		return errdefs.ErrNotFound
+	}
+	delete(f.keys, key)
+	return os.RemoveAll(filepath.Join(f.root, key))
+}
+
+func (f *fakeSnapshots) Stat(_ context.Context, key string) (snapshots.Info, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.keys[key] {
+		return snapshots.Info{}, errdefs.ErrNotFound
+	}
+	return snapshots.Info{Name: key, Kind: snapshots.KindActive}, nil
+}
+
+func (f *fakeSnapshots) Usage(context.Context, string) (snapshots.Usage, error) {
+	return snapshots.Usage{Size: 1000}, nil
+}
+
+func (f *fakeSnapshots) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.keys)
+}
+
+// node is a machine: what survives the daemon.
+type node struct {
+	t *testing.T
+	breaker
+	root, state string
+	containers  *memRecords
+	volumes     *memRecords
+	settings    *memRecords
+	images      *fakeImages
+	nets        *fakeNetworks
+	shims       *fakeShims
+	snaps       *fakeSnapshots
+	e           *Engine
+}
+
+const testImage = "docker.io/library/test:latest"
+
+func newNode(t *testing.T) *node {
+	t.Helper()
+	n := &node{t: t, root: t.TempDir(), state: t.TempDir()}
+	rec := func(kind string) *memRecords {
+		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
+	}
+	n.containers, n.volumes, n.settings = rec("containers"), rec("volumes"), rec("settings")
+	n.images = &fakeImages{breaker: &n.breaker, imgs: []image.Image{{ID: digest.FromString("test"), Names: []string{testImage}}}}
+	n.images.cfg.Config.Cmd = []string{"sleep"}
+	n.images.cfg.Config.Env = []string{"PATH=/bin", "A=image"}
+	n.nets = newFakeNetworks(&n.breaker)
+	n.shims = &fakeShims{breaker: &n.breaker, live: map[string]*fakeShim{}, hang: map[string]bool{}}
+	n.snaps = &fakeSnapshots{breaker: &n.breaker, root: t.TempDir(), keys: map[string]bool{}}
+	n.boot()
+	t.Cleanup(func() {
+		if err := n.e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// boot starts a daemon on the node.
+func (n *node) boot() {
+	n.t.Helper()
+	e, err := New(context.Background(), Options{
+		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings,
+		Images: n.images, Networks: n.nets, Shims: n.shims,
+		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.e = e
+}
+
+// crash ends the daemon without a word, and boots another one.
+func (n *node) crash() {
+	n.t.Helper()
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	n.boot()
+}
+
+func (n *node) create(name string, c Config) string {
+	n.t.Helper()
+	if c.Image == "" {
+		c.Image = "test"
+	}
+	id, _, err := n.e.CreateContainer(context.Background(), name, c)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+func (n *node) run(name string, c Config) string {
+	n.t.Helper()
+	id := n.create(name, c)
+	if err := n.e.StartContainer(context.Background(), id); err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+func (n *node) state_(id string) State {
+	n.t.Helper()
+	v, err := n.e.Container(context.Background(), id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return v.State
+}
+
+func (n *node) wait(id string, cond WaitCondition) int {
+	n.t.Helper()
+	ch, err := n.e.WaitContainer(context.Background(), id, cond)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	select {
+	case r := <-ch:
+		return r.ExitCode
+	case <-time.After(10 * time.Second):
+		n.t.Fatalf("container %s: no %s in 10 s", id, cond)
+		return 0
+	}
+}
+
+// eventually waits for a condition.
+func (n *node) eventually(what string, ok func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	n.t.Fatalf("not within 10 s: %s", what)
+}
+
+// clean asserts that nothing of any container is left.
+func (n *node) clean() {
+	n.t.Helper()
+	n.eventually("nothing is left", func() bool {
+		return n.nets.taken() == 0 && n.shims.count() == 0 && n.snaps.count() == 0 &&
+			len(folders(filepath.Join(n.root, "containers"))) == 0 && len(folders(filepath.Join(n.state, "containers"))) == 0
+	})
+	if len(n.containers.all) != 0 {
+		n.t.Errorf("%d records are left", len(n.containers.all))
+	}
+}

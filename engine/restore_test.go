@@ -1,0 +1,188 @@
+package engine
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/network"
+)
+
+func TestCrashOfTheDaemon(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	running := n.run("running", Config{})
+	paused := n.run("paused", Config{})
+	if err := n.e.PauseContainer(bg, paused); err != nil {
+		t.Fatal(err)
+	}
+	ended := n.run("ended", Config{})
+	lost := n.run("lost", Config{})
+	always := n.run("always", Config{Restart: RestartPolicy{Name: "always"}})
+	auto := n.run("auto", Config{AutoRemove: true})
+	idle := n.create("idle", Config{AutoRemove: true})
+	started := n.state_(running).StartedAt
+
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	kill := func(id string, code int) {
+		s := n.shims.live[n.e.bundle(id)]
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.procs[""].end(code)
+	}
+	kill(ended, 9)
+	kill(always, 4)
+	kill(auto, 0)
+	n.shims.live[n.e.bundle(lost)].die()
+	n.containers.all["zz"] = []byte(`{"version":1,"id":`) // a damaged one
+	n.boot()
+
+	if s := n.state_(running); s.Status != StatusRunning || !s.StartedAt.Equal(started) || s.Pid == 0 {
+		t.Errorf("running: %+v", s)
+	}
+	if v, _ := n.e.Container(bg, running); v.SandboxKey == "" || len(v.Endpoints) != 1 || !v.Endpoints[0].IPv4.IsValid() {
+		t.Errorf("running lost its network: %+v", v.Endpoints)
+	}
+	if s := n.state_(paused); s.Status != StatusPaused {
+		t.Errorf("paused: %+v", s)
+	}
+	if s := n.state_(ended); s.Status != StatusExited || s.ExitCode != 9 || s.FinishedAt.IsZero() {
+		t.Errorf("ended: %+v", s)
+	}
+	if s := n.state_(lost); s.Status != StatusExited || s.ExitCode != 137 {
+		t.Errorf("lost: %+v", s)
+	}
+	n.eventually("always runs again", func() bool { return n.state_(always).Status == StatusRunning })
+	n.eventually("auto is removed", func() bool { _, err := n.e.Container(bg, auto); return errdefs.IsNotFound(err) })
+	if s := n.state_(idle); s.Status != StatusCreated {
+		t.Errorf("idle: %+v", s)
+	}
+	if err := n.e.UnpauseContainer(bg, paused); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{running, paused, ended, lost, always, idle} {
+		if err := n.e.RemoveContainer(bg, id, RemoveOptions{Force: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	delete(n.containers.all, "zz")
+	n.clean()
+}
+
+func TestReboot(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	plain := n.run("plain", Config{})
+	always := n.run("always", Config{Restart: RestartPolicy{Name: "always"}})
+	unless := n.run("unless", Config{Restart: RestartPolicy{Name: "unless-stopped"}})
+	stopped := n.run("stopped", Config{Restart: RestartPolicy{Name: "unless-stopped"}})
+	if err := n.e.StopContainer(bg, stopped, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	never := n.create("never", Config{Restart: RestartPolicy{Name: "always"}})
+	auto := n.run("auto", Config{AutoRemove: true})
+	n.eventually("records are written", func() bool {
+		var r record
+		return n.containers.Get(bg, plain, &r) == nil && r.Started && n.containers.Get(bg, stopped, &r) == nil && r.StoppedByUser && r.State.Status == StatusExited
+	})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	if err := os.RemoveAll(filepath.Join(n.state, "containers")); err != nil {
+		t.Fatal(err)
+	}
+	clear(n.shims.live)
+	n.boot()
+	if s := n.state_(plain); s.Status != StatusExited || s.ExitCode != exitUnknown {
+		t.Errorf("plain: %+v", s)
+	}
+	n.eventually("policies", func() bool {
+		return n.state_(always).Status == StatusRunning && n.state_(unless).Status == StatusRunning
+	})
+	if s := n.state_(stopped); s.Status != StatusExited {
+		t.Errorf("stopped: %+v", s)
+	}
+	if s := n.state_(never); s.Status != StatusCreated {
+		t.Errorf("never: %+v", s)
+	}
+	n.eventually("auto is removed", func() bool { _, err := n.e.Container(bg, auto); return errdefs.IsNotFound(err) })
+	n.eventually("only what runs holds addresses", func() bool { return n.nets.taken() == 2*2 })
+	for _, id := range []string{plain, always, unless, stopped, never} {
+		if err := n.e.RemoveContainer(bg, id, RemoveOptions{Force: true}); err != nil {
+			t.Error(err)
+		}
+	}
+	n.clean()
+}
+
+// TestHungShim: a shim that does not answer holds nobody up, and is taken up when it does.
+func TestHungShim(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	hung := n.run("hung", Config{})
+	good := n.run("good", Config{})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	n.shims.mu.Lock()
+	n.shims.hang[n.e.bundle(hung)] = true
+	n.shims.mu.Unlock()
+	begin := time.Now()
+	n.boot()
+	if took := time.Since(begin); took > connectLimit+2*time.Second {
+		t.Errorf("start of the daemon took %v", took)
+	}
+	if s := n.state_(good); s.Status != StatusRunning {
+		t.Errorf("good: %+v", s)
+	}
+	if s := n.state_(hung); s.Status != StatusRunning {
+		t.Errorf("hung: %+v", s)
+	}
+	n.shims.mu.Lock()
+	delete(n.shims.hang, n.e.bundle(hung))
+	n.shims.mu.Unlock()
+}
+
+// TestUnfinished: what a daemon that died in the middle of something leaves is cleaned.
+func TestUnfinished(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.create("cc", Config{})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	// A start that got as far as the bundle and the network.
+	if err := os.Mkdir(n.e.bundle(id), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.nets.Connect(bg, network.EndpointConfig{ID: id, Network: "bridge", Netns: "/ns/" + id}); err != nil {
+		t.Fatal(err)
+	}
+	// A creation and a removal that were cut short.
+	stray := newID()
+	for _, dir := range []string{n.e.dir(stray), n.e.bundle(stray)} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	doomed := filepath.Join(n.root, "volumes", doomedPrefix+"v", "_data")
+	if err := os.MkdirAll(doomed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n.boot()
+	if s := n.state_(id); s.Status != StatusCreated {
+		t.Errorf("%+v", s)
+	}
+	if n.nets.taken() != 0 {
+		t.Error("an endpoint is held")
+	}
+	for _, dir := range []string{n.e.dir(stray), n.e.bundle(stray), filepath.Dir(doomed)} {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	if err := n.e.StartContainer(bg, id); err != nil {
+		t.Error(err)
+	}
+}
