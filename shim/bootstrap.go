@@ -227,6 +227,17 @@ func RaiseOOMScore() {
 	}
 }
 
+// SettleFileLimit makes the soft limit of open files the hard one. Go has raised it
+// already, to one less, and a process that is not started by package os inherits
+// that: containers shall see a limit that somebody has chosen.
+func SettleFileLimit() {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) == nil && l.Cur+1 == l.Max {
+		l.Cur = l.Max
+		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &l)
+	}
+}
+
 // Cleanup is containerd's `delete`: the shim of a bundle is gone, so whatever is left
 // of the container is killed and deleted. How it ended is written to out.
 func Cleanup(ctx context.Context, c Command, out io.Writer) error {

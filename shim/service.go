@@ -23,6 +23,10 @@ import (
 // died before it could make use of it, or before it could end it.
 const idleLimit = time.Minute
 
+// callLimit bounds a call to the runtime, hooks included, when its caller does not
+// wait any more.
+const callLimit = 10 * time.Minute
+
 // reservation is how long a container may take to come after `start` has promised
 // this shim to it.
 const reservation = 30 * time.Second
@@ -92,6 +96,12 @@ func (s *Service) Serve(l net.Listener) error {
 	for name, h := range task {
 		task[name] = func(ctx context.Context, payload []byte) (wire.Message, error) {
 			defer s.busy()
+			if name != "Wait" {
+				// A daemon that dies in the middle of a call leaves nothing half done.
+				var cancel context.CancelFunc
+				ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callLimit)
+				defer cancel()
+			}
 			return h(ctx, payload)
 		}
 	}

@@ -83,10 +83,11 @@ func serve(c shim.Command) error {
 	runtime.GOMAXPROCS(2)
 	// The heap is a few hundred kilobytes: collecting it often costs nothing.
 	debug.SetGCPercent(20)
-	// Terminal and job signals are not for us, and a daemon that stops its process
-	// group must not take the containers along.
-	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGPIPE)
+	// A daemon that stops its process group must not take the containers along. The
+	// signals are caught and not ignored: a container would inherit that.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	shim.RaiseOOMScore()
+	shim.SettleFileLimit()
 	level := slog.LevelInfo
 	if c.Debug {
 		level = slog.LevelDebug
