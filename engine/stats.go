@@ -45,8 +45,8 @@ func (e *Engine) Stats(ctx context.Context, ref string) (Stats, error) {
 	if limits.PidsLimit != nil && *limits.PidsLimit > 0 {
 		st.PidsLimit = uint64(*limits.PidsLimit)
 	}
-	if v := c.view(); v.SandboxKey != "" {
-		if ifs, err := network.NetnsStats(v.SandboxKey); err == nil {
+	if v := c.view(); v.Config.NetworkMode != "host" { // also of a namespace that is another container's
+		if ifs, err := network.NetnsStats(fmt.Sprintf("/proc/%d/ns/net", r.pid.Load())); err == nil {
 			st.Networks = map[string]NetStats{}
 			for name, n := range ifs {
 				st.Networks[name] = NetStats(n)

@@ -153,10 +153,9 @@ func (h *Healthcheck) validate() error {
 // validateModes checks the namespaces asked for.
 func (c *Config) validateModes() error {
 	simple := func(what, mode string, allowed ...string) error {
-		if mode == "" || slices.Contains(allowed, mode) {
-			return nil
-		}
-		if ref, ok := strings.CutPrefix(mode, "container:"); ok && ref != "" && slices.Contains(allowed, "container:") {
+		ref, joins := strings.CutPrefix(mode, "container:")
+		switch {
+		case mode == "", joins && ref != "" && slices.Contains(allowed, "container:"), !joins && slices.Contains(allowed, mode):
 			return nil
 		}
 		return invalidf("invalid %s: %s", what, mode)

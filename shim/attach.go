@@ -3,22 +3,112 @@ package shim
 import (
 	"bufio"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hako-engine/hako/shim/wire"
 )
 
-// attached is one client of the attach protocol. What it is sent waits in the
-// buffer of its socket: when that is full the process that writes has to wait,
-// unless the client is gone.
+const (
+	// queueSize is how much waits for a client that is slower than the process, in
+	// bytes, before the process has to wait, too.
+	queueSize = 128 << 10
+	// endTimeout bounds how long a client may take to say what it wants, and to close
+	// after it has been told the end.
+	endTimeout = 10 * time.Second
+	// lingerLimit bounds how long a client may take to fetch the last output of a
+	// process that has ended.
+	lingerLimit = 10 * time.Minute
+)
+
+// attached is one client of the attach protocol. Output waits for it in a queue with
+// a bound: when that is full the process that writes has to wait, unless the client
+// is gone. When the process has ended the bound is lifted: what is left is no more
+// than its pipe holds, and neither the log nor the exit waits for a slow client.
 type attached struct {
 	conn   net.Conn
 	frames [3]bool // by frame type: which output it wants
 
-	write sync.Mutex
+	mu struct {
+		sync.Mutex
+		changed *sync.Cond
+		queue   []byte // frames
+		bound   bool   // the queue is bounded
+		ended   bool   // there is no more output
+		gone    bool   // the client is
+	}
+}
+
+func newAttached(conn net.Conn) *attached {
+	a := &attached{conn: conn}
+	a.mu.changed = sync.NewCond(&a.mu)
+	a.mu.bound = true
+	return a
+}
+
+// put queues output, and waits while the queue is full.
+func (a *attached) put(frame byte, p []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for len(a.mu.queue) > 0 && len(a.mu.queue)+len(p) > queueSize && a.mu.bound && !a.mu.gone {
+		a.mu.changed.Wait()
+	}
+	if a.mu.gone || a.mu.ended {
+		return
+	}
+	a.mu.queue = wire.AppendFrame(a.mu.queue, frame, p)
+	a.mu.changed.Broadcast()
+}
+
+func (a *attached) set(flag *bool, to bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	*flag = to
+	a.mu.changed.Broadcast()
+}
+
+// send writes the queue to the client until the output has ended or the client is gone.
+func (a *attached) send() {
+	var spare []byte
+	for {
+		a.mu.Lock()
+		for len(a.mu.queue) == 0 && !a.mu.ended && !a.mu.gone {
+			a.mu.changed.Wait()
+		}
+		batch, ended, gone := a.mu.queue, a.mu.ended, a.mu.gone
+		a.mu.queue = spare[:0]
+		a.mu.changed.Broadcast()
+		a.mu.Unlock()
+		if gone {
+			return
+		}
+		if ended {
+			batch = wire.AppendFrame(batch, wire.FrameEnd, nil)
+			a.conn.SetWriteDeadline(time.Now().Add(lingerLimit))
+		}
+		if _, err := a.conn.Write(batch); err != nil {
+			a.set(&a.mu.gone, true)
+			a.conn.Close()
+			return
+		}
+		if ended {
+			// The client closes. Were we to close with input of it unread, the kernel
+			// could throw away output that the client has not read yet.
+			a.conn.SetReadDeadline(time.Now().Add(endTimeout))
+			if u, ok := a.conn.(*net.UnixConn); ok {
+				u.CloseWrite()
+			}
+			return
+		}
+		if spare = batch; cap(spare) > queueSize || len(batch) < chunk {
+			spare = nil // an idle client holds no buffer
+		}
+	}
 }
 
 // clients are the attached clients of one process.
@@ -26,6 +116,7 @@ type clients struct {
 	mu    sync.Mutex
 	list  []*attached
 	ended bool
+	free  bool // the process has ended: queues are not bounded
 }
 
 // add registers a client; false if the output has ended already.
@@ -34,6 +125,9 @@ func (c *clients) add(a *attached) bool {
 	defer c.mu.Unlock()
 	if c.ended {
 		return false
+	}
+	if c.free {
+		a.set(&a.mu.bound, false)
 	}
 	// A new slice: write goes through the old one without the lock.
 	c.list = append(append([]*attached(nil), c.list...), a)
@@ -52,64 +146,36 @@ func (c *clients) remove(a *attached) {
 	c.list = rest
 }
 
-// write sends output to everybody who wants it.
+// write hands output to everybody who wants it.
 func (c *clients) write(frame byte, p []byte) {
 	c.mu.Lock()
 	list := c.list
 	c.mu.Unlock()
 	for _, a := range list {
-		if !a.frames[frame] {
-			continue
-		}
-		a.write.Lock()
-		err := wire.WriteFrame(a.conn, frame, p)
-		a.write.Unlock()
-		if err != nil {
-			a.conn.Close()
-			c.remove(a)
+		if a.frames[frame] {
+			a.put(frame, p)
 		}
 	}
 }
 
-// end says to everybody that the output has ended. A client that does not read does
-// not hold up anybody but itself, and that not for ever.
+// unbound lets the last output go into the queues without waiting.
+func (c *clients) unbound() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.free = true
+	for _, a := range c.list {
+		a.set(&a.mu.bound, false)
+	}
+}
+
+// end says to everybody that the output has ended, behind what is queued for them.
 func (c *clients) end() {
 	c.mu.Lock()
-	list := c.list
+	defer c.mu.Unlock()
+	for _, a := range c.list {
+		a.set(&a.mu.ended, true)
+	}
 	c.list, c.ended = nil, true
-	c.mu.Unlock()
-	for _, a := range list {
-		go a.end()
-	}
-}
-
-// endTimeout bounds how long the last frame waits for a client.
-const endTimeout = 10 * time.Second
-
-func (a *attached) end() {
-	a.write.Lock()
-	defer a.write.Unlock()
-	a.conn.SetWriteDeadline(time.Now().Add(endTimeout))
-	if wire.WriteFrame(a.conn, wire.FrameEnd, nil) != nil {
-		a.conn.Close()
-		return
-	}
-	// The client closes. Were we to close with input of it unread, the kernel could
-	// throw away output that the client has not read yet.
-	a.conn.SetReadDeadline(time.Now().Add(endTimeout))
-	if u, ok := a.conn.(*net.UnixConn); ok {
-		u.CloseWrite()
-	}
-}
-
-func (c *clients) closeAll() {
-	c.mu.Lock()
-	list := c.list
-	c.list, c.ended = nil, true
-	c.mu.Unlock()
-	for _, a := range list {
-		a.conn.Close()
-	}
 }
 
 // serveAttach speaks the attach protocol on a connection, until the client goes or
@@ -124,24 +190,28 @@ func (s *Service) serveAttach(conn net.Conn, r *bufio.Reader) {
 	}
 	conn.SetReadDeadline(time.Time{})
 	p, err := s.process(req.ID, req.ExecID)
+	if err == nil && req.Version != 1 {
+		err = fmt.Errorf("attach protocol version %d: %w", req.Version, errdefs.ErrNotImplemented)
+	}
 	if err != nil {
 		wire.WriteLine(conn, wire.Reply(err))
 		return
 	}
-	a := &attached{conn: conn}
+	a := newAttached(conn)
 	a.frames[wire.FrameStdout], a.frames[wire.FrameStderr] = req.Stdout, req.Stderr
-	// The reply goes first, but output that comes after it must not be missed.
-	a.write.Lock()
-	live := p.streams.clients.add(a)
-	err = wire.WriteLine(conn, wire.Reply(nil))
-	if err == nil && !live {
-		err = wire.WriteFrame(conn, wire.FrameEnd, nil)
+	// Whoever has read the reply misses nothing that comes after it.
+	if !p.streams.clients.add(a) {
+		a.mu.ended = true
 	}
-	a.write.Unlock()
 	defer p.streams.clients.remove(a)
-	if err != nil || !live {
+	if err := wire.WriteLine(conn, wire.Reply(nil)); err != nil {
 		return
 	}
+	var sending sync.WaitGroup
+	sending.Go(a.send)
+	defer sending.Wait()
+	defer a.set(&a.mu.gone, true)
+
 	in := p.streams.input
 	if !req.Stdin {
 		in = nil

@@ -54,6 +54,8 @@ type Service struct {
 
 	trim *time.Timer
 
+	attachments sync.WaitGroup
+
 	shutdown     chan struct{} // closed by Shutdown
 	shutdownOnce sync.Once
 
@@ -137,6 +139,8 @@ func (s *Service) serveConn(ctx context.Context, conn net.Conn, services wire.Se
 	case err != nil:
 		conn.Close()
 	case first[0] == '{':
+		s.attachments.Add(1)
+		defer s.attachments.Done()
 		s.serveAttach(conn, r)
 	default:
 		if err := services.Serve(ctx, conn, r); err != nil {
@@ -178,6 +182,19 @@ func (s *Service) end() {
 
 // close ends what runs in the background.
 func (s *Service) close() {
+	// Clients may still be fetching the last output.
+	done := make(chan struct{})
+	go func() { s.attachments.Wait(); close(done) }()
+	s.mu.Lock()
+	limit := time.After(lingerLimit)
+	if len(s.mu.containers) > 0 {
+		limit = time.After(0)
+	}
+	s.mu.Unlock()
+	select {
+	case <-done:
+	case <-limit:
+	}
 	s.trim.Stop()
 	s.events.close()
 	close(s.reaper.quit)

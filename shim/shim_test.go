@@ -261,6 +261,47 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
+// A client that is slow to the end holds up neither the exit nor the log, and gets
+// everything: after the process is deleted and the shim is told to end.
+func TestSlowClient(t *testing.T) {
+	h := newHarness(t)
+	path := filepath.Join(h.bundle, "log")
+	const size = 700000
+	if err := h.create(fmt.Sprintf("head -c %d /dev/zero | tr '\\0' x", size), wire.CreateTaskRequest{Stdout: uri(path, false, false)}); err != nil {
+		t.Fatal(err)
+	}
+	conn, r := h.attach(wire.AttachRequest{Stdout: true})
+	h.start()
+	// Read as much as it takes for the process to write all it has, and no more.
+	buf, got := make([]byte, wire.MaxFrame), 0
+	for {
+		var st wire.StateResponse
+		if h.must("State", &wire.ProcessRequest{ID: "c"}, &st); st.Status == wire.StatusStopped {
+			break
+		}
+		if got >= size-200000 {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		_, p, err := wire.ReadFrame(r, buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += len(p)
+	}
+	if n := len(readLog(t, path)); n != size {
+		t.Errorf("log has %d bytes at the exit", n)
+	}
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	h.must("Shutdown", &wire.ShutdownRequest{}, nil)
+	time.Sleep(100 * time.Millisecond)
+	out, err := frames(r)
+	if got+len(out) != size || err != nil {
+		t.Errorf("got %d bytes, %v", got+len(out), err)
+	}
+	conn.Close()
+}
+
 func TestStdin(t *testing.T) {
 	for _, once := range []bool{false, true} {
 		t.Run(fmt.Sprint("once=", once), func(t *testing.T) {

@@ -16,8 +16,8 @@ import (
 	"github.com/hako-engine/hako/shim/wire"
 )
 
-// drainLimit bounds how long the end of a process waits for its output to be taken
-// by a client that is slow.
+// drainLimit bounds how long the end of a process waits for its output to be taken,
+// by a FIFO or a logging program that nobody reads.
 const drainLimit = 2 * time.Second
 
 // ioRequest is the part of a request that configures the streams of a process.
@@ -251,9 +251,10 @@ func (s *streams) closeEnds() {
 }
 
 // drain waits until all that the ended process wrote has reached the sinks, but not
-// for what another process, that has inherited a stream, may still write; and not
-// longer than drainLimit for a slow client.
+// for what another process, that has inherited a stream, may still write; nor for
+// clients, whose queues take what is left.
 func (s *streams) drain() {
+	s.clients.unbound()
 	limit := time.NewTimer(drainLimit)
 	defer limit.Stop()
 	for _, o := range s.outputs {
@@ -271,12 +272,13 @@ func (s *streams) drain() {
 // end tells the attached clients that there is no more output. It does not wait.
 func (s *streams) end() { s.clients.end() }
 
-// close releases everything; output that still arrives is lost.
+// close releases everything; output that still arrives is lost, but what is queued
+// for clients is not.
 func (s *streams) close() {
 	if s.input != nil {
 		s.input.abort()
 	}
-	s.clients.closeAll()
+	s.clients.end()
 	for _, o := range s.outputs {
 		o.close()
 	}

@@ -78,6 +78,21 @@ func imageInspectOf(d *engine.ImageDetail, snapshotter string) image.InspectResp
 	return out
 }
 
+// manifestsOf describes the one manifest of an image that is here.
+func manifestsOf(im *engine.ImageRecord) []image.ManifestSummary {
+	m := image.ManifestSummary{
+		ID: im.Manifest.Digest.String(), Descriptor: im.Manifest, Available: true, Kind: image.ManifestKindImage,
+		ImageData: &image.ImageProperties{Platform: im.Platform, Containers: []string{}},
+	}
+	m.Size.Content = im.Manifest.Size + im.Config.Size
+	for _, l := range im.Layers {
+		m.Size.Content += l.Size
+	}
+	m.ImageData.Size.Unpacked = im.Size
+	m.Size.Total = m.Size.Content + im.Size
+	return []image.ManifestSummary{m}
+}
+
 // removedOf is the answer to a removal.
 func removedOf(removed []engine.RemovedImage) []image.DeleteResponse {
 	out := make([]image.DeleteResponse, 0, len(removed))

@@ -28,7 +28,11 @@ func (s *Server) imageList(ctx context.Context, c *call) error {
 	}
 	out := make([]wire.Summary, 0, len(images))
 	for i := range images {
-		out = append(out, imageSummaryOf(&images[i]))
+		sum := imageSummaryOf(&images[i])
+		if c.flag("manifests") {
+			sum.Manifests = manifestsOf(&images[i].Image)
+		}
+		out = append(out, sum)
 	}
 	return c.json(http.StatusOK, c.version.images(out))
 }
@@ -78,7 +82,11 @@ func (s *Server) imageInspect(ctx context.Context, c *call, name string) error {
 	if err != nil {
 		return err
 	}
-	return c.json(http.StatusOK, c.version.image(imageInspectOf(&d, info.Snapshotter)))
+	out := imageInspectOf(&d, info.Snapshotter)
+	if c.flag("manifests") {
+		out.Manifests = manifestsOf(&d.Image)
+	}
+	return c.json(http.StatusOK, c.version.image(out))
 }
 
 func (s *Server) imageHistory(ctx context.Context, c *call, name string) error {

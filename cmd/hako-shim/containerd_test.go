@@ -231,8 +231,16 @@ func TestUnderContainerd(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	if _, err := os.Stat(strings.TrimPrefix(string(address), "unix://")); len(address) == 0 || err == nil {
-		t.Errorf("socket %s of the dead shim: %v", address, err)
+	for i := 0; ; i++ {
+		_, err := os.Stat(strings.TrimPrefix(string(address), "unix://"))
+		if len(address) > 0 && errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if i == 100 {
+			t.Errorf("socket %q of the dead shim: %v", address, err)
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 	for _, id := range []string{"p1", "p2"} {
 		c.must("task", "rm", "-f", id)

@@ -30,22 +30,29 @@ func Open(pid int) (*FD, error) {
 // does not reap.
 func (p *FD) Wait() error {
 	raw, err := p.f.SyscallConn()
-	if err != nil {
-		return err
+	if err == nil {
+		err = raw.Read(func(fd uintptr) bool {
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(poll, 0)
+			return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+		})
 	}
-	return raw.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		n, err := unix.Poll(poll, 0)
-		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
-	})
+	if err != nil {
+		return os.ErrClosed // nothing else fails without a deadline
+	}
+	return nil
 }
 
 // Kill signals the process: errdefs.ErrNotFound if it has ended.
 func (p *FD) Kill(sig unix.Signal) error {
 	raw, err := p.f.SyscallConn()
 	if err == nil {
-		cerr := raw.Control(func(fd uintptr) { err = unix.PidfdSendSignal(int(fd), sig, nil, 0) })
-		err = errors.Join(err, cerr)
+		var serr error
+		if err = raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), sig, nil, 0) }); err == nil {
+			err = serr
+		} else {
+			err = unix.ESRCH // closed: it has been reaped
+		}
 	}
 	switch {
 	case errors.Is(err, os.ErrClosed), errors.Is(err, unix.ESRCH):

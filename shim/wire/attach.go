@@ -103,6 +103,13 @@ func WriteFrame(w net.Conn, typ byte, p []byte) error {
 	return err
 }
 
+// AppendFrame appends a frame of at most MaxFrame bytes.
+func AppendFrame(b []byte, typ byte, p []byte) []byte {
+	b = append(b, typ)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(p)))
+	return append(b, p...)
+}
+
 // ReadFrameHeader reads the type of a frame and the length of its payload.
 func ReadFrameHeader(r io.Reader) (typ byte, n int, err error) {
 	var h [frameHeader]byte

@@ -139,7 +139,7 @@ func newNode(flags ...string) (*node, error) {
 	i := int(nodes.Add(1)) - 1
 	n := &node{
 		dir:    filepath.Join(workDir, fmt.Sprint("n", i)),
-		bridge: fmt.Sprintf("hkt%d.%d", os.Getpid()%100000, i),
+		bridge: fmt.Sprintf("hkt%dx%d", os.Getpid()%100000, i),
 		// 10.200.0.0/13 in /24s: apart from what engines choose by default.
 		subnet: fmt.Sprintf("10.%d.%d.0/24", 200+i%8, os.Getpid()%250),
 		flags:  flags,

@@ -225,11 +225,15 @@ func TestTopStatsAndEvents(t *testing.T) {
 	if got := n.docker(t, "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", name); !strings.HasPrefix(got, name+" ") || !strings.Contains(got, "/ 64MiB") || !strings.HasSuffix(got, " 2") {
 		t.Error(got)
 	}
+	events := func(args ...string) string {
+		return n.docker(t, append([]string{"events", "--since", since, "--until", fmt.Sprint(time.Now().Unix()), "--filter", "container=" + name}, args...)...)
+	}
 	n.docker(t, "exec", name, "true")
+	eventually(t, "the event of the exec's end", func() bool { return strings.Contains(events(), "exec_die") })
 	n.docker(t, "kill", name)
 	n.docker(t, "rm", "-f", name)
-	got := n.docker(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()),
-		"--filter", "container="+name, "--format", "{{.Type}} {{.Action}}")
+	eventually(t, "the event of the removal", func() bool { return strings.Contains(events(), "destroy") })
+	got := events("--format", "{{.Type}} {{.Action}}")
 	last := -1
 	for _, want := range []string{"container create", "container start", "container exec_create: true", "container exec_start: true", "container exec_die", "container kill", "container die", "container destroy"} {
 		i := strings.Index(got, want)
@@ -238,8 +242,7 @@ func TestTopStatsAndEvents(t *testing.T) {
 		}
 		last = i
 	}
-	die := n.docker(t, "events", "--since", since, "--until", fmt.Sprint(time.Now().Add(time.Second).Unix()),
-		"--filter", "container="+name, "--filter", "event=die", "--format", "{{json .}}")
+	die := events("--filter", "event=die", "--format", "{{json .}}")
 	var e struct {
 		Actor struct{ Attributes map[string]string }
 	}

@@ -234,12 +234,12 @@ func TestNetworks(t *testing.T) {
 		})
 	}
 	n.docker(t, "run", "-d", "--name", client, testImage, "sleep", "1000")
-	if r := n.run(nil, "exec", client, "wget", "-q", "-T", "2", "-O-", "http://"+server+"/"); r.code == 0 {
+	if r := n.run(nil, "exec", client, "wget", "-q", "-O-", "http://"+server+"/"); r.code == 0 {
 		t.Errorf("reached from another network: %v", r)
 	}
 	n.docker(t, "network", "connect", "--alias", "late", net, client)
 	eventually(t, "an answer after connect", func() bool {
-		return n.run(nil, "exec", client, "wget", "-q", "-T", "2", "-O-", "http://"+server+"/").out == "by name"
+		return n.run(nil, "exec", client, "wget", "-q", "-O-", "http://"+server+"/").out == "by name"
 	})
 	if got := n.docker(t, "network", "inspect", "-f", "{{range .Containers}}{{.Name}} {{end}}", net); !strings.Contains(got, server) || !strings.Contains(got, client) {
 		t.Error(got)
