@@ -306,7 +306,7 @@ func (r *runner) clone() (err error) {
 	// From here on EOF on the sync socket means that the child is gone, or has executed
 	// the container's program.
 	for i, fd := range r.own {
-		if int64(fd) == r.slots[plan.SlotSync] || fd == r.own[0] {
+		if int64(fd) == r.slots[plan.SlotSync] || int64(fd) == r.slots[plan.SlotConsole] || fd == r.own[0] {
 			unix.Close(fd)
 			r.own[i] = -1
 		}
