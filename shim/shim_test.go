@@ -495,6 +495,18 @@ func TestOrphans(t *testing.T) {
 	}
 }
 
+// While orphans end all the time, a call still gets the status of its own child.
+func TestCallsKeepTheirChildren(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("while true; do (sleep 0.01 &) ; sleep 0.005; done", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	for range 200 {
+		h.must("Stats", &wire.ProcessRequest{ID: "c"}, nil)
+	}
+}
+
 // Two thousand processes leave neither goroutines nor descriptors nor memory behind.
 func TestExecLeaks(t *testing.T) {
 	h := newHarness(t)
