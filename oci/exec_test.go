@@ -201,7 +201,7 @@ func TestHooks(t *testing.T) {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf(`echo %s $(cat | tr -d '\n' | sed 's/.*"status":"\([a-z]*\)".*/\1/') $X >>%s`, name, log)}, Env: []string{"X=y", "PATH=/usr/bin:/bin"}}}
 	}
 	// Runs before pivot_root: a path of the host, in the container's namespaces.
-	setup := fmt.Sprintf(`echo createContainer $(cat /proc/sys/kernel/hostname) >>%s; ls /sys/class/net >>%s`, log, log)
+	setup := fmt.Sprintf(`echo createContainer $(cat /proc/sys/kernel/hostname) >>%s; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' >>%s`, log, log)
 	b.spec.Hooks = &specs.Hooks{
 		Prestart: host("prestart"), CreateRuntime: host("createRuntime"), Poststart: host("poststart"), Poststop: host("poststop"),
 		CreateContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", setup}, Env: []string{"PATH=/usr/bin:/bin"}}},

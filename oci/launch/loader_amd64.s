@@ -4,7 +4,8 @@
 // there at a fixed address, so it refers to nothing but its configuration (at 0x4000b0)
 // and the stack that execve(2) has made: argc, path, argv..., 0, envp..., 0.
 //
-// configuration: 0 report, 4 flags (1: clone once more, 2: wait for start),
+// configuration: 0 report, 4 flags (1: clone once more, 2: wait for start,
+// 4: take the terminal),
 // 8 seccomp flags, 12 sync, 16 start, 24 sock_fprog
 
 TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
@@ -25,11 +26,28 @@ TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
 	SYSCALL
 	CMPQ AX, $0
 	JLT  fail
-	JEQ  hold
+	JEQ  session
 	MOVL $-4, 0(SP)      // plan.MsgPid
 	MOVL AX, 4(SP)
 	XORL BX, BX          // exit status
 	JMP  report
+
+session:
+	MOVL $-10, BX
+	MOVL $112, AX        // setsid
+	SYSCALL
+	CMPQ AX, $0
+	JLT  fail
+	MOVL 4(R13), AX
+	TESTL $4, AX
+	JZ   hold
+	MOVL $16, AX         // ioctl(0, TIOCSCTTY, 0)
+	XORL DI, DI
+	MOVL $0x540e, SI
+	XORL DX, DX
+	SYSCALL
+	CMPQ AX, $0
+	JLT  fail
 
 hold:
 	MOVL 4(R13), AX

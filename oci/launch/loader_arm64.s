@@ -19,12 +19,28 @@ TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
 	SVC
 	CMP  $0, R0
 	BLT  fail
-	BEQ  hold
+	BEQ  session
 	MOVD $-4, R1         // plan.MsgPid
 	MOVW R1, 0(RSP)
 	MOVW R0, 4(RSP)
 	MOVD ZR, R21         // exit status
 	B    report
+
+session:
+	MOVD $-10, R21
+	MOVD $157, R8        // setsid
+	SVC
+	CMP  $0, R0
+	BLT  fail
+	MOVWU 4(R20), R0
+	TBZ  $2, R0, hold
+	MOVD ZR, R0          // ioctl(0, TIOCSCTTY, 0)
+	MOVD $0x540e, R1
+	MOVD ZR, R2
+	MOVD $29, R8
+	SVC
+	CMP  $0, R0
+	BLT  fail
 
 hold:
 	MOVWU 4(R20), R0
