@@ -20,6 +20,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
@@ -122,22 +123,14 @@ func classify(err error) error {
 	}
 	switch {
 	case step.Step.Class == plan.ClassInvalid:
-		return &classed{err, errdefs.ErrInvalidArgument}
+		return classed.As(errdefs.ErrInvalidArgument, err)
 	case step.Step.Class == plan.ClassNoExec && step.Errno == unix.ENOENT:
-		return &classed{err, errdefs.ErrNotFound}
+		return classed.As(errdefs.ErrNotFound, err)
 	case step.Errno == unix.EPERM || step.Errno == unix.EACCES:
-		return &classed{err, errdefs.ErrPermissionDenied}
+		return classed.As(errdefs.ErrPermissionDenied, err)
 	}
 	return err
 }
-
-// classed adds a class without adding words.
-type classed struct {
-	error
-	class error
-}
-
-func (e *classed) Unwrap() []error { return []error{e.error, e.class} }
 
 // needsHold: hooks have to run between creation and execution.
 func (k *creation) needsHold() bool {
@@ -167,7 +160,7 @@ func (k *creation) makeDir(id string) error {
 	dir := filepath.Join(k.r.Root, id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("container with given ID already exists: %s: %w", id, errdefs.ErrAlreadyExists)
+			return classed.Errorf(errdefs.ErrAlreadyExists, "container with given ID already exists: %s", id)
 		}
 		return err
 	}
