@@ -147,8 +147,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 			x.ended(exitUnknown)
 		}
 	})
-	networks, pending := c.rec.Networks, c.pending
-	_ = pending // attachments made after the exit wait for the next start
+	networks := c.rec.Networks
 	auto, duration := c.rec.Config.AutoRemove, c.rec.State.runDuration()
 	c.mu.Unlock()
 	if err != nil {
@@ -165,16 +164,22 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	e.emit(c, "die", "exitCode", strconv.Itoa(int(exit.Status)), "execDuration", strconv.Itoa(int(duration.Seconds())))
 	close(r.done)
 	c.notify(WaitNextExit)
-	switch {
-	case restart:
-		e.saveLater(c)
-		e.scheduleRestart(c, wait)
-	case auto:
+	if !restart {
 		c.notify(WaitNotRunning)
+	}
+	if auto && !restart {
 		e.removeExited(c)
-	default:
-		e.saveLater(c)
-		c.notify(WaitNotRunning)
+		return
+	}
+	// The bundle holds the exit file: until the record is on disk it is what a daemon
+	// that is killed right now will know the exit from.
+	if err := e.save(ctx, c); err != nil {
+		e.log.Error("save container", "container", c.id, "error", err)
+	} else if err := RemoveBundle(r.bundle); err != nil {
+		e.log.Error("remove bundle", "container", c.id, "error", err)
+	}
+	if restart {
+		e.scheduleRestart(c, wait)
 	}
 }
 
@@ -198,14 +203,14 @@ func (e *Engine) releaseShim(ctx context.Context, v Container, r *run) error {
 	_, err := r.shim.get().Delete(ctx, v.ID, "")
 	if err == nil || errdefs.IsNotFound(err) {
 		if err = r.shim.get().Shutdown(ctx); err == nil {
-			return RemoveBundle(r.bundle)
+			return nil
 		}
 	}
 	// The shim is gone or does not answer.
 	if _, rerr := e.opt.Shims.Reap(ctx, e.shimOptions(v)); rerr != nil {
 		return errors.Join(fmt.Errorf("delete task: %w", err), rerr)
 	}
-	return RemoveBundle(r.bundle)
+	return nil
 }
 
 // releaseNetwork gives back endpoints and the namespace of a container.

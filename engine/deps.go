@@ -41,6 +41,9 @@ type Networks interface {
 	// NewNetns gives a network namespace with loopback up, made ahead where possible. The path stays until DeleteNetns.
 	NewNetns(ctx context.Context, id string) (path string, err error)
 	DeleteNetns(ctx context.Context, path string) error
+	// Netns lists the namespaces that NewNetns made and DeleteNetns did not delete. The
+	// last element of a path is the id.
+	Netns(ctx context.Context) ([]string, error)
 	Connect(ctx context.Context, c network.EndpointConfig) (network.Endpoint, error)
 	// Disconnect gives back everything that Connect took. It is idempotent, and works when the namespace is gone.
 	Disconnect(ctx context.Context, networkRef, endpointID string) error

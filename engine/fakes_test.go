@@ -257,6 +257,12 @@ func (f *fakeNetworks) DeleteNetns(_ context.Context, path string) error {
 	return nil
 }
 
+func (f *fakeNetworks) Netns(context.Context) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Keys(f.ns)), nil
+}
+
 func (f *fakeNetworks) Connect(_ context.Context, c network.EndpointConfig) (network.Endpoint, error) {
 	if err := f.step("connect"); err != nil {
 		return network.Endpoint{}, err
@@ -329,6 +335,8 @@ type fakeShims struct {
 	live map[string]*fakeShim // by bundle
 	// hang makes Connect wait for its context.
 	hang map[string]bool
+	// exits are exit files that dead shims left, by bundle.
+	exits map[string]int
 }
 
 type fakeShim struct {
@@ -383,6 +391,9 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.live, o.Bundle)
+	if code, ok := f.exits[o.Bundle]; ok {
+		return client.Exit{Status: uint32(code), ExitedAt: time.Now()}, nil
+	}
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
 }
 

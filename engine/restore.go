@@ -231,7 +231,7 @@ func (c *container) networks() []EndpointSettings {
 	return c.rec.Networks
 }
 
-// dropStrayEndpoints releases the endpoints of containers that do not run: after a
+// dropStrayEndpoints releases the endpoints and namespaces of containers that do not run: after a
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
 	live := map[string]bool{}
@@ -258,11 +258,18 @@ func (e *Engine) dropStrayEndpoints(ctx context.Context) {
 			if err := e.opt.Networks.Disconnect(ctx, n.ID, ep.ID); err != nil {
 				e.log.Error("release endpoint", "network", n.Name, "endpoint", ep.ID, "error", err)
 			}
-			if ep.Netns != "" {
-				if err := e.opt.Networks.DeleteNetns(ctx, ep.Netns); err != nil && !errdefs.IsNotFound(err) {
-					e.log.Error("delete network namespace", "path", ep.Netns, "error", err)
-				}
-			}
+		}
+	}
+	paths, err := e.opt.Networks.Netns(ctx)
+	if err != nil {
+		e.log.Error("list network namespaces", "error", err)
+	}
+	for _, p := range paths {
+		if live[filepath.Base(p)] {
+			continue
+		}
+		if err := e.opt.Networks.DeleteNetns(ctx, p); err != nil && !errdefs.IsNotFound(err) {
+			e.log.Error("delete network namespace", "path", p, "error", err)
 		}
 	}
 }

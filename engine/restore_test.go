@@ -73,6 +73,24 @@ func TestCrashOfTheDaemon(t *testing.T) {
 	n.clean()
 }
 
+// TestCrashAfterExit: the exit code is right whenever the daemon dies on the way from
+// the exit to the record.
+func TestCrashAfterExit(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.run("cc", Config{})
+	n.breakStep("containers.put", errdefs.ErrUnavailable) // as if it died before the write
+	n.shims.exits = map[string]int{n.e.bundle(id): 143}
+	if err := n.e.StopContainer(bg, id, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n.breakStep("", nil)
+	n.crash()
+	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 143 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestReboot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
@@ -157,6 +175,9 @@ func TestUnfinished(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := n.nets.Connect(bg, network.EndpointConfig{ID: id, Network: "bridge", Netns: "/ns/" + id}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.nets.NewNetns(bg, id); err != nil {
 		t.Fatal(err)
 	}
 	// A creation and a removal that were cut short.

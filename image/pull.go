@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -57,6 +58,7 @@ func (s *Service) Pull(ctx context.Context, ref string, o PullOptions) (Image, e
 		return Image{}, err
 	}
 	p := newProgress(o.Progress)
+	defer p.close(ctx)
 	if !o.AllTags {
 		return s.pull(ctx, repo, named, sName, o.Platform, p)
 	}
@@ -270,9 +272,12 @@ func (w *work) put(ctx context.Context, d ocispec.Descriptor, body []byte, label
 
 // source adds to labels where a blob came from: a push to the same registry can mount it.
 func (w *work) source(labels map[string]string) {
-	if w.repo != nil {
-		labels[labelDistribution+reference.Domain(w.repo.Name())] = reference.Path(w.repo.Name())
+	if w.repo == nil {
+		return
 	}
+	// containerd's convention leaves out the port.
+	host := (&url.URL{Host: reference.Domain(w.repo.Name())}).Hostname()
+	labels[labelDistribution+host] = reference.Path(w.repo.Name())
 }
 
 // label makes sure that a blob has labels, and is under the lease.

@@ -135,7 +135,7 @@ type legacyDiskUsage struct {
 }
 
 // diskUsage shapes what the objects take on disk. Parts that were not asked for are nil.
-func (v version) diskUsage(layers int64, u *system.DiskUsage) any {
+func (v version) diskUsage(layers int64, u *system.DiskUsage, verbose bool) any {
 	out := legacyDiskUsage{LayersSize: layers}
 	if u.ImageUsage != nil {
 		out.Images = v.images(list(u.ImageUsage.Items))
@@ -151,8 +151,24 @@ func (v version) diskUsage(layers int64, u *system.DiskUsage) any {
 	}
 	if !v.less(v1_52) {
 		out.DiskUsage = u
+		if !verbose {
+			dropItems(u)
+		}
 	} else {
 		out.BuilderSize = new(int64)
 	}
 	return out
+}
+
+// dropItems leaves the sums, as the new shape does unless asked to be verbose.
+func dropItems(u *system.DiskUsage) {
+	if u.ImageUsage != nil {
+		u.ImageUsage.Items = nil
+	}
+	if u.ContainerUsage != nil {
+		u.ContainerUsage.Items = nil
+	}
+	if u.VolumeUsage != nil {
+		u.VolumeUsage.Items = nil
+	}
 }

@@ -57,6 +57,10 @@ func invalidf(format string, args ...any) error {
 	return &textError{fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument}
 }
 
+func conflictf(format string, args ...any) error {
+	return &textError{fmt.Sprintf(format, args...), errdefs.ErrConflict}
+}
+
 func notFoundf(format string, args ...any) error {
 	return &textError{fmt.Sprintf(format, args...), errdefs.ErrNotFound}
 }

@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/hako-engine/hako/api/stream"
@@ -57,20 +56,14 @@ func (s *Server) execStart(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	process, err := s.opt.Backend.AttachExec(ctx, e.ID)
-	switch {
-	case errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err), ctx.Err() != nil:
+	if err := s.execStartable(ctx, &e); err != nil {
 		return err
-	case err != nil:
-		// The command could not be started. Clients read its exit code (126, 127) from the
-		// exec, and the reason from the stream, as they do from a shell.
-		text := message{[]byte(err.Error() + "\r\n")}
-		return s.pumpHijacked(ctx, c, &text, e.Config.TTY, stream.PumpOptions{Output: true})
 	}
-	if size := req.ConsoleSize; size != nil && e.Config.TTY && e.Config.ConsoleSize == [2]uint{} {
-		if err := s.opt.Backend.ResizeExec(ctx, e.ID, uint32(size[1]), uint32(size[0])); err != nil {
-			s.log.Debug("set the size of an exec's terminal", "exec", e.ID, "error", err)
-		}
+	// The answer goes out before the process starts: a client that reads output together
+	// with the header may lose it in its HTTP library's buffer (docker-py does).
+	conn, err := c.hijack(e.Config.TTY)
+	if err != nil {
+		return err
 	}
 	o := stream.PumpOptions{
 		Stdin:  e.Config.AttachStdin,
@@ -79,7 +72,36 @@ func (s *Server) execStart(ctx context.Context, c *call) error {
 	if e.Config.TTY {
 		o.DetachKeys = keys
 	}
-	return s.pumpHijacked(ctx, c, process, e.Config.TTY, o)
+	process, err := s.opt.Backend.AttachExec(ctx, e.ID)
+	if err != nil {
+		// Clients read the exit code (126, 127) from the exec, and the reason from the
+		// stream, as they do from a shell.
+		process, o = &message{[]byte(err.Error() + "\r\n")}, stream.PumpOptions{Output: true}
+	} else if size := req.ConsoleSize; size != nil && e.Config.TTY && e.Config.ConsoleSize == [2]uint{} {
+		if err := s.opt.Backend.ResizeExec(ctx, e.ID, uint32(size[1]), uint32(size[0])); err != nil {
+			s.log.Debug("set the size of an exec's terminal", "exec", e.ID, "error", err)
+		}
+	}
+	s.pump(ctx, c, conn, process, e.Config.TTY, o)
+	return nil
+}
+
+// execStartable finds the reasons against a start that deserve a status code of their own.
+func (s *Server) execStartable(ctx context.Context, e *engine.Exec) error {
+	ctr, err := s.opt.Backend.Container(ctx, e.ContainerID)
+	switch {
+	case err != nil:
+		return err
+	case e.Running:
+		return conflictf("Error: Exec command %s is already running", e.ID)
+	case e.Started:
+		return conflictf("Error: Exec command %s has already run", e.ID)
+	case ctr.State.Status == engine.StatusPaused:
+		return conflictf("Container %s is paused, unpause the container before exec", ctr.ID)
+	case ctr.State.Status != engine.StatusRunning:
+		return conflictf("Container %s is not running", ctr.ID)
+	}
+	return nil
 }
 
 // message is the Attachment of a process that could not be started: its output is the reason.

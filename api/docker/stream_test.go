@@ -224,6 +224,7 @@ func TestExec(t *testing.T) {
 	}
 	n.expect(404, "POST", "/exec/e1/start", `{}`)
 
+	f.containers = []engine.Container{{ID: "abc", State: engine.State{Status: engine.StatusRunning}}}
 	f.exec = &engine.Exec{ID: "e1", ContainerID: "abc", Config: engine.ExecConfig{Cmd: []string{"sh", "-c"}, AttachStdin: true, AttachStdout: true}}
 	p := newProcess(frame{1, "done"})
 	close(p.frames)
@@ -245,9 +246,14 @@ func TestExec(t *testing.T) {
 	if _, b, err := stream.NewReader(br).ReadFrame(); err != nil || string(b) != "exec: nope: not found\r\n" {
 		t.Errorf("%q %v", b, err)
 	}
-	f.attachExec = func() (engine.Attachment, error) {
-		return nil, fmt.Errorf("container x is not running: %w", errdefs.ErrConflict)
+	for _, st := range []engine.Status{engine.StatusPaused, engine.StatusExited} {
+		f.containers[0].State.Status = st
+		if _, _, resp := n.hijack("/v1.50/exec/e1/start", `{}`); resp.StatusCode != 409 {
+			t.Errorf("%s: %s", st, resp.Status)
+		}
 	}
+	f.containers[0].State.Status = engine.StatusRunning
+	f.exec.Started = true
 	if _, _, resp := n.hijack("/v1.50/exec/e1/start", `{}`); resp.StatusCode != 409 {
 		t.Error(resp.Status)
 	}

@@ -169,17 +169,24 @@ func (s *Server) containerAttach(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	return s.pumpHijacked(ctx, c, process, r.container.Config.TTY, r.pump())
-}
-
-// pumpHijacked takes the connection over and connects it to a process until one of them ends.
-func (s *Server) pumpHijacked(ctx context.Context, c *call, p engine.Attachment, tty bool, o stream.PumpOptions) error {
-	conn, err := stream.Hijack(c.w, c.Request, c.version.streamType(tty))
+	conn, err := c.hijack(r.container.Config.TTY)
 	if err != nil {
-		p.Close()
+		process.Close()
 		return err
 	}
-	c.w.wrote = true
+	s.pump(ctx, c, conn, process, r.container.Config.TTY, r.pump())
+	return nil
+}
+
+// hijack takes the connection over; an answer has been given when it succeeds.
+func (c *call) hijack(tty bool) (*stream.Conn, error) {
+	conn, err := stream.Hijack(c.w, c.Request, c.version.streamType(tty))
+	c.w.wrote = err == nil
+	return conn, err
+}
+
+// pump connects a client to a process until one of them ends.
+func (s *Server) pump(ctx context.Context, c *call, conn *stream.Conn, p engine.Attachment, tty bool, o stream.PumpOptions) {
 	var sink stream.Sink = stream.Raw{W: conn}
 	if !tty {
 		sink = stream.NewFramer(conn)
@@ -187,7 +194,6 @@ func (s *Server) pumpHijacked(ctx context.Context, c *call, p engine.Attachment,
 	if err := stream.Pump(ctx, conn, p, sink, o); err != nil && !errors.Is(err, stream.ErrDetached) {
 		s.log.Debug("attachment ended", "path", c.URL.Path, "error", err)
 	}
-	return nil
 }
 
 // containerAttachWS is attach over a WebSocket: raw bytes, without frames.

@@ -237,7 +237,7 @@ func (s *Server) diskUsage(ctx context.Context, c *call) error {
 	if wanted(system.BuildCacheObject) {
 		out.BuildCacheUsage = &build.DiskUsage{}
 	}
-	return c.json(http.StatusOK, c.version.diskUsage(u.LayersSize, out))
+	return c.json(http.StatusOK, c.version.diskUsage(u.LayersSize, out, c.flag("verbose")))
 }
 
 func imageUsage(u *engine.DiskUsage) *wireimage.DiskUsage {

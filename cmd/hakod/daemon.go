@@ -13,9 +13,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -47,6 +49,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
+	roots := &engineRoots{}
+	st.AddSource(roots)
 	overlay, err := snapshot.NewOverlay(filepath.Join(cfg.Root, "overlayfs"), st)
 	if err != nil && cfg.Snapshotter == "overlayfs" {
 		return fmt.Errorf("%w (--snapshotter native works everywhere, but copies files)", err)
@@ -80,7 +84,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, eng.Close()) }()
-	st.AddSource(eng)
+	roots.engine.Store(eng)
+	st.ScheduleGC() // of what a daemon that was killed left unfinished
 
 	g, gctx := errgroup.WithContext(ctx)
 	if cfg.DockerSocket != "" {
@@ -137,6 +142,17 @@ func openNetwork(ctx context.Context, cfg config, st *store.Store, log *slog.Log
 		}
 	}
 	return network.Open(ctx, o)
+}
+
+// engineRoots is the engine as a source of the garbage collection. Until it is open
+// nothing is collected, because it alone knows the containers.
+type engineRoots struct{ engine atomic.Pointer[engine.Engine] }
+
+func (r *engineRoots) Roots(ctx context.Context, add func(store.Node)) error {
+	if e := r.engine.Load(); e != nil {
+		return e.Roots(ctx, add)
+	}
+	return fmt.Errorf("the engine is not open yet: %w", errdefs.ErrUnavailable)
 }
 
 // shims gives the shim room's client the engine's interface types.

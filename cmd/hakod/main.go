@@ -102,8 +102,6 @@ func run(args []string, out io.Writer) error {
 	}
 
 	// The file goes below the flags: read it, then lay the given flags over it again.
-	given := map[string]string{}
-	fs.Visit(func(f *pflag.Flag) { given[f.Name] = f.Value.String() })
 	if err := cfg.load(*path, false); err != nil {
 		return err
 	}

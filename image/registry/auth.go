@@ -70,15 +70,16 @@ func (c *Client) credentials(domain, host string, given Credentials) (Credential
 	if err != nil {
 		return Credentials{}, fmt.Errorf("read %s: %w", name, err)
 	}
-	cred, err := fromConfig(b, host)
+	cred, err := fromConfig(b, host, func(program string) string { return program })
 	if err != nil {
 		return Credentials{}, fmt.Errorf("%s: %w", name, err)
 	}
 	return cred, nil
 }
 
-// fromConfig finds a host's credentials. Its errors never hold them.
-func fromConfig(b []byte, host string) (Credentials, error) {
+// fromConfig finds a host's credentials. Its errors never hold them. find says where a
+// credential helper is; a bare name is looked up in $PATH.
+func fromConfig(b []byte, host string, find func(program string) string) (Credentials, error) {
 	var cfg dockerConfig
 	if err := json.Unmarshal(b, &cfg); err != nil {
 		return Credentials{}, fmt.Errorf("not valid JSON: %w", errdefs.ErrInvalidArgument)
@@ -89,11 +90,11 @@ func fromConfig(b []byte, host string) (Credentials, error) {
 	}
 	for _, k := range keys {
 		if h, ok := cfg.CredHelpers[k]; ok {
-			return fromHelper(h, k)
+			return fromHelper(h, k, find)
 		}
 	}
 	if cfg.CredsStore != "" {
-		if cred, err := fromHelper(cfg.CredsStore, keys[0]); err != nil || !cred.empty() {
+		if cred, err := fromHelper(cfg.CredsStore, keys[0], find); err != nil || !cred.empty() {
 			return cred, err
 		}
 	}
@@ -120,11 +121,11 @@ func fromConfig(b []byte, host string) (Credentials, error) {
 }
 
 // fromHelper asks a docker-credential-* program.
-func fromHelper(helper, server string) (Credentials, error) {
+func fromHelper(helper, server string, find func(string) string) (Credentials, error) {
 	if helper == "" || strings.ContainsAny(helper, "/\\") {
 		return Credentials{}, fmt.Errorf("credential helper %q: %w", helper, errdefs.ErrInvalidArgument)
 	}
-	got, err := client.Get(client.NewShellProgramFunc("docker-credential-"+helper), server)
+	got, err := client.Get(client.NewShellProgramFunc(find("docker-credential-"+helper)), server)
 	if err != nil {
 		if helpers.IsErrCredentialsNotFound(err) {
 			return Credentials{}, nil

@@ -102,9 +102,14 @@ var sharedNode struct {
 func shared(t *testing.T) *node {
 	t.Helper()
 	needs(t, "docker")
-	sharedNode.once.Do(func() {
-		sharedNode.n, sharedNode.err = newNode()
-	})
+	return sharedWithout(t)
+}
+
+// sharedWithout is shared for tests that need no command line.
+func sharedWithout(t *testing.T) *node {
+	t.Helper()
+	needs(t)
+	sharedNode.once.Do(func() { sharedNode.n, sharedNode.err = newNode() })
 	if sharedNode.err != nil {
 		t.Fatal(sharedNode.err)
 	}

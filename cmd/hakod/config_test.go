@@ -1,0 +1,141 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func writeConfig(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestUnknownNames(t *testing.T) {
+	t.Parallel()
+	path := writeConfig(t, "log-level = 'debug'\nbridge-subnett = '10.0.0.0/24'\n")
+	err := run([]string{"config", "check", path}, &bytes.Buffer{})
+	if err == nil || !strings.Contains(err.Error(), path+`:2: unknown key "bridge-subnett", did you mean "bridge-subnet"?`) {
+		t.Errorf("unknown key: %v", err)
+	}
+	err = run([]string{"--loglevel", "debug"}, &bytes.Buffer{})
+	if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "did you mean --log-level?") {
+		t.Errorf("unknown flag: %v", err)
+	}
+	if err := run([]string{"conf"}, &bytes.Buffer{}); !errors.Is(err, errUsage) {
+		t.Errorf("unknown command: %v", err)
+	}
+}
+
+func TestBadValues(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"snapshotter = 'zfs'":         `snapshotter: "zfs" is not one of overlayfs, native`,
+		"log-level = 'loud'":          `log-level: "loud" is not one of debug, info, warn, error`,
+		"bridge-subnet = 'x'":         "bridge-subnet: ",
+		"mtu = 'x'":                   "cannot decode TOML string",
+		"root = ''":                   `"" is not a folder`,
+		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",
+		"metrics-address = ':9'":      "metrics-address: this version serves no metrics",
+		"[runtimes]\nrunc = 'runc'":   `runtimes: runc: "runc" is not an absolute path`,
+		"this is not TOML at all = =": "config.toml:1:",
+	} {
+		err := run([]string{"config", "check", writeConfig(t, text)}, &bytes.Buffer{})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
+	if err := run([]string{"config", "check", filepath.Join(t.TempDir(), "none")}, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("missing file: %v", err)
+	}
+}
+
+func TestDefaultConfig(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if err := run([]string{"config", "default"}, &out); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys() {
+		if !strings.Contains(out.String(), k) {
+			t.Errorf("key %s is not shown", k)
+		}
+	}
+	path := writeConfig(t, out.String())
+	c, want := defaultConfig(), defaultConfig()
+	if err := c.load(path, true); err != nil {
+		t.Fatal(err)
+	}
+	if c.Root != want.Root || c.DockerSocket != unset || c.MTU != want.MTU {
+		t.Errorf("the default file changes something: %+v", c)
+	}
+	if err := c.complete(); err != nil || c.DockerSocket != "/run/hako/docker.sock" {
+		t.Errorf("%+v %v", c, err)
+	}
+	c = defaultConfig()
+	if err := c.load(writeConfig(t, "docker-socket = ''\nstate = '/s'"), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.complete(); err != nil || c.DockerSocket != "" || c.CRISocket != "/s/cri.sock" {
+		t.Errorf("a socket that is turned off: %+v %v", c, err)
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"--help"}, {"help"}, {"version"}, {"--version"}} {
+		var out bytes.Buffer
+		if err := run(args, &out); err != nil || out.Len() == 0 {
+			t.Errorf("%v: %v", args, err)
+		}
+		if args[0] == "--help" {
+			for _, k := range keys() {
+				if k != "runtimes" && !strings.Contains(out.String(), "--"+k+" ") {
+					t.Errorf("flag --%s is not in the help", k)
+				}
+			}
+		}
+	}
+}
+
+func TestLock(t *testing.T) {
+	t.Parallel()
+	cfg := config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "state")}
+	unlock, err := lock(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(cfg); err == nil || !strings.Contains(err.Error(), "another daemon (process ") {
+		t.Errorf("second daemon: %v", err)
+	}
+	for dir, want := range map[string]os.FileMode{cfg.Root: 0o710, cfg.State: 0o711} {
+		if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != want {
+			t.Errorf("%s: %v %v", dir, fi, err)
+		}
+	}
+	unlock()
+	unlock, err = lock(cfg)
+	if err != nil {
+		t.Fatalf("after the first one ended: %v", err)
+	}
+	unlock()
+	// A link in the lock's place is not followed.
+	target := filepath.Join(t.TempDir(), "target")
+	path := filepath.Join(cfg.Root, "lock")
+	if err := errors.Join(os.Remove(path), os.Symlink(target, path)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lock(cfg); err == nil {
+		t.Error("the lock file is a link, and was followed")
+	}
+	if _, err := os.Stat(target); err == nil {
+		t.Error("the target of a link was made")
+	}
+}
