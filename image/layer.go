@@ -588,7 +588,12 @@ func (e *extraction) run(ctx context.Context, out *chunkWriter) error {
 // inherit gives directories that the layer only passes through the attributes that
 // they have below.
 func (f *layerFlight) inherit(ctx context.Context, sn snapshots.Snapshotter) error {
-	if f.l.parent == "" || len(f.res.Implicit) == 0 {
+	implicit := f.res.Implicit
+	if canRebase(sn) {
+		// The root's owner and mode are seen to at the commit.
+		implicit = slices.DeleteFunc(slices.Clone(implicit), func(n string) bool { return n == "." })
+	}
+	if f.l.parent == "" || len(implicit) == 0 {
 		return nil
 	}
 	key := "view-" + rand.Text()
@@ -625,7 +630,7 @@ func (f *layerFlight) inherit(ctx context.Context, sn snapshots.Snapshotter) err
 		return err
 	}
 	defer root.Close()
-	return unpack.Inherit(root, f.res.Implicit, lowers)
+	return unpack.Inherit(root, implicit, lowers)
 }
 
 // lowerDirs gives the directories of a view's layers, the topmost first.

@@ -359,11 +359,13 @@ func (s *Service) ids(ctx context.Context, r images.Image) []string {
 
 // Config reads the image's configuration, with its history.
 func (s *Service) Config(ctx context.Context, img Image) (dockerspec.DockerOCIImage, error) {
-	c, err := s.config(namespaced(ctx), img.Config)
+	// Not from what is kept in memory: the caller may change what it gets.
+	b, err := readBlob(namespaced(ctx), s.o.Content, img.Config)
 	if err != nil {
 		return dockerspec.DockerOCIImage{}, fmt.Errorf("config of image %s: %w", img.ID, err)
 	}
-	return c.DockerOCIImage, nil
+	c, err := parseConfig("config of image "+img.ID.String(), b)
+	return c.DockerOCIImage, err
 }
 
 // Unpack makes sure that the image's snapshot exists, from the blobs in the store, and
@@ -389,7 +391,7 @@ func (s *Service) Unpack(ctx context.Context, img Image, snapshotter string) (st
 		return "", err
 	}
 	defer l.release()
-	w := s.newWork(l, name, newProgress(nil))
+	w := s.newWork(l, name, nil)
 	defer w.release()
 	if err := w.unpack(ctx, img.Layers, c); err != nil {
 		return "", fmt.Errorf("unpack image %s: %w", img.ID, err)

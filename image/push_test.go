@@ -4,6 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -195,6 +198,61 @@ func TestLoadLegacy(t *testing.T) {
 	}
 	if _, err := other.Get(other.ctx, loaded[0].Image.ID.String(), nil); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSkopeo exchanges archives with another implementation.
+func TestSkopeo(t *testing.T) {
+	t.Parallel()
+	skopeo, err := exec.LookPath("skopeo")
+	if err != nil {
+		t.Skipf("needs skopeo: %s exchanges archives with it", t.Name())
+	}
+	r, s := newRig(t), newServer(t)
+	img, err := r.Pull(r.ctx, s.push(t, "app", "v1", threeLayers(t)), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	policy := filepath.Join(dir, "policy.json")
+	if err := os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"docker", "oci"} {
+		saved := filepath.Join(dir, kind+".tar")
+		f, err := os.Create(saved)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Save(r.ctx, []string{s.host() + "/app:v1"}, SaveOptions{Format: kind}, f); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(); err != nil {
+			t.Fatal(err)
+		}
+		back := filepath.Join(dir, kind+"-back.tar")
+		from, to := kind+"-archive:"+saved, kind+"-archive:"+back+":example.com/back:v2"
+		if kind == "oci" {
+			from += ":v1"
+		}
+		if out, err := exec.Command(skopeo, "--tmpdir", dir, "--policy", policy, "copy", from, to).CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", kind, err, out)
+			continue
+		}
+		archive, err := os.Open(back)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := newRig(t)
+		loaded, err := other.Load(other.ctx, archive, LoadOptions{})
+		archive.Close()
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+			continue
+		}
+		if len(loaded) != 1 || loaded[0].Image.ChainID != img.ChainID || !slices.Equal(loaded[0].Names, []string{"example.com/back:v2"}) {
+			t.Errorf("%s: loaded %+v", kind, loaded)
+		}
 	}
 }
 
