@@ -209,7 +209,7 @@ func (r *runner) prepare() error {
 	}
 	loader, err := loaderFile(loaderOptions{
 		sync: int(r.slots[plan.SlotSync]), report: int(r.slots[plan.SlotReport]), start: int(r.slots[plan.SlotStart]),
-		refork: r.p.LoaderForks, hold: r.p.Hold, filter: r.p.Filter,
+		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold, filter: r.p.Filter,
 	})
 	if err != nil {
 		return err
@@ -306,7 +306,7 @@ func (r *runner) clone() (err error) {
 	// From here on EOF on the sync socket means that the child is gone, or has executed
 	// the container's program.
 	for i, fd := range r.own {
-		if int64(fd) == r.slots[plan.SlotSync] || fd == r.own[0] {
+		if int64(fd) == r.slots[plan.SlotSync] || int64(fd) == r.slots[plan.SlotConsole] || fd == r.own[0] {
 			unix.Close(fd)
 			r.own[i] = -1
 		}
@@ -461,6 +461,8 @@ func LoaderError(p *plan.Plan, word int32, errno unix.Errno) error {
 		e.Step.Do, e.Step.Class = plan.Say("clone into the PID namespace"), plan.ClassSystem
 	case plan.MsgHold:
 		e.Step.Do, e.Step.Class = plan.Say("wait for start"), plan.ClassSystem
+	case plan.MsgSession:
+		e.Step.Do, e.Step.Class = plan.Say("start a session"), plan.ClassSystem
 	case plan.MsgExec:
 		e.Step.Text = e.Step.Do.String() + ": %e"
 	}

@@ -30,9 +30,11 @@ type loaderOptions struct {
 	sync   int  // words for the parent until the process is ready
 	report int  // words about exec; the same as sync unless hold
 	start  int  // with hold: a byte is read from it before exec
-	refork bool // clone once more before the rest, report the pid, and exit
-	hold   bool
-	filter plan.Filter
+	refork bool // clone once more before the rest, report the pid, and exit; the clone starts a session
+	// terminal: with refork, standard input becomes the controlling terminal.
+	terminal bool
+	hold     bool
+	filter   plan.Filter
 }
 
 // loaderFile makes the sealed memory file.
@@ -74,6 +76,9 @@ func loaderFile(o loaderOptions) (int, error) {
 	}
 	if o.hold {
 		flag |= 2
+	}
+	if o.terminal {
+		flag |= 4
 	}
 	for _, v := range []uint32{uint32(o.report), flag, o.filter.Flags, uint32(o.sync), uint32(o.start), 0} {
 		b = le.AppendUint32(b, v)

@@ -7,6 +7,13 @@ TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
 	MOVD $0x4000b0, R20
 	SUB  $64, RSP
 	MOVWU 12(R20), R22   // where words go
+	MOVD $126, R21
+	MOVD R22, R0         // fcntl(sync, F_GETFD): see loader_amd64.s
+	MOVD $1, R1
+	MOVD $25, R8
+	SVC
+	CMP  $0, R0
+	BLT  exit
 	MOVWU 4(R20), R0
 	TBZ  $0, R0, hold
 	MOVD $0x8011, R0     // clone(CLONE_PARENT|SIGCHLD)
@@ -19,12 +26,28 @@ TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
 	SVC
 	CMP  $0, R0
 	BLT  fail
-	BEQ  hold
+	BEQ  session
 	MOVD $-4, R1         // plan.MsgPid
 	MOVW R1, 0(RSP)
 	MOVW R0, 4(RSP)
 	MOVD ZR, R21         // exit status
 	B    report
+
+session:
+	MOVD $-10, R21
+	MOVD $157, R8        // setsid
+	SVC
+	CMP  $0, R0
+	BLT  fail
+	MOVWU 4(R20), R0
+	TBZ  $2, R0, hold
+	MOVD ZR, R0          // ioctl(0, TIOCSCTTY, 0)
+	MOVD $0x540e, R1
+	MOVD ZR, R2
+	MOVD $29, R8
+	SVC
+	CMP  $0, R0
+	BLT  fail
 
 hold:
 	MOVWU 4(R20), R0
@@ -98,6 +121,8 @@ report:
 	MOVD $8, R2
 	MOVD $64, R8
 	SVC
+
+exit:
 	MOVD R21, R0         // exit_group
 	MOVD $94, R8
 	SVC

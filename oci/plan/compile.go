@@ -123,8 +123,6 @@ func (c *compiler) prologue() {
 	}
 	b.do("unblock signals")
 	b.call(sysSigprocmask, flags(unix.SIG_SETMASK, "SIG_SETMASK"), data(make([]byte, 8), "{}"), none, num(8))
-	b.do("start a session")
-	b.call(sysSetsid)
 	b.do("clear the umask")
 	b.call(sysUmask, num(0))
 }
@@ -210,6 +208,7 @@ func (c *compiler) namespaces() error {
 	if refork {
 		c.refork()
 	}
+	c.session()
 	if newUser {
 		c.p.IDMaps = true
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
@@ -229,6 +228,16 @@ func (c *compiler) namespaces() error {
 		b.call(sysIoctl, in(sock), flags(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), data(ifreq, "{lo, IFF_UP}"))
 	}
 	return nil
+}
+
+// session makes the process the leader of a session. It comes after the last clone:
+// when a leader exits, the kernel hangs its terminal up.
+func (c *compiler) session() {
+	if c.p.LoaderForks {
+		return // the loader does it
+	}
+	c.child.do("start a session")
+	c.child.call(sysSetsid)
 }
 
 // refork clones once more: only a child is inside a PID namespace that was joined, and

@@ -298,7 +298,9 @@ func (c *compiler) sendConsole(b *builder, master Slot) {
 
 func (c *compiler) adoptTTY(b *builder, tty Slot) {
 	b.do("take the terminal")
-	b.call(sysIoctl, in(tty), flags(unix.TIOCSCTTY, "TIOCSCTTY"), num(0))
+	if !c.p.LoaderForks {
+		b.call(sysIoctl, in(tty), flags(unix.TIOCSCTTY, "TIOCSCTTY"), num(0))
+	}
 	if uid := c.spec.Process.User.UID; uid != 0 {
 		b.call(sysFchown, in(tty), num(uid), flags(0xffffffff, "-1"))
 	}

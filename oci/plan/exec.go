@@ -63,6 +63,7 @@ func (c *compiler) join() {
 			c.p.LoaderForks = true
 		}
 	}
+	c.session()
 	if all != 0 {
 		b.do("join the container's namespaces")
 		b.call(sysSetns, in(SlotPidfd), flags(all, cloneText(all)))

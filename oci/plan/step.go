@@ -151,7 +151,7 @@ type Plan struct {
 
 	CloneFlags uint64 // namespace flags for the clone
 	// Refork: a step clones once more, to be inside a joined PID namespace. LoaderForks:
-	// the loader does.
+	// the loader does, and then starts the session and takes the terminal.
 	Refork, LoaderForks bool
 
 	// Console tells where the master of the terminal is: in a slot of the parent, or
@@ -203,13 +203,14 @@ const BufferSize = 256
 
 // Words that the child sends over the sync socket instead of a step index.
 const (
-	MsgMaps    = -1 // ready for the maps of the user namespace
-	MsgMounted = -2 // mounts are made, hooks may run
-	MsgReady   = -3 // everything is done but start and exec
-	MsgPid     = -4 // the second word is the pid of the process (after a second clone)
-	MsgExec    = -5 // exec failed: errno
-	MsgConsole = -6 // the terminal comes with it
-	MsgFilter  = -7 // loading the seccomp filter failed: errno
-	MsgClone   = -8 // the second clone failed: errno
-	MsgHold    = -9 // waiting for start failed: errno
+	MsgMaps    = -1  // ready for the maps of the user namespace
+	MsgMounted = -2  // mounts are made, hooks may run
+	MsgReady   = -3  // everything is done but start and exec
+	MsgPid     = -4  // the second word is the pid of the process (after a second clone)
+	MsgExec    = -5  // exec failed: errno
+	MsgConsole = -6  // the terminal comes with it
+	MsgFilter  = -7  // loading the seccomp filter failed: errno
+	MsgClone   = -8  // the second clone failed: errno
+	MsgHold    = -9  // waiting for start failed: errno
+	MsgSession = -10 // starting the session or taking the terminal failed: errno
 )

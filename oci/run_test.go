@@ -1,0 +1,352 @@
+//go:build linux && (amd64 || arm64)
+
+package oci
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+func TestRunSeesWhatTheConfigurationSays(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	p := b.spec.Process
+	p.User = specs.User{UID: 1000, GID: 2000, AdditionalGids: []uint32{2000, 3000}}
+	umask := uint32(0o077)
+	p.User.Umask = &umask
+	p.Cwd = "/work/here"
+	p.Env = append(p.Env, "GREETING=hello")
+	p.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 100, Hard: 200}, {Type: "RLIMIT_MSGQUEUE", Soft: 100, Hard: 200}, {Type: "RLIMIT_CORE", Soft: 0, Hard: 0}}
+	b.spec.Hostname, b.spec.Domainname = "box", "example.org"
+	b.spec.Linux.Sysctl = map[string]string{"net.ipv4.ip_forward": "1", "kernel.msgmax": "4096"}
+	out, code := b.run("id", "umask", "cwd", "env", "GREETING", "rlimit", "12", "hostname", "cat", "/proc/sys/kernel/domainname",
+		"cat", "/proc/sys/net/ipv4/ip_forward", "cat", "/proc/sys/kernel/msgmax", "pid", "fds", "status", "NoNewPrivs", "status", "CapEff",
+		"status", "CapBnd", "status", "CapInh", "status", "CapAmb", "status", "SigBlk", "readlink", "/proc/self/exe", "exit", "42")
+	want := []string{"1000 2000 [2000 3000]", "0077", "/work/here", "hello", "100 200", "box", "example.org", "1", "4096", "1", "0 1 2", "1",
+		"0000000000000000", "0000000020000420", "0000000000000000", "0000000000000000", "0000000000000000", "/bin/guest"}
+	if got := lines(out); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	if code != 42 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+func TestDevices(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	mode, uid := os.FileMode(0o640), uint32(7)
+	b.spec.Linux.Devices = []specs.LinuxDevice{
+		{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, FileMode: &mode},
+		{Path: "/dev/pipe", Type: "p"}, {Path: "/other/zero", Type: "c", Major: 1, Minor: 5, UID: &uid},
+	}
+	out, _ := b.run("ls", "/dev", "stat", "/dev/null", "stat", "/dev/net/tun", "stat", "/dev/pipe", "stat", "/other/zero", "readlink", "/dev/ptmx",
+		"readlink", "/dev/stdin", "write", "/dev/null", "x", "open", "/dev/net/tun", "size", "/dev/null", "ls", "/dev/pts")
+	want := []string{
+		"fd full mqueue net null pipe ptmx pts random shm stderr stdin stdout tty urandom zero",
+		"20666 1:3 0:0", "20640 10:200 0:0", "10666 0:0 0:0", "20666 1:5 7:0", "pts/ptmx", "/proc/self/fd/0", "written",
+		"error: open /dev/net/tun: operation not permitted", "0", "ptmx",
+	}
+	if got := lines(out); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestMounts(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	src := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(src, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(src, "file"), []byte("from the host"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	b.write("/filled/deep/data", "image data", 0o600)
+	b.symlink("/filled", "/link")
+	b.spec.Mounts = append(b.spec.Mounts,
+		specs.Mount{Destination: "/missing/dir", Type: "bind", Source: src, Options: []string{"rbind", "ro", "nosuid"}},
+		specs.Mount{Destination: "/missing/file", Source: filepath.Join(src, "file"), Options: []string{"bind"}},
+		specs.Mount{Destination: "/filled", Type: "tmpfs", Source: "tmpfs", Options: []string{"tmpcopyup", "size=1m"}},
+		specs.Mount{Destination: "relative", Type: "tmpfs", Source: "tmpfs", Options: []string{"ro", "mode=700"}},
+		specs.Mount{Destination: "/relative/inner", Type: "tmpfs", Source: "tmpfs", Options: []string{"noexec"}},
+		specs.Mount{Destination: "/link/deep/inner", Type: "tmpfs", Source: "tmpfs"},
+		specs.Mount{Destination: "/dev/shm/x/y", Type: "tmpfs", Source: "tmpfs"},
+		specs.Mount{Destination: "/rro", Source: src, Options: []string{"rbind", "rro", "rprivate"}},
+	)
+	b.spec.Root.Readonly = true
+	out, _ := b.run("cat", "/missing/dir/file", "write", "/missing/dir/file", "x", "cat", "/missing/file", "cat", "/filled/deep/data",
+		"stat", "/filled/deep/data", "write", "/filled/new", "x", "write", "/relative/new", "x", "write", "/relative/inner/new", "x",
+		"write", "/link/deep/inner/new", "x", "write", "/rro/new", "x", "write", "/root", "x", "mounts")
+	got := lines(out)
+	want := []string{
+		"from the host", "error: open /missing/dir/file: read-only file system", "from the host", "image data", "100600 0:0 0:0", "written",
+		"error: open /relative/new: read-only file system", "written", "written", "error: open /rro/new: read-only file system",
+		"error: open /root: read-only file system",
+	}
+	if len(got) < len(want) || !slices.Equal(got[:len(want)], want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	table := strings.Join(got, "\n")
+	for _, m := range []string{"/missing/dir ro,nosuid", "/relative ro", "/relative/inner rw,noexec", "/filled/deep/inner rw", "/dev/shm/x/y rw", "/sys/fs/cgroup ro"} {
+		if !strings.Contains(table, " "+m) {
+			t.Errorf("no mount %q in\n%s", m, table)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(b.rootfs, "filled/deep/data")); err != nil || string(b) != "image data" {
+		t.Errorf("the image was changed: %q %v", b, err)
+	}
+	host, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(host), b.bundle) {
+		t.Errorf("the host sees mounts of the container: %v", err)
+	}
+}
+
+func TestMaskedAndReadonlyPaths(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.spec.Linux.MaskedPaths = append(b.spec.Linux.MaskedPaths, "/etc/secret", "/secrets", "/no/such", "/etc/secret/below")
+	b.spec.Linux.ReadonlyPaths = append(b.spec.Linux.ReadonlyPaths, "/tmp", "/no/such")
+	b.write("/etc/secret", "x", 0o644)
+	b.write("/secrets/a", "x", 0o644)
+	out, _ := b.run("size", "/etc/secret", "stat", "/etc/secret", "ls", "/secrets", "write", "/secrets/new", "x", "write", "/tmp/new", "x",
+		"size", "/proc/keys", "ls", "/sys/firmware", "write", "/proc/sys/kernel/msgmax", "1", "write", "/etc/new", "x")
+	want := []string{"0", "20666 1:3 0:0", "", "error: open /secrets/new: read-only file system", "error: open /tmp/new: read-only file system",
+		"0", "", "error: open /proc/sys/kernel/msgmax: read-only file system", "written"}
+	if got := lines(out); !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+}
+
+func TestLimitsAreSeen(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	mem, pids, shares := int64(64<<20), int64(30), uint64(512)
+	b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &mem}
+	b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
+	b.spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: &shares}
+	if CgroupV2() {
+		out, _ := b.run("cat", "/sys/fs/cgroup/memory.max", "cat", "/sys/fs/cgroup/pids.max")
+		if want := []string{"67108864", "30"}; !slices.Equal(lines(out), want) {
+			t.Errorf("got %q, want %q", lines(out), want)
+		}
+		return
+	}
+	out, _ := b.run("cat", "/sys/fs/cgroup/memory/memory.limit_in_bytes", "cat", "/sys/fs/cgroup/pids/pids.max", "cat", "/sys/fs/cgroup/cpu/cpu.shares",
+		"mkdir", "/sys/fs/cgroup/memory/x", "open", "/dev/kmsg")
+	want := []string{"67108864", "30", "512", "error: mkdir /sys/fs/cgroup/memory/x: read-only file system", "error: open /dev/kmsg: no such file or directory"}
+	if got := lines(out); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	_, code := b.run("alloc", "200")
+	if code != 128+9 {
+		t.Errorf("a process above its memory limit ended with %d", code)
+	}
+}
+
+func TestCgroupNamespace(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	if !slices.ContainsFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == "cgroup" }) {
+		b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: "cgroup"})
+	}
+	out, _ := b.run("cat", "/proc/self/cgroup", "mounts")
+	for _, l := range lines(out) {
+		if f := strings.SplitN(l, ":", 3); len(f) == 3 && f[2] != "/" {
+			t.Errorf("the container sees where its cgroup is: %s", l)
+		}
+		if strings.Contains(l, " /sys/fs/cgroup/memory ") && !strings.HasPrefix(l, "/ ") {
+			t.Errorf("mount shows more than the container's own cgroup: %s", l)
+		}
+	}
+}
+
+func TestNetworkNamespaceHasLoopback(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	out, _ := b.run("links")
+	if got := strings.TrimSpace(out); !strings.HasPrefix(got, "lo up|loopback") || strings.Contains(got, "\n") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestSeccomp(t *testing.T) {
+	t.Parallel()
+	for _, nnp := range []bool{true, false} {
+		b := newBox(t)
+		b.spec.Process.NoNewPrivileges = nnp
+		b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_SYS_ADMIN"}, Permitted: []string{"CAP_SYS_ADMIN"}, Effective: []string{"CAP_SYS_ADMIN"}}
+		errno := uint(unix.ENOTNAM)
+		b.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
+			{Names: []string{"unshare"}, Action: specs.ActErrno, ErrnoRet: &errno},
+		}}
+		out, _ := b.run("unshare", "status", "Seccomp", "status", "NoNewPrivs")
+		want := []string{"error: not a XENIX named type file", "2", map[bool]string{true: "1", false: "0"}[nnp]}
+		if got := lines(out); !slices.Equal(got, want) {
+			t.Errorf("no_new_privs %t: got %q, want %q", nnp, got, want)
+		}
+	}
+}
+
+func TestErrorsAreThoseOfRunc(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.write("/notexec", "x", 0o644)
+	b.write("/garbage", "\x00\x01\x02", 0o755)
+	b.write("/script", "#!/no/such/interpreter\n", 0o755)
+	for _, tc := range []struct {
+		args  []string
+		want  string
+		class func(error) bool
+	}{
+		{[]string{"nosuch"}, `exec: "nosuch": executable file not found in $PATH`, errdefs.IsNotFound},
+		{[]string{"/x"}, `exec: "/x": stat /x: no such file or directory`, errdefs.IsNotFound},
+		{[]string{"/notexec"}, `exec: "/notexec": permission denied`, errdefs.IsPermissionDenied},
+		{[]string{"/bin"}, `exec: "/bin": is a directory`, nil},
+		{[]string{"/bin/guest/x"}, `exec: "/bin/guest/x": stat /bin/guest/x: not a directory`, nil},
+		{[]string{"/garbage"}, `exec "/garbage": exec format error`, nil},
+		{[]string{"/script"}, `exec "/script": no such file or directory`, errdefs.IsNotFound},
+	} {
+		b.spec.Process.Args = tc.args
+		_, _, err := b.tryRun()
+		if err == nil || !strings.HasSuffix(err.Error(), tc.want) || !strings.HasPrefix(err.Error(), "unable to start container process: ") {
+			t.Errorf("%q: got %v, want %s", tc.args, err, tc.want)
+		}
+		if err != nil && tc.class != nil && !tc.class(err) {
+			t.Errorf("%q: %v has a wrong class", tc.args, err)
+		}
+		if left, _ := b.rt.List(); len(left) > 0 {
+			t.Fatalf("%q left a container", tc.args)
+		}
+	}
+	b.spec.Process.Args = []string{"/garbage"}
+	c, err := b.rt.Create(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); err == nil || !strings.HasSuffix(err.Error(), `exec "/garbage": exec format error`) {
+		t.Errorf("start: %v", err)
+	}
+	if code := reap(t, c.Pid()); code != 255 {
+		t.Errorf("the process ended with %d", code)
+	}
+	c.PidFD.Close()
+	if st, _ := c.Status(); st != Stopped {
+		t.Errorf("status %s", st)
+	}
+	if err := c.Delete(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.rt.Load("nosuch"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "does not exist") {
+		t.Error(err)
+	}
+	if _, err := b.rt.Create(t.Context(), "../x", CreateOptions{}); err == nil || !strings.Contains(err.Error(), "invalid container ID format") {
+		t.Error(err)
+	}
+}
+
+func TestStepErrorsNameTheStep(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/x", Type: "bind", Source: "/no/such/source"})
+	_, _, err := b.tryRun("true")
+	if err == nil || !strings.Contains(err.Error(), "bind /no/such/source on /x: no such file or directory (step ") {
+		t.Error(err)
+	}
+	b.spec.Mounts[len(b.spec.Mounts)-1] = specs.Mount{Destination: "/x", Type: "tmpfs", Source: "x", Options: []string{"size=nonsense"}}
+	if _, _, err = b.tryRun("true"); err == nil || !strings.Contains(err.Error(), "mount /x: invalid argument (step ") {
+		t.Error(err)
+	}
+}
+
+func TestLifecycle(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	ctx := context.Background()
+	b.args("trap")
+	o := newOutput(t)
+	c, err := b.rt.Create(ctx, b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec, Stdout: o.w})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.PidFD.Close()
+	is := func(want Status) {
+		t.Helper()
+		l, err := b.rt.Load(b.id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st, err := l.Status(); st != want {
+			t.Fatalf("status %s %v, want %s", st, err, want)
+		}
+	}
+	is(Created)
+	if _, err := b.rt.Create(ctx, b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec}); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), "container with given ID already exists") {
+		t.Errorf("second create: %v", err)
+	}
+	if err := c.Resume(ctx); err == nil || !strings.Contains(err.Error(), "container not paused") {
+		t.Error(err)
+	}
+	if err := c.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	is(Running)
+	if err := c.Start(ctx); err == nil || !strings.Contains(err.Error(), "cannot start an already running container") {
+		t.Error(err)
+	}
+	if err := c.Delete(ctx, false); err == nil || !strings.Contains(err.Error(), "cannot delete container "+b.id+" that is not stopped: running") {
+		t.Error(err)
+	}
+	if err := c.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	is(Paused)
+	if _, err := c.Exec(ctx, ExecOptions{Process: b.spec.Process}); err == nil || !strings.Contains(err.Error(), "cannot exec in a paused container (use --ignore-paused to override)") {
+		t.Error(err)
+	}
+	if err := c.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	limit := int64(40)
+	if err := c.Update(ctx, &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: &limit}}); err != nil {
+		t.Error(err)
+	}
+	if out, _, err := b.exec(c, nil, "cat", map[bool]string{true: "/sys/fs/cgroup/pids.max", false: "/sys/fs/cgroup/pids/pids.max"}[CgroupV2()]); err != nil || out != "40\n" {
+		t.Errorf("after update: %q %v", out, err)
+	}
+	for range 100 {
+		if strings.Contains(o.peek(), "trapped") {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := c.Kill(ctx, unix.SIGTERM); err != nil {
+		t.Error(err)
+	}
+	if code := reap(t, c.Pid()); code != 7 {
+		t.Errorf("exit code %d", code)
+	}
+	is(Stopped)
+	if err := c.Kill(ctx, 0); err == nil || !strings.Contains(err.Error(), "container not running") {
+		t.Error(err)
+	}
+	if err := c.KillAll(ctx, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	if err := c.Delete(ctx, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.rt.Load(b.id); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	o.end()
+}
