@@ -9,7 +9,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-unit lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-unit test-vm lint bench fuzz install uninstall man quickstart clean
 
 all: build
 
@@ -40,8 +40,11 @@ lint: ## formatting, vet, staticcheck, shell scripts
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }
 	$(GO) vet ./...
 	GOARCH=arm64 $(GO) vet ./oci/... ./shim/... ./network/...
-	$(GO) run honnef.co/go/tools/cmd/staticcheck@2026.1 ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	@command -v shellcheck >/dev/null && shellcheck $$(git ls-files '*.sh' .ci/run) || echo "shellcheck is not installed: shell scripts were not checked"
+
+test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppArmor, systemd
+	@GO='$(GO)' test/vm/suite.sh
 
 bench: build ## benchmarks beside the code, then against the peers that are installed
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

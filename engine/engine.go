@@ -2,9 +2,9 @@
 // networks, events) and their state machines, and takes them up again after a
 // restart of the daemon.
 //
-// In flow requests in the engine's own types from the front-ends (api/docker,
-// api/cri, api/containerd); out flow snapshots, bundles and commands to the rooms
-// below, which the engine knows only by the small interfaces of deps.go. Every
+// In flow requests in the engine's own types from the front-ends (api/docker); out
+// flow snapshots, bundles and commands to the rooms below, which the engine knows
+// only by the small interfaces of deps.go. Every
 // request takes a context; every error has a class of errdefs, and a text that
 // Docker's users know where there is one. Values given out are copies.
 //

@@ -178,7 +178,9 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 			return nil, fmt.Errorf("open networks: %w", err)
 		}
 	}
-	if m.hostNS, err = os.Open("/proc/self/ns/net"); err != nil {
+	// Not /proc/self, which is the main thread: another Manager of this process may have that
+	// in a container's namespace at this moment.
+	if m.hostNS, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 		return nil, fmt.Errorf("open networks: %w", err)
 	}
 	if m.host, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {

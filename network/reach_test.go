@@ -121,7 +121,7 @@ func TestReachability(t *testing.T) {
 	for _, x := range []*box{b, d, j, l2, s, s2, s3} {
 		x.serve(80)
 	}
-	host := &box{t: t, m: m, id: "host", path: "/proc/self/ns/net"}
+	host := &box{t: t, m: m, id: "host", path: fmt.Sprintf("/proc/self/fd/%d", m.hostNS.Fd())}
 	direct := func(e Endpoint) string { return net.JoinHostPort(e.IPv4.Addr().String(), "80") }
 	gw := func(e Endpoint, port int) string { return net.JoinHostPort(e.Gateway4.String(), fmt.Sprint(port)) }
 

@@ -156,7 +156,7 @@ func (c *Container) insideFacts(p *specs.Process) (plan.Facts, error) {
 	for _, typ := range []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"} {
 		var own, its unix.Stat_t
 		file := namespaceFiles[typ]
-		if unix.Stat("/proc/self/ns/"+file, &own) != nil {
+		if unix.Stat("/proc/thread-self/ns/"+file, &own) != nil {
 			continue // the kernel has no such namespaces
 		}
 		if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", c.state.Pid, file), &its); err != nil {

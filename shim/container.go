@@ -99,6 +99,8 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	if err != nil {
 		return nil, err
 	}
+	s.reaper.calls.RLock() // until everything is taken back, too
+	defer s.reaper.calls.RUnlock()
 	var u undo.Stack
 	defer func() {
 		if err != nil {
@@ -129,8 +131,6 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	}
 	u.Add("open streams", func(context.Context) error { p.streams.closeEnds(); p.streams.close(); return nil })
 
-	s.reaper.calls.RLock()
-	defer s.reaper.calls.RUnlock()
 	c.rt, err = rt.Create(ctx, r.ID, CreateOptions{
 		Bundle: r.Bundle, Rootfs: r.Rootfs, Terminal: r.Terminal,
 		Stdin: p.streams.stdinEnd, Stdout: p.streams.stdoutEnd, Stderr: p.streams.stderrEnd,

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -99,7 +100,6 @@ func (c *fakeContainer) Pause(context.Context) error                         { r
 func (c *fakeContainer) Resume(context.Context) error                        { return unix.Kill(c.proc.Pid, unix.SIGCONT) }
 func (c *fakeContainer) Update(context.Context, *specs.LinuxResources) error { return nil }
 func (c *fakeContainer) Pids(context.Context) ([]int, error)                 { return []int{c.proc.Pid}, nil }
-func (c *fakeContainer) Stats(context.Context) (wire.Any, error)             { return wire.Any{TypeURL: "x"}, nil }
 func (c *fakeContainer) OOM(ctx context.Context) (<-chan struct{}, error) {
 	out := make(chan struct{})
 	go func() {
@@ -117,6 +117,16 @@ func (c *fakeContainer) OOM(ctx context.Context) (<-chan struct{}, error) {
 }
 func (c *fakeContainer) OOMKilled() bool              { return false }
 func (c *fakeContainer) Delete(context.Context) error { return nil }
+
+// Stats has a child of its own, as a call to an executed runtime has.
+func (c *fakeContainer) Stats(context.Context) (wire.Any, error) {
+	err := exec.Command("/bin/sh", "-c", "exit 3").Run()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 3 {
+		return wire.Any{}, fmt.Errorf("child of a call: %w", err)
+	}
+	return wire.Any{TypeURL: "x"}, nil
+}
 
 // eventSink takes events over ttrpc.
 type eventSink struct {

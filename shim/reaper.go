@@ -20,7 +20,9 @@ const statusUnknown = 255
 // is reaped by a sweep. A sweep runs only while no call to a runtime is under way,
 // so a child that such a call waits for itself is never stolen from it.
 type reaper struct {
-	calls sync.RWMutex // read-held by calls to a runtime, write-held by a sweep
+	// calls is read-held by calls to a runtime, more than once where they nest, and
+	// write-held by a sweep, which never waits for it.
+	calls sync.RWMutex
 	quit  chan struct{}
 
 	mu       sync.Mutex

@@ -517,6 +517,8 @@ func (s *Service) pids(ctx context.Context, r *wire.ProcessRequest) (wire.Messag
 	if err != nil {
 		return nil, err
 	}
+	s.reaper.calls.RLock()
+	defer s.reaper.calls.RUnlock()
 	pids, err := c.rt.Pids(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("processes of container %s: %w", r.ID, err)
@@ -583,6 +585,8 @@ func (s *Service) stats(ctx context.Context, r *wire.ProcessRequest) (wire.Messa
 	if err != nil {
 		return nil, err
 	}
+	s.reaper.calls.RLock()
+	defer s.reaper.calls.RUnlock()
 	any, err := c.rt.Stats(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("stats of container %s: %w", r.ID, err)

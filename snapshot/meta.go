@@ -270,9 +270,11 @@ func (sn *Snapshotter) remover() {
 	}
 }
 
-// removeDoomed removes the directories that are due. Ids are never used again, so it
-// does not matter if two do it at once.
+// removeDoomed removes the directories that are due. One at a time does, so that the
+// directories which another has begun with are gone as well when it returns.
 func (sn *Snapshotter) removeDoomed() error {
+	sn.removing.Lock()
+	defer sn.removing.Unlock()
 	sn.mu.Lock()
 	ids := sn.doomed
 	sn.doomed = nil

@@ -52,6 +52,8 @@ type Snapshotter struct {
 	closed  bool
 	wake    chan struct{}
 	removed chan struct{} // closed when the remover has ended
+	// removing is held while directories are removed; taken before mu.
+	removing sync.Mutex
 }
 
 var (

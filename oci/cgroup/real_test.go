@@ -629,7 +629,9 @@ func TestRealStats(t *testing.T) {
 	t.Parallel()
 	c := real(t)
 	needs(t, c, "memory", "pids")
-	if err := c.Apply(defaultResources()); err != nil {
+	r := defaultResources()
+	r.CPU.Quota = ptr(int64(5000)) // little enough to be throttled on a machine that is busy with other things
+	if err := c.Apply(r); err != nil {
 		t.Fatal(err)
 	}
 	p := startChild(t, "spin")

@@ -383,6 +383,50 @@ func TestStdioURI(t *testing.T) {
 	}
 }
 
+func FuzzParseStdio(f *testing.F) {
+	f.Add("hako:///var/x.log?format=json-file&max-size=10&max-files=3&compress=1&attr.k=v&stdin=1&once=1")
+	f.Fuzz(func(t *testing.T, uri string) {
+		u, err := url.Parse(uri)
+		if err != nil {
+			return
+		}
+		s, err := ParseStdio(u)
+		if err != nil {
+			return
+		}
+		again, err := url.Parse(s.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := ParseStdio(again)
+		if s.Log.Path = "/" + strings.TrimLeft(s.Log.Path, "/"); s.Log.Format == "" {
+			s.Log.Path = got.Log.Path
+		}
+		if err != nil || !reflect.DeepEqual(got, s) {
+			t.Fatalf("%q: %+v, then %+v, %v", uri, s, got, err)
+		}
+	})
+}
+
+func FuzzAttachFrames(f *testing.F) {
+	f.Add([]byte("{\"version\":1}\n\x00\x00\x00\x00\x01x"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r := bufio.NewReader(bytes.NewReader(data))
+		var req AttachRequest
+		if ReadLine(r, &req) != nil {
+			return
+		}
+		buf := make([]byte, MaxFrame)
+		for {
+			if _, p, err := ReadFrame(r, buf); err != nil {
+				return
+			} else if len(p) > len(data) {
+				t.Fatalf("a payload of %d bytes out of %d", len(p), len(data))
+			}
+		}
+	})
+}
+
 func TestAttachFrames(t *testing.T) {
 	a, b := loopback(t)
 	payload := bytes.Repeat([]byte("x"), MaxFrame)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # docker run --rm IMAGE true, the same client and image: hakod against dockerd.
 # Usage: test/bench/docker-run.sh [RUNS]
+# shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 runs=${1:-20}
 missing docker docker.io && exit 0

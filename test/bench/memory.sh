@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Memory: hakod idle, hakod with 50 containers, hako-shim of an idle container
 # (PSS), and dockerd with containerd where they are installed.
+# shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 rss() { awk '/^VmRSS/ {printf "%.1f MB\n", $2 / 1000}' "/proc/$1/status"; }
 pss() { awk '/^Pss:/ {print $2}' "/proc/$1/smaps_rollup"; }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -247,6 +248,9 @@ func (n *node) sweep() {
 		}
 	}
 	if c, err := n.census(); err == nil {
+		for _, g := range c["cgroup"] {
+			killAll(g)
+		}
 		slices.Reverse(c["mount"])
 		for _, m := range c["mount"] {
 			_ = syscall.Unmount(m, syscall.MNT_DETACH)
@@ -265,5 +269,21 @@ func (n *node) sweep() {
 				_ = exec.Command("nft", "delete", "table", f[1], f[2]).Run()
 			}
 		}
+	}
+}
+
+// killAll ends the processes of a container's group, and waits a moment for them to be gone.
+func killAll(group string) {
+	for range 50 {
+		b, err := os.ReadFile(filepath.Join(group, "cgroup.procs"))
+		if err != nil || len(b) == 0 {
+			return
+		}
+		for p := range strings.FieldsSeq(string(b)) {
+			if pid, err := strconv.Atoi(p); err == nil && pid > 1 {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }

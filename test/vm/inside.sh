@@ -1,0 +1,23 @@
+#!/bin/bash
+# inside.sh: what suite.sh runs in the machine: every test binary below /tests, in its
+# folder. Prints go test's lines and names the tests that were skipped.
+cd /tests || exit 1
+echo "kernel $(uname -r), PID 1 $(cat /proc/1/comm), $(stat -fc %T /sys/fs/cgroup), LSMs $(cat /sys/kernel/security/lsm)"
+failed=0
+while read -r binary; do
+	dir=$(dirname "${binary#./}")
+	start=$EPOCHREALTIME
+	(cd "$dir" && ./test -test.v -test.timeout 10m ${RUN:+-test.run "$RUN"}) >/tmp/log 2>&1
+	status=$?
+	took=$(awk "BEGIN { printf \"%.1fs\", $EPOCHREALTIME - $start }")
+	if [ $status -eq 0 ]; then
+		[ -z "$VERBOSE" ] || cat /tmp/log
+		echo "ok    $dir  $took  $(grep -c '^--- PASS' /tmp/log) passed"
+	else
+		if [ -n "$VERBOSE" ]; then cat /tmp/log; else grep -vE "^(=== |\s*--- (PASS|SKIP))" /tmp/log; fi
+		echo "FAIL  $dir  $took"
+		failed=1
+	fi
+	grep -oE '_test\.go:[0-9]+: needs .*' /tmp/log | sed -E 's/^[^ ]+ /      skipped: /' | sort -u
+done < <(find . -name test -type f | sort)
+exit $failed

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# suite.sh [PACKAGE...]: runs tests of ours in the VM, in minimal mode and then under
+# systemd. Without arguments these are the tests that depend on the kernel and the cgroup
+# layout. The machine has no Go: test binaries are compiled here and handed in with the
+# folders testdata and with bin/. MODES="minimal systemd" picks the modes, RUN is go
+# test's -run, VERBOSE=1 its -v.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+GO=${GO:-go}
+export CGO_ENABLED=0
+packages=("$@")
+[ ${#packages[@]} -gt 0 ] || packages=(./oci/... ./cmd/hako-oci/... ./test/vm/...)
+
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+trap 'exit 130' INT TERM
+mkdir -p "$tmp/tests"
+# A binary per package, named after its folder; the folder itself, with testdata, is the
+# directory that the test runs in, as go test would have it.
+"$GO" list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' "${packages[@]}" | while read -r dir; do
+	dir=${dir#"$PWD"/}
+	mkdir -p "$tmp/tests/$dir"
+	nice "$GO" test -c -tags demo_image -o "$tmp/tests/$dir/test" "./$dir"
+	[ ! -d "$dir/testdata" ] || cp -r "$dir/testdata" "$tmp/tests/$dir/"
+done
+
+status=0
+for mode in ${MODES:-minimal systemd}; do
+	flags=()
+	[ "$mode" = minimal ] || flags=(-s)
+	echo "--- test VM, $mode mode"
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1200 -f "$tmp/tests:/tests" -f bin:/usr/local/bin -f "$here/inside.sh:/inside.sh" \
+		"RUN='${RUN:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
+done
+exit $status
