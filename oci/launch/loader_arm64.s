@@ -7,6 +7,13 @@ TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
 	MOVD $0x4000b0, R20
 	SUB  $64, RSP
 	MOVWU 12(R20), R22   // where words go
+	MOVD $126, R21
+	MOVD R22, R0         // fcntl(sync, F_GETFD): see loader_amd64.s
+	MOVD $1, R1
+	MOVD $25, R8
+	SVC
+	CMP  $0, R0
+	BLT  exit
 	MOVWU 4(R20), R0
 	TBZ  $0, R0, hold
 	MOVD $0x8011, R0     // clone(CLONE_PARENT|SIGCHLD)
@@ -114,6 +121,8 @@ report:
 	MOVD $8, R2
 	MOVD $64, R8
 	SVC
+
+exit:
 	MOVD R21, R0         // exit_group
 	MOVD $94, R8
 	SVC

@@ -1,0 +1,303 @@
+//go:build linux
+
+package plan
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/spec"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+func hybrid() Facts {
+	f := Facts{LastCap: 40, Sources: map[string]Source{}}
+	for _, n := range []string{"cpu", "memory", "pids"} {
+		f.Cgroup.Hierarchies = append(f.Cgroup.Hierarchies, Hierarchy{Name: n, Mountpoint: "/sys/fs/cgroup/" + n, Dir: "/sys/fs/cgroup/" + n + "/box", Options: []string{n}})
+	}
+	f.Cgroup.Hierarchies = append(f.Cgroup.Hierarchies,
+		Hierarchy{Name: "systemd", Mountpoint: "/sys/fs/cgroup/systemd", Dir: "/sys/fs/cgroup/systemd/box", Options: []string{"none", "name=systemd"}},
+		Hierarchy{Name: "unified", Mountpoint: "/sys/fs/cgroup/unified", Dir: "/sys/fs/cgroup/unified/box", V2: true})
+	return f
+}
+
+func unified() Facts {
+	f := Facts{LastCap: 40, Sources: map[string]Source{}}
+	f.Cgroup = CgroupFacts{V2: true, Hierarchies: []Hierarchy{{Name: "cgroup", Mountpoint: "/sys/fs/cgroup", Dir: "/sys/fs/cgroup/box", V2: true}}}
+	return f
+}
+
+func base(v2 bool) *specs.Spec {
+	s := spec.Default(v2)
+	s.Process.Terminal = false
+	return s
+}
+
+var dockerCaps = []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE"}
+
+func without(s *specs.Spec, typ specs.LinuxNamespaceType) {
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == typ })
+}
+
+type golden struct {
+	spec  *specs.Spec
+	facts Facts
+	opts  Options
+}
+
+func goldens() map[string]golden {
+	opts := Options{ID: "box", Bundle: "/bundle", Hold: true}
+	out := map[string]golden{}
+
+	out["default-hybrid"] = golden{base(false), hybrid(), Options{ID: "box", Bundle: "/bundle", Doors: []string{"cpu", "memory", "pids", "systemd"}}}
+	out["default-v2"] = golden{base(true), unified(), opts}
+
+	s, f := base(true), unified()
+	s.Process.NoNewPrivileges = false
+	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: dockerCaps, Effective: dockerCaps, Permitted: dockerCaps}
+	s.Process.Args, s.Process.Cwd = []string{"docker-entrypoint.sh", "redis-server"}, "/data"
+	s.Mounts = append(s.Mounts,
+		specs.Mount{Destination: "/etc/resolv.conf", Type: "bind", Source: "/var/lib/c/resolv.conf", Options: []string{"rbind", "rprivate"}},
+		specs.Mount{Destination: "/data", Type: "bind", Source: "/var/lib/v/data", Options: []string{"rbind", "rw", "rprivate"}})
+	f.Sources = map[string]Source{"/var/lib/c/resolv.conf": {Exists: true}, "/var/lib/v/data": {Exists: true, Dir: true}}
+	s.Root.Readonly = false
+	o := opts
+	o.Filter = Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fff0000}}}
+	o.Root = []Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/l2:/l1", "upperdir=/u", "workdir=/w"}}}
+	out["docker"] = golden{s, f, o}
+
+	s, f = base(true), unified()
+	s.Process.User = specs.User{UID: 65535, GID: 65535, AdditionalGids: []uint32{65535}}
+	for i := range s.Linux.Namespaces {
+		switch n := &s.Linux.Namespaces[i]; n.Type {
+		case specs.NetworkNamespace:
+			n.Path = "/var/run/netns/pod"
+		case specs.IPCNamespace, specs.UTSNamespace:
+			n.Path = "/proc/77/ns/" + string(n.Type)
+		}
+	}
+	s.Hostname = ""
+	score := 1000
+	s.Process.OOMScoreAdj = &score
+	s.Linux.Sysctl = map[string]string{"net.ipv4.ip_unprivileged_port_start": "0"}
+	s.Mounts = append(s.Mounts, specs.Mount{Destination: "/var/run/secrets", Type: "bind", Source: "/var/lib/kubelet/s", Options: []string{"rbind", "rro", "rprivate"}})
+	f.Sources = map[string]Source{"/var/lib/kubelet/s": {Exists: true, Dir: true}}
+	o = opts
+	o.Filter = Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fff0000}}}
+	out["kubernetes"] = golden{s, f, o}
+
+	s = base(false)
+	var all []string
+	for _, c := range capabilities {
+		all = append(all, "CAP_"+c)
+	}
+	s.Process.Capabilities = &specs.LinuxCapabilities{Bounding: all, Effective: all, Permitted: all}
+	s.Process.NoNewPrivileges = false
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths, s.Root.Readonly = nil, nil, false
+	s.Linux.RootfsPropagation = "rshared"
+	s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
+	without(s, specs.NetworkNamespace)
+	out["privileged-host-network"] = golden{s, hybrid(), opts}
+
+	s = base(true)
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	s.Linux.GIDMappings = s.Linux.UIDMappings
+	out["user-namespace"] = golden{s, unified(), opts}
+
+	s = base(true)
+	s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 80, Height: 24}
+	s.Process.User.UID = 1000
+	out["terminal"] = golden{s, unified(), opts}
+
+	s = base(true)
+	spec.Rootless(s, 1000, 1000)
+	s.Process.Terminal = true
+	f = unified()
+	f.Rootless = true
+	f.Sources = map[string]Source{"/sys": {Exists: true, Dir: true}}
+	out["rootless"] = golden{s, f, opts}
+
+	s = base(true)
+	s.Linux.Namespaces[0].Path = "/proc/77/ns/pid"
+	s.Mounts = s.Mounts[:1]
+	s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+	s.Process.User.GID = 5
+	o = opts
+	o.Preserve, o.NoPivot, o.Hooks = 2, true, true
+	out["no-dev-preserve-hooks-nopivot"] = golden{s, unified(), o}
+	return out
+}
+
+func check(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		g, w := strings.Split(got, "\n"), strings.Split(string(want), "\n")
+		for i := range g {
+			if i >= len(w) || g[i] != w[i] {
+				t.Fatalf("%s: line %d (go test ./oci/plan -update writes a new one)\ngot  %s\nwant %s", file, i+1, g[i], w[min(i, len(w)-1)])
+			}
+		}
+		t.Fatalf("%s: %d lines, want %d", file, len(g), len(w))
+	}
+}
+
+func TestGolden(t *testing.T) {
+	for name, g := range goldens() {
+		t.Run(name, func(t *testing.T) {
+			if err := spec.Validate(g.spec); err != nil {
+				t.Fatal(err)
+			}
+			p, err := Container(g.spec, g.facts, g.opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			check(t, name, p.Text())
+			sound(t, p)
+		})
+	}
+}
+
+func TestGoldenExec(t *testing.T) {
+	s := base(true)
+	f := unified()
+	f.Joined = []string{"pid", "network", "ipc", "uts", "cgroup", "mount"}
+	proc := *s.Process
+	proc.Args, proc.Terminal = []string{"sh", "-c", "id"}, true
+	p, err := Exec(s, &proc, f, Options{ID: "box", Doors: []string{"memory"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "exec-terminal", p.Text())
+	sound(t, p)
+	p, err = Hook(specs.Hook{Path: "/bin/hook", Args: []string{"hook", "arg"}}, "/proc/77/root", f, Options{ID: "box"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "hook", p.Text())
+	sound(t, p)
+}
+
+// sound fails if a step refers to something that is not there.
+func sound(t *testing.T, p *Plan) {
+	t.Helper()
+	for _, steps := range [][]Step{p.Host, p.Program} {
+		for i, s := range steps {
+			if s.OnOK < 0 || s.OnOK > len(steps) || s.OnFail < 0 || s.OnFail > len(steps) {
+				t.Errorf("step %d (%s) goes to %d or %d of %d", i, s.Do, s.OnOK, s.OnFail, len(steps))
+			}
+			if s.OnOK < i || s.OnFail < i {
+				t.Errorf("step %d (%s) goes back: a plan must end", i, s.Do)
+			}
+			if int(s.Fill) >= len(p.Slots) || len(s.Accept) > 6 {
+				t.Errorf("step %d (%s): bad slot or too many accepted failures", i, s.Do)
+			}
+			for _, a := range s.Args {
+				if a.Kind == ArgSlot && (a.Slot < 0 || int(a.Slot) >= len(p.Slots)) || a.Kind == ArgBuffer && int(a.Int) >= p.Buffers {
+					t.Errorf("step %d (%s): bad argument", i, s.Do)
+				}
+			}
+		}
+	}
+	if last := p.Program[len(p.Program)-2]; last.Name != "execveat" {
+		t.Errorf("the program ends in %s", last.Name)
+	}
+	raw, err := json.Marshal(p)
+	if err != nil || !json.Valid(raw) {
+		t.Error(err)
+	}
+}
+
+func TestUnknownCapabilitiesWarn(t *testing.T) {
+	s := base(true)
+	s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_TO_FLY")
+	p, err := Container(s, unified(), Options{ID: "box"})
+	if err != nil || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "CAP_TO_FLY") {
+		t.Errorf("%v %v", p.Warnings, err)
+	}
+}
+
+func TestImpossibleRequestsAreErrors(t *testing.T) {
+	for name, change := range map[string]func(*specs.Spec){
+		"no mount namespace":  func(s *specs.Spec) { without(s, specs.MountNamespace) },
+		"joined mount ns":     func(s *specs.Spec) { s.Linux.Namespaces[4].Path = "/proc/1/ns/mnt" },
+		"mount on /":          func(s *specs.Spec) { s.Mounts[0].Destination = "/" },
+		"tmpfs on /proc":      func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
+		"mount in /proc":      func(s *specs.Spec) { s.Mounts[1].Destination = "/proc/self/attr" },
+		"remount":             func(s *specs.Spec) { s.Mounts[1].Options = []string{"remount"} },
+		"id-mapped":           func(s *specs.Spec) { s.Mounts[1].Options = []string{"idmap"} },
+		"bind without source": func(s *specs.Spec) { s.Mounts[1] = specs.Mount{Destination: "/x", Type: "bind"} },
+		"copyup of proc":      func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
+		"apparmor":            func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
+		"selinux":             func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
+		"rlimit":              func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
+		"soft above hard":     func(s *specs.Spec) { s.Process.Rlimits[0].Soft = 5000 },
+		"device type":         func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "q"}} },
+		"device number": func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 1 << 40}}
+		},
+		"propagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" },
+		"scheduler":   func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} },
+		"no process":  func(s *specs.Spec) { s.Process = nil },
+	} {
+		s := base(true)
+		change(s)
+		if _, err := Container(s, unified(), Options{ID: "box"}); err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func FuzzCompile(f *testing.F) {
+	for _, g := range goldens() {
+		raw, err := json.Marshal(g.spec)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		s, err := spec.Parse(raw)
+		if err != nil {
+			return
+		}
+		for _, facts := range []Facts{hybrid(), unified()} {
+			if p, err := Container(s, facts, Options{ID: "box", Bundle: "/b"}); err == nil {
+				sound(t, p)
+			}
+		}
+	})
+}
+
+func BenchmarkCompile(b *testing.B) {
+	s, f := base(false), hybrid()
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Container(s, f, Options{ID: "box", Bundle: "/b"}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
