@@ -50,8 +50,12 @@ type rig struct {
 
 func newRig(t testing.TB, change ...func(*Options)) *rig {
 	t.Helper()
+	return newRigAt(t, t.TempDir(), change...)
+}
+
+func newRigAt(t testing.TB, root string, change ...func(*Options)) *rig {
+	t.Helper()
 	needRoot(t)
-	root := t.TempDir()
 	st, err := store.Open(filepath.Join(root, "store"), store.Options{NoBackgroundGC: true})
 	if err != nil {
 		t.Fatal(err)

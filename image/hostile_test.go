@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
@@ -711,5 +712,33 @@ func TestCredentials(t *testing.T) {
 		if _, err := newRig(t, func(o *Options) { o.Registry.DockerConfig = conf }).Pull(r.ctx, ref, PullOptions{}); err != nil {
 			t.Errorf("%s from config.json: %v", scheme, err)
 		}
+	}
+}
+
+// TestFullDisk runs out of space in the middle of a layer; when there is space again,
+// the same service goes on.
+func TestFullDisk(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=3m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(root, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	r, s := newRigAt(t, root), newServer(t)
+	ref := s.push(t, "app", "v1", build(t, nil, bigLayer(t), tarOf(t, file("second", strings.Repeat("x", 1<<20)))))
+	if _, err := r.Pull(r.ctx, ref, PullOptions{}); !errdefs.IsResourceExhausted(err) {
+		t.Errorf("on a full disk: %v", err)
+	}
+	r.clean(t)
+	if err := unix.Mount("tmpfs", root, "tmpfs", unix.MS_REMOUNT, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Pull(r.ctx, ref, PullOptions{}); err != nil {
+		t.Errorf("with space again: %v", err)
 	}
 }

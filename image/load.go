@@ -59,7 +59,9 @@ func (s *Service) Load(ctx context.Context, r io.Reader, o LoadOptions) ([]Loade
 		return nil, err
 	}
 	defer l.release()
-	w := s.newWork(l, sName, newProgress(o.Progress))
+	p := newProgress(o.Progress)
+	defer p.close(ctx)
+	w := s.newWork(l, sName, p)
 	defer w.release()
 	a := &archive{w: w, docs: map[string][]byte{}, blobs: map[string]ocispec.Descriptor{}, links: map[string]string{}}
 	if err := a.read(ctx, r); err != nil {

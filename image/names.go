@@ -391,7 +391,7 @@ func (s *Service) Unpack(ctx context.Context, img Image, snapshotter string) (st
 		return "", err
 	}
 	defer l.release()
-	w := s.newWork(l, name, newProgress(nil))
+	w := s.newWork(l, name, nil)
 	defer w.release()
 	if err := w.unpack(ctx, img.Layers, c); err != nil {
 		return "", fmt.Errorf("unpack image %s: %w", img.ID, err)

@@ -266,3 +266,26 @@ func TestAllTags(t *testing.T) {
 		t.Errorf("list: %+v %v", list, err)
 	}
 }
+
+// TestRecover drops what an operation held whose daemon died.
+func TestRecover(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, _, err := r.newLease(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.over.Prepare(ctx, "extract-dead", ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.store.GC(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.over.Stat(r.ctx, "extract-dead"); err != nil {
+		t.Errorf("before: %v", err)
+	}
+	if err := r.Recover(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.clean(t)
+}

@@ -58,6 +58,7 @@ func (s *Service) Pull(ctx context.Context, ref string, o PullOptions) (Image, e
 		return Image{}, err
 	}
 	p := newProgress(o.Progress)
+	defer p.close(ctx)
 	if !o.AllTags {
 		return s.pull(ctx, repo, named, sName, o.Platform, p)
 	}

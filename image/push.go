@@ -56,6 +56,7 @@ func (s *Service) Push(ctx context.Context, ref string, o PushOptions) error {
 		return err
 	}
 	p := newProgress(o.Progress)
+	defer p.close(ctx)
 	p.line(Progress{Message: fmt.Sprintf("The push refers to repository [%s]", reference.TrimNamed(named))})
 	u := &upload{s: s, repo: repo, named: named, p: p}
 	if u.pusher, u.tracker, err = repo.Pusher(ctx, tagOrDigest(named)); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -27,6 +28,8 @@ const defaultNamespace = "k8s.io"
 // leaseTime is after how long the objects of an operation that died with the daemon
 // become garbage.
 const leaseTime = 24 * time.Hour
+
+const leasePrefix = "hako-image-"
 
 // Options of New. Content, Images, Leases and Snapshotters are needed.
 type Options struct {
@@ -71,6 +74,26 @@ func New(o Options) *Service {
 	return &Service{o: o, registry: registry.New(ro)}
 }
 
+// Recover drops what operations held that died with an earlier daemon, so that it becomes
+// garbage at once and not a day later. It is called when no operation runs. Interrupted
+// downloads stay, and are resumed by the next pull.
+func (s *Service) Recover(ctx context.Context) error {
+	ctx = namespaced(ctx)
+	list, err := s.o.Leases.List(ctx)
+	if err != nil {
+		return fmt.Errorf("recover images: %w", err)
+	}
+	for _, l := range list {
+		if !strings.HasPrefix(l.ID, leasePrefix) {
+			continue
+		}
+		if err := s.o.Leases.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("recover images: %w", err)
+		}
+	}
+	return nil
+}
+
 func namespaced(ctx context.Context) context.Context {
 	if _, ok := namespaces.Namespace(ctx); !ok {
 		return namespaces.WithNamespace(ctx, defaultNamespace)
@@ -103,7 +126,7 @@ type lease struct {
 // newLease makes a lease with one holder, and a context under which everything that is
 // made belongs to it.
 func (s *Service) newLease(ctx context.Context) (context.Context, *lease, error) {
-	l, err := s.o.Leases.Create(ctx, leases.WithID("image-"+rand.Text()), leases.WithExpiration(leaseTime))
+	l, err := s.o.Leases.Create(ctx, leases.WithID(leasePrefix+rand.Text()), leases.WithExpiration(leaseTime))
 	if err != nil {
 		return nil, nil, fmt.Errorf("protect from garbage collection: %w", err)
 	}
