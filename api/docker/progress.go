@@ -82,12 +82,13 @@ func (t *transfer) aux(v any) error {
 // later one goes into the stream.
 func (t *transfer) finish(err error) error {
 	if err == nil {
-		t.out.begin()
+		t.out.end()
 		return nil
 	}
-	if !t.out.c.w.wrote {
+	if !t.out.begun() {
 		return err
 	}
+	defer t.out.end()
 	code := 0
 	if s := statusOf(err); s == 401 || s == 403 || s == 404 {
 		code = s
