@@ -308,7 +308,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		User:            specs.User{UID: acc.UID, GID: acc.GID, AdditionalGids: acc.Groups},
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
-		Rlimits:         rlimits(v.Config.Resources.Ulimits),
+		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 	}
 	if x.cfg.TTY && x.cfg.ConsoleSize != [2]uint{} {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
