@@ -6,9 +6,12 @@ import (
 	"bytes"
 	"debug/elf"
 	"errors"
+	"io"
 	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -201,5 +204,58 @@ func BenchmarkStart(b *testing.B) {
 		}
 		reap(p.Pid)
 		p.PidFD.Close()
+	}
+}
+
+// The loader is also a program of its own: with sync and report as descriptor 3.
+// HAKO_LOADER_OUT keeps the file, to be tried on another machine or in an emulator.
+func TestLoaderRuns(t *testing.T) {
+	for name, o := range map[string]loaderOptions{
+		"exec":   {sync: 3, report: 3},
+		"filter": {sync: 3, report: 3, filter: plan.Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fff0000}}}},
+		"refork": {sync: 3, report: 3, refork: true},
+	} {
+		fd, err := loaderFile(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "loader")
+		defer f.Close()
+		raw := make([]byte, 4096)
+		n, _ := f.ReadAt(raw, 0)
+		if dir := os.Getenv("HAKO_LOADER_OUT"); dir != "" {
+			if err := os.WriteFile(dir+"/"+name, raw[:n], 0o755); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if name == "filter" {
+			continue // needs no_new_privs or privileges
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, wout, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(fd), []string{"/bin/echo", "echo", "hello", "there"}, &os.ProcAttr{Env: []string{"X=y"}, Files: []*os.File{nil, wout, nil, w}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		wout.Close()
+		words, _ := io.ReadAll(r)
+		text, _ := io.ReadAll(out)
+		p.Wait()
+		r.Close()
+		out.Close()
+		if string(text) != "hello there\n" || (len(words) == 8) != o.refork {
+			t.Errorf("%s: %q, words %v", name, text, words)
+		}
+		if o.refork {
+			reap(int(*(*int32)(unsafe.Pointer(&words[4]))))
+		}
 	}
 }
