@@ -350,3 +350,13 @@ func TestLifecycle(t *testing.T) {
 	}
 	o.end()
 }
+
+func BenchmarkRun(b *testing.B) {
+	x := newBox(b)
+	x.args("true")
+	for b.Loop() {
+		if _, code, err := x.tryRun(); err != nil || code != 0 {
+			b.Fatal(code, err)
+		}
+	}
+}
