@@ -78,11 +78,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if c.TTY && c.ConsoleSize != [2]uint{} {
 		s.Process.ConsoleSize = &specs.Box{Height: c.ConsoleSize[0], Width: c.ConsoleSize[1]}
 	}
-	adj := c.OOMScoreAdj
-	if adj == 0 && in.Host.OOMScoreAdj > 0 {
-		adj = in.Host.OOMScoreAdj // lowering it takes CAP_SYS_RESOURCE, and nobody asked for that
-	}
-	s.Process.OOMScoreAdj = &adj
+	s.Process.OOMScoreAdj = oomScoreAdj(c, in.Host)
 	if in.InitBinary != "" {
 		s.Process.Args = append([]string{initInContainer, "--"}, s.Process.Args...)
 	}
@@ -133,6 +129,16 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		s.Annotations[k] = v
 	}
 	return s, nil
+}
+
+// oomScoreAdj is what was asked for. Where nothing was, the daemon's own is not lowered:
+// that takes CAP_SYS_RESOURCE.
+func oomScoreAdj(c Config, h hostFacts) *int {
+	adj := c.OOMScoreAdj
+	if adj == 0 && h.OOMScoreAdj > 0 {
+		adj = h.OOMScoreAdj
+	}
+	return &adj
 }
 
 // namespaces lists the namespaces to make or join.

@@ -251,10 +251,6 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 		return errors.Join(append(errs, err)...)
 	}
 	defer st.Close()
-	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
-	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
-		log.Warn("release what interrupted pulls left", "error", err)
-	}
 	nets, err := openNetwork(ctx, cfg, st, log)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
