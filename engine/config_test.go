@@ -173,7 +173,7 @@ func TestAccounts(t *testing.T) {
 		{user: "1000:1001", want: account{1000, 1001, []uint32{1001}, "/"}},
 		{user: "web", add: []string{"extra", "777"}, want: account{33, 34, []uint32{34, 50, 51, 777}, "/var/www"}},
 		{user: "nobody", err: "unable to find user nobody: no matching entries in passwd file"},
-		{user: "web:none", err: "unable to find group none: no matching entries in group file"},
+		{user: "web:none", err: "Unable to find group none: no matching entries in group file"},
 		{user: "4294967296", err: `unable to find user 4294967296: invalid user id: "4294967296" is out of range`},
 		{user: "18446744073709551616", err: `unable to find user 18446744073709551616: invalid user id: "18446744073709551616" is out of range`},
 		{user: "-1", err: `unable to find user -1: invalid user id: "-1" is out of range`},
@@ -210,13 +210,19 @@ func FuzzAccounts(f *testing.F) {
 
 func TestNetFiles(t *testing.T) {
 	t.Parallel()
+	const loopback = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n" +
+		"ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 	ep := network.Endpoint{IPv4: netip.MustParsePrefix("10.1.2.3/24")}
 	got := string(hostsFile(hostsInput{hostname: "box", domain: "dom", endpoints: []network.Endpoint{ep},
 		extra: []string{"a:1.1.1.1", "six:::1", "gw:host-gateway"}, gateway: netip.MustParseAddr("10.1.2.1"),
 		links: []network.HostEntry{{Addr: netip.MustParseAddr("10.1.2.9"), Names: []string{"db", "pg"}}}}))
-	want := "127.0.0.1\tlocalhost\n1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
+	want := loopback + "1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
 	if got != want {
 		t.Errorf("hosts:\n%s\nwant\n%s", got, want)
+	}
+	got = string(hostsFile(hostsInput{hostname: "web.site.org", endpoints: []network.Endpoint{ep}, noIPv6: true}))
+	if want := "127.0.0.1\tlocalhost\n10.1.2.3\tweb.site.org web\n"; got != want {
+		t.Errorf("hosts without IPv6:\n%s\nwant\n%s", got, want)
 	}
 	got = string(hostsFile(hostsInput{hostname: "h", base: []byte("1.2.3.4 base\n\n"), extra: []string{"a:1.1.1.1"}}))
 	if want := "1.2.3.4 base\n1.1.1.1\ta\n"; got != want {

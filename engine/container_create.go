@@ -246,11 +246,26 @@ func (e *Engine) resolveModes(c *Config) error {
 	if c.IpcMode == "" {
 		c.IpcMode = "private"
 	}
+	if c.CgroupnsMode == "" {
+		c.CgroupnsMode = "host"
+		if e.host.CgroupV2 && !c.Privileged {
+			c.CgroupnsMode = "private"
+		}
+	}
+	for _, l := range c.Links {
+		ref, _, _ := strings.Cut(l, ":")
+		if _, err := e.containers.get(ref); err != nil {
+			return badRequest(fmt.Errorf("could not get container for %s: %w", ref, err))
+		}
+	}
 	return nil
 }
 
 // adjustResources sets Docker's implied limits, and tells what the kernel cannot do.
 func adjustResources(r *Resources, h hostFacts) (warnings []string) {
+	if r.PidsLimit != nil && *r.PidsLimit <= 0 {
+		r.PidsLimit = nil
+	}
 	if r.Memory > 0 && !h.SwapLimit && r.MemorySwap >= 0 {
 		if r.MemorySwap > 0 {
 			warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
