@@ -173,7 +173,7 @@ func TestAccounts(t *testing.T) {
 		{user: "1000:1001", want: account{1000, 1001, []uint32{1001}, "/"}},
 		{user: "web", add: []string{"extra", "777"}, want: account{33, 34, []uint32{34, 50, 51, 777}, "/var/www"}},
 		{user: "nobody", err: "unable to find user nobody: no matching entries in passwd file"},
-		{user: "web:none", err: "Unable to find group none: no matching entries in group file"},
+		{user: "web:none", err: "unable to find group none: no matching entries in group file"},
 		{user: "4294967296", err: `unable to find user 4294967296: invalid user id: "4294967296" is out of range`},
 		{user: "18446744073709551616", err: `unable to find user 18446744073709551616: invalid user id: "18446744073709551616" is out of range`},
 		{user: "-1", err: `unable to find user -1: invalid user id: "-1" is out of range`},

@@ -165,7 +165,7 @@ func (a accounts) groupID(group string) (uint32, error) {
 		return 0, fmt.Errorf("read /etc/group of the container: %w", err)
 	}
 	if !found {
-		return 0, invalidf("Unable to find group %s: no matching entries in group file", group)
+		return 0, invalidf("unable to find group %s: no matching entries in group file", group)
 	}
 	return gid, nil
 }
