@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -25,6 +26,7 @@ import (
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
+	"github.com/hako-engine/hako/shim/pid1"
 	"github.com/hako-engine/hako/shim/wire"
 )
 
@@ -35,6 +37,9 @@ const runtimeName = "io.containerd.hako.v2"
 const deleteTimeout = 30 * time.Second
 
 func main() {
+	if filepath.Base(os.Args[0]) == pid1.Name { // a copy of this binary, mounted into a container
+		os.Exit(pid1.Run(os.Args[1:], os.Stderr))
+	}
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "hako-shim:", err)
 		os.Exit(1)
