@@ -25,7 +25,7 @@ type record struct {
 	// StoppedByUser keeps unless-stopped containers stopped after a restart.
 	StoppedByUser bool `json:"stoppedByUser,omitempty"`
 	// Networks are those that it shall be on when it runs.
-	Networks []EndpointSettings `json:"networks,omitempty"`
+	Networks []EndpointSettings `json:"networks"`
 	// Started tells that it ran at least once: only such ones are started by a policy.
 	Started bool `json:"started,omitempty"`
 }
@@ -110,6 +110,9 @@ func (c *container) view() Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.rec.Container
+	if v.Attached = c.rec.Networks; v.Attached == nil {
+		v.Attached = []EndpointSettings{}
+	}
 	v.ExecIDs = slices.Sorted(maps.Keys(c.execs))
 	return v
 }
