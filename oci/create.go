@@ -235,6 +235,9 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
 	}
+	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
+		return err
+	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
 	v2, err := k.cg.DirFD()
