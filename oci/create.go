@@ -65,6 +65,7 @@ type creation struct {
 	c      *Container
 	layout cgroup.Layout
 	cg     *cgroup.Cgroup
+	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
 }
@@ -109,7 +110,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			return nil, errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			k.proc.Kill() // the caller never hears of this child
+			return nil, err
 		}
 	}
 	return k.c, nil
@@ -272,6 +275,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		return err
 	}
 	k.undo.Add("the process", func(context.Context) error { proc.Kill(); return nil })
+	k.proc = proc
 	k.c.Console, k.c.PidFD = proc.Console, proc.PidFD
 	return nil
 }
