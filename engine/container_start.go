@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/network"
@@ -72,7 +73,7 @@ func (e *Engine) startHeld(ctx context.Context, c *container) error {
 	}
 	code, err := startError(err)
 	c.mu.Lock()
-	c.rec.State.Error = err.Error()
+	c.rec.State.Error = errtext.Plain(err)
 	c.rec.State.ExitCode = code
 	pending := c.pending
 	c.pending = nil
@@ -118,7 +119,9 @@ func startError(err error) (code int, _ error) {
 // taskError marks an error of the shim or runtime on the way to the process.
 type taskError struct{ err error }
 
-func (t *taskError) Error() string { return "failed to create task for container: " + plainText(t.err) }
+func (t *taskError) Error() string {
+	return "failed to create task for container: " + errtext.Plain(t.err)
+}
 func (t *taskError) Unwrap() error { return t.err }
 
 // start does it: what does not depend on each other runs side by side.
@@ -403,7 +406,7 @@ func openSubpath(m Mount) (*os.File, error) {
 	defer root.Close()
 	f, err := root.Open(m.Subpath, unix.O_PATH, 0)
 	if err != nil {
-		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, err)
+		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, errtext.Plain(err))
 	}
 	return f, nil
 }
