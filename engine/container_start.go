@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/network"
@@ -73,7 +74,7 @@ func (e *Engine) startHeld(ctx context.Context, c *container) error {
 	}
 	code, err := startError(err)
 	c.mu.Lock()
-	c.rec.State.Error = err.Error()
+	c.rec.State.Error = errtext.Plain(err)
 	c.rec.State.ExitCode = code
 	pending := c.pending
 	c.pending = nil
@@ -119,7 +120,9 @@ func startError(err error) (code int, _ error) {
 // taskError marks an error of the shim or runtime on the way to the process.
 type taskError struct{ err error }
 
-func (t *taskError) Error() string { return "failed to create task for container: " + plainText(t.err) }
+func (t *taskError) Error() string {
+	return "failed to create task for container: " + errtext.Plain(t.err)
+}
 func (t *taskError) Unwrap() error { return t.err }
 
 // start does it: what does not depend on each other runs side by side.
@@ -404,7 +407,7 @@ func openSubpath(m Mount) (*os.File, error) {
 	defer root.Close()
 	f, err := root.Open(m.Subpath, unix.O_PATH, 0)
 	if err != nil {
-		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, err)
+		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, errtext.Plain(err))
 	}
 	return f, nil
 }
@@ -505,7 +508,7 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
-		text := strings.TrimPrefix(plainText(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
+		text := strings.TrimPrefix(errtext.Plain(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
 		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
 			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}
