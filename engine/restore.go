@@ -95,7 +95,12 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	shim, err := e.opt.Shims.Connect(cctx, bundle)
 	switch {
 	case errdefs.IsNotFound(err):
-		if rerr != nil && !v.State.live() { // prepared, but never ran
+		recorded := !v.State.live() && v.State.StartedAt.Equal(rf.StartedAt)
+		if rerr != nil && !v.State.live() || recorded {
+			// It never ran, or its end is in the record already, and the daemon died while it
+			// removed the bundle: the exit file may be gone.
+			e.reap(v)
+			e.emptyBundle(v)
 			e.takeDead(ctx, c, true)
 			return
 		}
@@ -118,9 +123,7 @@ func (e *Engine) take(ctx context.Context, c *container) {
 		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {
 			e.log.Error("undo an unfinished start", "container", c.id, "error", derr)
 		}
-		if err := RemoveBundle(bundle); err != nil {
-			e.log.Error("undo an unfinished start", "container", c.id, "error", err)
-		}
+		e.emptyBundle(v)
 		e.takeDead(ctx, c, true)
 	case err != nil:
 		e.log.Warn("a shim does not answer, it is tried again in the background", "container", c.id, "error", err)
@@ -136,6 +139,18 @@ func (e *Engine) take(ctx context.Context, c *container) {
 			_ = c.change(StatusPaused, nil)
 		}
 		e.watchAdopted(c)
+	}
+}
+
+// emptyBundle removes what a start left, but not the mark of a container that removes
+// itself and never ran.
+func (e *Engine) emptyBundle(v Container) {
+	err := RemoveBundle(e.bundle(v.ID))
+	if err == nil && v.Config.AutoRemove && v.State.Status == StatusCreated {
+		err = os.Mkdir(e.bundle(v.ID), 0o710)
+	}
+	if err != nil {
+		e.log.Error("remove bundle", "container", v.ID, "error", err)
 	}
 }
 
