@@ -118,6 +118,15 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	}
 	st, err := shim.State(cctx, c.id, "")
 	switch {
+	case errdefs.IsNotFound(err) && rerr == nil:
+		// It ran, and the daemon died between deleting the task and ending the shim: how it
+		// ended stands in the exit file.
+		if err := shim.Shutdown(cctx); err != nil {
+			e.log.Warn("end shim", "container", c.id, "error", err)
+		}
+		shim.Close()
+		e.adopt(c, newRun(absentShim{}, bundle, 0, startTime(rf, v)), rf)
+		e.finish(c, e.reap(v))
 	case errdefs.IsNotFound(err) || err == nil && st.Status == client.StatusCreated:
 		// The daemon died in the middle of a start: nobody got an answer, so it is undone.
 		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {

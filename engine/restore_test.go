@@ -98,6 +98,27 @@ func TestCrashAfterExit(t *testing.T) {
 	}
 }
 
+// TestCrashBeforeShutdown: the task is deleted, the shim still lives.
+func TestCrashBeforeShutdown(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.run("cc", Config{})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	s := n.shims.live[n.e.bundle(id)]
+	if _, err := s.Delete(bg, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	n.shims.exits = map[string]int{n.e.bundle(id): 8}
+	n.boot()
+	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 8 {
+		t.Errorf("%+v", s)
+	}
+	if n.shims.count() != 0 || n.nets.taken() != 0 {
+		t.Error("something is left")
+	}
+}
+
 // TestCrashInCleanup: an end that is recorded is not asked for again.
 func TestCrashInCleanup(t *testing.T) {
 	t.Parallel()
