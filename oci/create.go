@@ -20,6 +20,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
@@ -64,6 +65,7 @@ type creation struct {
 	c      *Container
 	layout cgroup.Layout
 	cg     *cgroup.Cgroup
+	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
 }
@@ -108,7 +110,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			return nil, errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			k.proc.Kill() // the caller never hears of this child
+			return nil, err
 		}
 	}
 	return k.c, nil
@@ -122,22 +126,14 @@ func classify(err error) error {
 	}
 	switch {
 	case step.Step.Class == plan.ClassInvalid:
-		return &classed{err, errdefs.ErrInvalidArgument}
+		return classed.As(errdefs.ErrInvalidArgument, err)
 	case step.Step.Class == plan.ClassNoExec && step.Errno == unix.ENOENT:
-		return &classed{err, errdefs.ErrNotFound}
+		return classed.As(errdefs.ErrNotFound, err)
 	case step.Errno == unix.EPERM || step.Errno == unix.EACCES:
-		return &classed{err, errdefs.ErrPermissionDenied}
+		return classed.As(errdefs.ErrPermissionDenied, err)
 	}
 	return err
 }
-
-// classed adds a class without adding words.
-type classed struct {
-	error
-	class error
-}
-
-func (e *classed) Unwrap() []error { return []error{e.error, e.class} }
 
 // needsHold: hooks have to run between creation and execution.
 func (k *creation) needsHold() bool {
@@ -167,7 +163,7 @@ func (k *creation) makeDir(id string) error {
 	dir := filepath.Join(k.r.Root, id)
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("container with given ID already exists: %s: %w", id, errdefs.ErrAlreadyExists)
+			return classed.Errorf(errdefs.ErrAlreadyExists, "container with given ID already exists: %s", id)
 		}
 		return err
 	}
@@ -242,6 +238,9 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
 	}
+	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
+		return err
+	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
 	v2, err := k.cg.DirFD()
@@ -276,6 +275,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		return err
 	}
 	k.undo.Add("the process", func(context.Context) error { proc.Kill(); return nil })
+	k.proc = proc
 	k.c.Console, k.c.PidFD = proc.Console, proc.PidFD
 	return nil
 }

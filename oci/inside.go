@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/spec"
@@ -45,7 +46,7 @@ type Process struct {
 // executed its program.
 func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	if o.Process == nil {
-		return nil, fmt.Errorf("exec in container %s: no process: %w", c.ID(), errdefs.ErrInvalidArgument)
+		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "exec in container %s: no process", c.ID())
 	}
 	if err := spec.ValidateProcess(o.Process); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
@@ -54,9 +55,9 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	case err != nil:
 		return nil, err
 	case st == Stopped || st == Creating:
-		return nil, fmt.Errorf("container %q: cannot exec in a stopped container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot exec in a stopped container", c.ID())
 	case st == Paused && !o.IgnorePaused:
-		return nil, fmt.Errorf("container %q: cannot exec in a paused container (use --ignore-paused to override): %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot exec in a paused container (use --ignore-paused to override)", c.ID())
 	}
 	s, err := c.readSpec()
 	if err != nil {
@@ -73,6 +74,9 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	}
 	cg, err := c.execCgroup(o.Cgroup)
 	if err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
+	}
+	if err := ownStdio(s, &p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
@@ -178,7 +182,7 @@ func (c *Container) inside(_ context.Context, cg *cgroup.Cgroup, cfg launch.Conf
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer pidfd.Close()
 	if !alive(c.state.Pid, c.state.StartTime) {
-		return nil, fmt.Errorf("container %q: container not running: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: container not running", c.ID())
 	}
 	cfg.Pidfd, cfg.CgroupFD = pidfd, -1
 	if cg != nil {
@@ -265,7 +269,7 @@ func (c *Container) ExecProcess(args []string) (*specs.Process, error) {
 		return nil, err
 	}
 	if s.Process == nil {
-		return nil, fmt.Errorf("container %q: its configuration has no process: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: its configuration has no process", c.ID())
 	}
 	p := *s.Process
 	p.Args, p.ConsoleSize, p.Terminal = args, nil, false

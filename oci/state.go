@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
@@ -49,7 +50,7 @@ func (c *Container) readState() error {
 		return fmt.Errorf("%s: %w", stateFile, err)
 	}
 	if c.state.Version > stateVersion {
-		return fmt.Errorf("%s: version %d is newer than this runtime: %w", stateFile, c.state.Version, errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "%s: version %d is newer than this runtime", stateFile, c.state.Version)
 	}
 	return nil
 }
@@ -82,7 +83,7 @@ func (c *Container) lock() (unlock func(), err error) {
 		d, err := os.Open(c.dir)
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) {
-				return nil, fmt.Errorf("container %q: container does not exist: %w", filepath.Base(c.dir), errdefs.ErrNotFound)
+				return nil, classed.Errorf(errdefs.ErrNotFound, "container %q: container does not exist", filepath.Base(c.dir))
 			}
 			return nil, err
 		}

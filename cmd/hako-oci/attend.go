@@ -17,7 +17,9 @@ import (
 // reaps, and gives the exit code.
 func attend(pid int, pidfd, console *os.File) (int, error) {
 	signals := make(chan os.Signal, 64)
-	signal.Notify(signals)
+	// Not all signals: to register one costs a system call, and the others are the Go
+	// runtime's or nobody sends them to a runtime.
+	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP)
 	defer signal.Stop(signals)
 	var t *terminal
 	if console != nil {
@@ -30,7 +32,6 @@ func attend(pid int, pidfd, console *os.File) (int, error) {
 	go func() {
 		for s := range signals {
 			switch sig := s.(unix.Signal); sig {
-			case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
 			case unix.SIGWINCH:
 				if t != nil {
 					t.resize()

@@ -9,7 +9,6 @@ package spec
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"path"
 	"slices"
@@ -17,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hako-engine/hako/oci/internal/classed"
 )
 
 // MaxSize bounds a config.json, in bytes.
@@ -29,7 +30,7 @@ const Version = "1.3.0"
 func Read(file string) (*specs.Spec, []byte, error) {
 	raw, err := readBounded(file)
 	if os.IsNotExist(err) {
-		return nil, nil, fmt.Errorf("JSON specification file %s not found: %w", path.Base(file), errdefs.ErrNotFound)
+		return nil, nil, classed.Errorf(errdefs.ErrNotFound, "JSON specification file %s not found", path.Base(file))
 	}
 	if err != nil {
 		return nil, nil, err
@@ -49,7 +50,7 @@ func readBounded(file string) ([]byte, error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() || st.Size() > MaxSize {
-		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes: %w", file, MaxSize, errdefs.ErrInvalidArgument)
+		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "%s: not a regular file of at most %d bytes", file, MaxSize)
 	}
 	buf := make([]byte, st.Size())
 	n, err := readFull(f, buf)
@@ -83,13 +84,13 @@ func Decode(raw []byte) (*specs.Spec, error) {
 	}
 	s := new(specs.Spec)
 	if err := json.Unmarshal(raw, s); err != nil {
-		return nil, fmt.Errorf("config.json: %w: %w", err, errdefs.ErrInvalidArgument)
+		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "config.json: %w", err)
 	}
 	return s, nil
 }
 
 func invalid(format string, a ...any) error {
-	return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
+	return classed.Errorf(errdefs.ErrInvalidArgument, format, a...)
 }
 
 // Validate checks what can be checked without looking at the host.
