@@ -172,6 +172,9 @@ func startTime(rf runFile, v Container) time.Time {
 
 // adopt makes a run of an earlier daemon the container's.
 func (e *Engine) adopt(c *container, r *run, rf runFile) {
+	if pid := int(r.pid.Load()); pid != 0 {
+		r.memory = memoryCgroup(c.view(), pid)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Whatever the record says, this is what the kernel says.
