@@ -317,7 +317,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		User:            specs.User{UID: acc.UID, GID: acc.GID, AdditionalGids: acc.Groups},
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
-		Rlimits:         rlimits(v.Config.Resources.Ulimits),
+		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
 	if x.cfg.TTY && x.cfg.ConsoleSize != [2]uint{} {

@@ -63,7 +63,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			Cwd:             workingDir(in.C.WorkingDir),
 			User:            specs.User{UID: in.Account.UID, GID: in.Account.GID, AdditionalGids: in.Account.Groups},
 			NoNewPrivileges: sec.noNewPrivileges,
-			Rlimits:         rlimits(c.Resources.Ulimits),
+			Rlimits:         rlimits(c.Resources.Ulimits, in.Host.FileLimit),
 			Capabilities:    capabilitySets(caps, in.Account.UID),
 		},
 		Linux: &specs.Linux{
@@ -212,8 +212,14 @@ var rlimitNames = map[string]string{
 	"rttime": "RLIMIT_RTTIME", "sigpending": "RLIMIT_SIGPENDING", "stack": "RLIMIT_STACK",
 }
 
-func rlimits(us []Ulimit) []specs.POSIXRlimit {
+// rlimits makes the OCI form. Without a word on nofile it is files, soft and hard:
+// the daemon's own soft limit is what the Go runtime raised it to, and an endless one
+// makes programs slow that close every descriptor they may have.
+func rlimits(us []Ulimit, files uint64) []specs.POSIXRlimit {
 	var out []specs.POSIXRlimit
+	if files > 0 && !slices.ContainsFunc(us, func(u Ulimit) bool { return strings.EqualFold(u.Name, "nofile") }) {
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: files, Hard: files})
+	}
 	for _, u := range us {
 		// -1 becomes RLIM_INFINITY, all bits set.
 		out = append(out, specs.POSIXRlimit{Type: rlimitNames[strings.ToLower(u.Name)], Soft: uint64(u.Soft), Hard: uint64(u.Hard)})

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/internal/classed"
@@ -205,6 +206,9 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		Preserve: len(k.o.PreserveFDs), Hooks: k.setupHooks(),
 	}
 	for _, m := range k.o.Rootfs {
+		if m.Type == "overlay" && plan.LongOptions(m.Options) {
+			facts.LayerByLayer = longoverlay.LayerByLayer()
+		}
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
@@ -217,6 +221,10 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		return nil, err
 	}
 	return plan.Container(k.spec, facts, o)
+}
+
+func mountOverlay(o plan.Overlay) (*os.File, error) {
+	return longoverlay.Overlay{Lower: o.Lower, Upper: o.Upper, Work: o.Work, Options: o.Options, Attr: o.Attr}.Mount()
 }
 
 func filter(s *specs.Spec) (plan.Filter, error) {
@@ -235,7 +243,7 @@ func (k *creation) setupHooks() bool {
 func (k *creation) launch(p *plan.Plan) (err error) {
 	cfg := launch.Config{
 		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
-		CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
+		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
 	}
 	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {

@@ -27,11 +27,12 @@ type Config struct {
 	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
 	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
 
-	CopyUp func(root int, dest string, tmpfs int) error // fills a tmpfs
-	IDMaps func(pid int) error                          // writes the maps
-	Place  func(pid int) error                          // cgroup, limits
-	Hooks  func(pid int) error
-	Ready  func(pid int) error // the process is created (with plan.Hold), or about to be executed
+	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
+	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
+	IDMaps  func(pid int) error                          // writes the maps
+	Place   func(pid int) error                          // cgroup, limits
+	Hooks   func(pid int) error
+	Ready   func(pid int) error // the process is created (with plan.Hold), or about to be executed
 }
 
 // Process is the child. It is a child of the calling process, which has to wait for it.
@@ -236,6 +237,18 @@ func openNull() (int, error) {
 // runHost executes the parent's steps.
 func (r *runner) runHost() error {
 	before := append([]int64(nil), r.slots...)
+	for _, o := range r.p.Overlays {
+		f, err := r.c.Overlay(o)
+		if err != nil {
+			return err
+		}
+		fd, err := r.high(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.slots[o.Slot], before[o.Slot] = fd, fd
+	}
 	m := &machine{slots: r.slots}
 	if err := m.load(r.p.Host, r.buffers); err != nil {
 		return err

@@ -348,6 +348,13 @@ func (c *compiler) rootfs() (err error) {
 			}
 			continue
 		}
+		if m.typ == "overlay" && !c.f.LayerByLayer && LongOptions(m.data) {
+			if c.f.Rootless {
+				return errors.New("root file system: this kernel mounts an overlay of so many layers only with privileges (Linux 6.7 does without)")
+			}
+			c.p.Overlays = append(c.p.Overlays, overlayOf(m))
+			continue
+		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
 	}
@@ -376,13 +383,49 @@ func (c *compiler) rootfs() (err error) {
 	return nil
 }
 
+// LongOptions tells whether an option is longer than fsconfig(2) takes, 255 bytes.
+func LongOptions(options []string) bool {
+	return slices.ContainsFunc(options, func(o string) bool {
+		_, v, _ := strings.Cut(o, "=")
+		return len(v) > 255
+	})
+}
+
+// overlayOf sorts the options of an overlay.
+func overlayOf(m *mount) Overlay {
+	o := Overlay{Slot: m.slot, Attr: m.set | m.recSet}
+	for _, opt := range m.data {
+		switch k, v, _ := strings.Cut(opt, "="); k {
+		case "lowerdir":
+			start := 0
+			for i := 0; i < len(v); i++ {
+				switch v[i] {
+				case '\\':
+					i++
+				case ':':
+					o.Lower = append(o.Lower, v[start:i])
+					start = i + 1
+				}
+			}
+			o.Lower = append(o.Lower, v[start:])
+		case "upperdir":
+			o.Upper = v
+		case "workdir":
+			o.Work = v
+		default:
+			o.Options = append(o.Options, opt)
+		}
+	}
+	return o
+}
+
 // splitLong breaks overlay's lowerdir into one option a layer: the kernel takes at
 // most 255 bytes in one.
 func (c *compiler) splitLong(m *mount) []string {
 	var out []string
 	for _, o := range m.data {
 		dirs, ok := strings.CutPrefix(o, "lowerdir=")
-		if m.typ != "overlay" || !ok || len(dirs) < 256 || strings.Contains(dirs, "::") {
+		if m.typ != "overlay" || !ok || len(dirs) <= 255 || strings.Contains(dirs, "::") {
 			out = append(out, o)
 			continue
 		}
@@ -534,7 +577,7 @@ func (c *compiler) protect() {
 	// The host's own /dev/null, and verified: never that of the image (CVE-2025-31133).
 	null, empty := h.slot("null"), h.slot("empty")
 	h.do("take /dev/null as a mask")
-	h.clone(atCwd, "/dev/null", false, null)
+	c.cloneDevice(h, "/dev/null", null)
 	c.isDevice(h, null, unix.S_IFCHR, 1, 3)
 	h.do("make an empty directory as a mask")
 	h.create("tmpfs", "tmpfs", []string{"mode=755", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY, empty)
@@ -565,6 +608,14 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b.clone(in(mask), "", false, copySlot)
 	s := b.attach(copySlot, target).onOK(done)
 	handle(s)
+}
+
+// cloneDevice makes a detached copy of a device node of the host. A copy of a shared mount
+// is in the peer group of /dev: what the container mounted on it would cover the host's
+// node as well.
+func (c *compiler) cloneDevice(b *builder, path string, slot Slot) {
+	b.clone(atCwd, path, false, slot)
+	b.setattr(slot, false, 0, 0, unix.MS_PRIVATE)
 }
 
 // isDevice fails unless the descriptor in slot is this device.

@@ -12,7 +12,10 @@ type Facts struct {
 	Rootless bool
 	AppArmor bool
 	SELinux  bool
-	LastCap  int // highest capability that the kernel knows
+	// LayerByLayer: overlay takes its layers one by one (Linux 6.7). Only looked at where
+	// it matters, see LongOptions.
+	LayerByLayer bool
+	LastCap      int // highest capability that the kernel knows
 	// Sources describes the sources of bind mounts by their absolute path.
 	Sources map[string]Source
 	// Ignored are the signals which the runtime's process ignores.

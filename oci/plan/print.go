@@ -15,8 +15,11 @@ func (p *Plan) Text() string {
 	var b strings.Builder
 	total := len(p.Host) + len(p.Program)
 	fmt.Fprintf(&b, "# %d steps: %d by the runtime, %d by the container's first process\n", total, len(p.Host), len(p.Program))
-	if len(p.Host) > 0 {
+	if len(p.Host)+len(p.Overlays) > 0 {
 		b.WriteString("\n## runtime\n")
+		for _, o := range p.Overlays {
+			fmt.Fprintf(&b, "mount an overlay of %d layers\n     mount(2) in a mount namespace of its own -> %s\n", len(o.Lower), p.slotName(o.Slot))
+		}
 		p.section(&b, p.Host, 0)
 	}
 	for _, c := range p.CopyUps {

@@ -179,11 +179,25 @@ type Plan struct {
 	NeedsProc bool
 	RootSlot  Slot // the root file system, a detached mount made by the parent
 
+	// Overlays are mounted by the parent before its steps: old kernels take them in no
+	// other way than mount(2).
+	Overlays []Overlay
+
 	// CopyUps are directories of the image that the parent copies into detached
 	// tmpfs mounts before the clone.
 	CopyUps []CopyUp
 
 	Warnings []string
+}
+
+// Overlay asks for an overlay, as a detached mount in Slot. Names and options are in the
+// form of mount(2).
+type Overlay struct {
+	Slot        Slot
+	Lower       []string // the topmost first
+	Upper, Work string
+	Options     []string
+	Attr        uint64 // MOUNT_ATTR_
 }
 
 // CopyUp asks to fill the tmpfs in Slot with what the image has at Dest.
