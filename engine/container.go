@@ -59,6 +59,8 @@ type container struct {
 type run struct {
 	bundle  string
 	started time.Time
+	// memory is the directory of its memory cgroup; "" for one without a limit.
+	memory string
 	// shim and pid change when the connection to a shim is made anew.
 	shim atomicShim
 	pid  atomic.Int64

@@ -176,6 +176,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		endpoints []network.Endpoint
 		shim      Shim
 		created   bool
+		memory    string
 		done      func()
 	)
 	g, gctx := errgroup.WithContext(ctx)
@@ -199,13 +200,15 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return err
 		}
-		if _, err := shim.Create(gctx, client.CreateOptions{
+		pid, err := shim.Create(gctx, client.CreateOptions{
 			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
-		}); err != nil {
+		})
+		if err != nil {
 			return &taskError{err}
 		}
 		created = true
+		memory = memoryCgroup(v, pid)
 		return nil
 	})
 	err = g.Wait()
@@ -230,6 +233,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		return &taskError{err}
 	}
 	r := newRun(shim, bundle, pid, time.Now().UTC())
+	r.memory = memory
 	u.Release()
 	shown := endpoints
 	if len(shown) == 0 {
