@@ -134,6 +134,19 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	want := c.rec.Networks
 	c.mu.Unlock()
 	v := c.view()
+	for _, l := range v.Config.Links {
+		ref, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = strings.TrimPrefix(ref, "/")
+		}
+		other, err := e.containers.get(ref)
+		if err != nil {
+			return badRequest(fmt.Errorf("could not get container for %s: %w", ref, err))
+		}
+		if o := other.view(); o.State.Pid == 0 {
+			return conflictf("Cannot link to a non running container: /%s AS /%s/%s", o.Name, v.Name, alias)
+		}
+	}
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
 
@@ -499,7 +512,7 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	cfg := network.EndpointConfig{
 		ID: v.ID, Network: n.ID, Netns: netns, Name: v.Name, Hostname: v.Hostname,
-		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority,
+		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority, DNS: v.Config.DNS,
 	}
 	if isUserDefined(n.Name) {
 		cfg.Aliases = append([]string{shortID(v.ID)}, s.Aliases...)

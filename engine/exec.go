@@ -195,7 +195,12 @@ func (e *Engine) startExec(ctx context.Context, id string, attach bool) (Attachm
 
 // execError gives Docker's exit code and text for an exec that could not start.
 func execError(err error) (int, error) {
-	text := "OCI runtime exec failed: exec failed: unable to start container process: " + errtext.Plain(err)
+	const cannot = "unable to start container process: "
+	text := errtext.Plain(err)
+	if _, after, ok := strings.Cut(text, cannot); ok { // what lies before names ids that mean nothing to a user
+		text = after
+	}
+	text = "OCI runtime exec failed: exec failed: " + cannot + text
 	lower := strings.ToLower(err.Error())
 	switch {
 	case errdefs.IsInvalidArgument(err):
