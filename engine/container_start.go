@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -504,7 +505,9 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
-		return ep, fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %w", v.Name, v.ID, err)
+		text := strings.TrimPrefix(plainText(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
+		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
+			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}
 	return ep, nil
 }

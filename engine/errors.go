@@ -59,7 +59,7 @@ func badRequest(err error) error {
 // the text already says it.
 func plainText(err error) string {
 	text := err.Error()
-	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrUnknown, errdefs.ErrInternal} {
+	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrUnknown, errdefs.ErrInternal, errdefs.ErrAlreadyExists, errdefs.ErrResourceExhausted} {
 		if errors.Is(err, class) {
 			short, cut := strings.CutSuffix(text, ": "+class.Error())
 			// EACCES reads like its class. Clients look for the words, so they stay once.

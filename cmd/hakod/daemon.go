@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -67,6 +68,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 	})
+	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
+	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
+		log.Warn("release what interrupted pulls left", "error", err)
+	}
 	nets, err := openNetwork(ctx, cfg, st, log)
 	if err != nil {
 		return err

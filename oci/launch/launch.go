@@ -428,6 +428,9 @@ func (r *runner) expect(want int32) error {
 		if err == unix.EINTR {
 			continue
 		}
+		if err == unix.ECONNRESET { // it ended without reading our answer
+			return r.died()
+		}
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
 		}
