@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // capabilities in the order of their numbers.
@@ -222,7 +224,11 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
-	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
+	resolve := uint64(unix.RESOLVE_NO_MAGICLINKS)
+	if !defence.CheckedCwd {
+		resolve = 0
+	}
+	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, resolve)
 	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
 	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
 	if first {
@@ -245,6 +251,9 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b.here(again)
 	c.chdir(p, false)
 	b.here(done)
+	if !defence.CheckedCwd {
+		return
+	}
 	// A directory outside the root has no path: getcwd(2) gives "(unreachable)".
 	b.do("check that cwd is inside the container")
 	buf, inside := b.buffer(), b.label()
