@@ -4,6 +4,11 @@
 // that call a runtime, and for people who want to see what it does (hako-oci plan).
 //
 // In flow arguments and bundles; out flow containers, and exit codes as runc's.
+//
+// The Go runtime need not find out how many CPUs it may use: there is one goroutine.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (
