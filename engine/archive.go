@@ -243,7 +243,7 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 		return err
 	}
 	defer root.Close()
-	f, st, err := openAt(root, "/", "/")
+	f, _, err := openAt(root, "/", "/")
 	if err != nil {
 		return err
 	}
@@ -252,7 +252,6 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 	if err := w.below(ctx, f, ""); err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}
-	_ = st
 	if err := w.tw.Close(); err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}

@@ -59,6 +59,8 @@ type container struct {
 type run struct {
 	bundle  string
 	started time.Time
+	// memory is the directory of its memory cgroup; "" for one without a limit.
+	memory string
 	// shim and pid change when the connection to a shim is made anew.
 	shim atomicShim
 	pid  atomic.Int64
@@ -113,7 +115,12 @@ func (c *container) view() Container {
 	if v.Attached = c.rec.Networks; v.Attached == nil {
 		v.Attached = []EndpointSettings{}
 	}
-	v.ExecIDs = slices.Sorted(maps.Keys(c.execs))
+	v.ExecIDs = nil
+	for _, id := range slices.Sorted(maps.Keys(c.execs)) {
+		if c.execs[id].state != execEnded { // an ended one can be inspected, but is the container's no more
+			v.ExecIDs = append(v.ExecIDs, id)
+		}
+	}
 	return v
 }
 

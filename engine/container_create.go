@@ -208,7 +208,7 @@ func (e *Engine) lookupImage(ctx context.Context, c Config) (image.Image, error)
 		return img, &classed{text: "No such image: " + familiarTag(c.Image), class: errdefs.ErrNotFound, cause: err}
 	}
 	if err != nil {
-		return img, fmt.Errorf("find image %s: %w", c.Image, err)
+		return img, err
 	}
 	return img, nil
 }

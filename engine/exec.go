@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -195,7 +196,7 @@ func (e *Engine) startExec(ctx context.Context, id string, attach bool) (Attachm
 // execError gives Docker's exit code and text for an exec that could not start.
 func execError(err error) (int, error) {
 	const cannot = "unable to start container process: "
-	text := plainText(err)
+	text := errtext.Plain(err)
 	if _, after, ok := strings.Cut(text, cannot); ok { // what lies before names ids that mean nothing to a user
 		text = after
 	}
@@ -300,6 +301,10 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := sec.apparmorProfile(e.host)
+	if err != nil {
+		return nil, err
+	}
 	caps, err := capabilities(v.Config.Privileged || x.cfg.Privileged, v.Config.CapAdd, v.Config.CapDrop)
 	if err != nil {
 		return nil, err
@@ -322,6 +327,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		User:            specs.User{UID: acc.UID, GID: acc.GID, AdditionalGids: acc.Groups},
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
+		ApparmorProfile: profile,
 		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}

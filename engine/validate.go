@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"path"
 	"slices"
 	"strconv"
@@ -77,8 +78,15 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 	if _, err := capabilities(c.Privileged, c.CapAdd, c.CapDrop); err != nil {
 		return err
 	}
-	if _, err := parseSecurity(c.SecurityOpt); err != nil {
+	sec, err := parseSecurity(c.SecurityOpt)
+	if err != nil {
 		return err
+	}
+	if _, err := sec.apparmorProfile(h); err != nil {
+		return err
+	}
+	if sec.seccomp != "" && sec.seccomp != "unconfined" && !json.Valid([]byte(sec.seccomp)) {
+		return invalidf("invalid seccomp profile: not JSON")
 	}
 	if err := c.validateSysctls(); err != nil {
 		return err

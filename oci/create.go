@@ -66,6 +66,7 @@ type creation struct {
 	c      *Container
 	layout cgroup.Layout
 	cg     *cgroup.Cgroup
+	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
 }
@@ -75,7 +76,7 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		return nil, err
 	}
 	if r.CgroupDriver == "systemd" {
-		return nil, fmt.Errorf("create container %s: %w", id, cgroup.ErrSystemdDriver)
+		return nil, cgroup.ErrSystemdDriver
 	}
 	k := &creation{r: r, o: o, ctx: ctx}
 	defer func() {
@@ -110,7 +111,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			return nil, errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			k.proc.Kill() // the caller never hears of this child
+			return nil, err
 		}
 	}
 	return k.c, nil
@@ -243,6 +246,9 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
 	}
+	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
+		return err
+	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
 	v2, err := k.cg.DirFD()
@@ -277,6 +283,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		return err
 	}
 	k.undo.Add("the process", func(context.Context) error { proc.Kill(); return nil })
+	k.proc = proc
 	k.c.Console, k.c.PidFD = proc.Console, proc.PidFD
 	return nil
 }

@@ -76,6 +76,9 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
+	if err := ownStdio(s, &p, o.Stdin, o.Stdout, o.Stderr); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
+	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {

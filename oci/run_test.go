@@ -351,6 +351,15 @@ func TestLifecycle(t *testing.T) {
 	o.end()
 }
 
+func TestUserCanOpenItsStandardOutput(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.spec.Process.User = specs.User{UID: 1000, GID: 1000}
+	if out, _ := b.run("write", "/dev/stdout", "again\n"); out != "again\nwritten\n" {
+		t.Errorf("got %q", out)
+	}
+}
+
 func BenchmarkRun(b *testing.B) {
 	x := newBox(b)
 	x.args("true")

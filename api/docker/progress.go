@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/api/types/jsonstream"
 
 	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 // progressInterval is how often a client hears of one layer while nothing but its number of bytes changes.
@@ -116,9 +117,10 @@ func (t *transfer) finish(err error) error {
 	if s := statusOf(err); s == 401 || s == 403 || s == 404 {
 		code = s
 	}
+	text := errtext.Plain(err)
 	_ = t.out.write(transferMessage{
-		Message:   jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: err.Error()}},
-		ErrorText: err.Error(),
+		Message:   jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: text}},
+		ErrorText: text,
 	})
 	return nil
 }

@@ -4,6 +4,11 @@
 // that call a runtime, and for people who want to see what it does (hako-oci plan).
 //
 // In flow arguments and bundles; out flow containers, and exit codes as runc's.
+//
+// The Go runtime need not find out how many CPUs it may use: there is one goroutine.
+//
+//go:debug containermaxprocs=0
+//go:debug updatemaxprocs=0
 package main
 
 import (
@@ -20,9 +25,6 @@ import (
 
 	"github.com/hako-engine/hako/oci"
 )
-
-// version is set by the linker.
-var version = "0.1.0-dev"
 
 // Exit codes, as runc's.
 const (

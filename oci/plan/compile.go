@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 type compiler struct {
@@ -109,8 +111,10 @@ func (c *compiler) meet(msg int32, why string) {
 // prologue is what every child does first.
 func (c *compiler) prologue() {
 	b := c.child
-	b.do("close descriptors of the runtime")
-	b.add(&Step{Op: CloseAll})
+	if defence.CheckedCwd {
+		b.do("close descriptors of the runtime")
+		b.add(&Step{Op: CloseAll})
+	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
 		// before it has become the container's program (CVE-2016-9962).
@@ -517,7 +521,10 @@ func (c *compiler) directories() {
 	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		for _, s := range c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target")) {
+		first := len(c.child.steps)
+		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
+		// Whichever part of the path it is that cannot be opened or made.
+		for _, s := range c.child.steps[first:] {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -668,7 +675,11 @@ func (c *compiler) sysctls() error {
 		v := c.spec.Linux.Sysctl[k]
 		b.do("set sysctl %s=%s", k, v)
 		name := "sys/" + sysctlPath(k)
-		b.openIn(proc, name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS, file)
+		resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS)
+		if !defence.OwnProc {
+			resolve = 0
+		}
+		b.openIn(proc, name, unix.O_WRONLY, resolve, file)
 		b.call(sysWrite, in(file), str(v), num(len(v))).expect(int64(len(v)))
 	}
 	return nil
