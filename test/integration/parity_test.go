@@ -29,6 +29,8 @@ func TestParity(t *testing.T) {
 		"localhost of IPv6":            {[]string{testImage, "grep", "^::1", "/etc/hosts"}, 0, "localhost ip6-localhost ip6-loopback"},
 		"dockerenv":                    {[]string{testImage, "sh", "-c", "test -f /.dockerenv && echo here"}, 0, "here\n"},
 		"cpus and quota":               {[]string{"--cpus", "1", "--cpu-quota", "1000", testImage, "true"}, 125, "Nano CPUs and CPU Quota cannot both be set"},
+		"tmpfs option":                 {[]string{"--tmpfs", "/t:bogus=1", testImage, "true"}, 125, `invalid tmpfs option ["bogus" "1"]`},
+		"tmpfs options":                {[]string{"--tmpfs", "/t:rw,exec,size=1m,mode=1770,uid=1000,noatime", testImage, "stat", "-c", "%a %u", "/t"}, 0, "1770 1000\n"},
 		"init":                         {[]string{"--init", testImage, "cat", "/proc/1/comm"}, 0, "docker-init\n"},
 		"init and exit code":           {[]string{"--init", testImage, "sh", "-c", "exit 9"}, 9, ""},
 		"init and no command":          {[]string{"--init", testImage, "no-such-command"}, 127, "no-such-command"},
