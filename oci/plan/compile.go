@@ -523,7 +523,7 @@ func (c *compiler) enterCgroup() {
 
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
-	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
+	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
 		first := len(c.child.steps)
@@ -581,7 +581,8 @@ func (c *compiler) protect() {
 	for _, p := range l.ReadonlyPaths {
 		skip := b.label()
 		b.do("make %s read-only", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
+		dir, name := c.within(p)
+		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
 		b.clone(in(target), "", true, copySlot)
 		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		b.attach(copySlot, target)
@@ -607,12 +608,32 @@ func (c *compiler) protect() {
 	for _, p := range l.MaskedPaths {
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
+		at, name := c.within(p)
+		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
 		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
 		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// within gives the mount that a path to protect lies on, and the name there. A path of
+// procfs or sysfs is looked up from that mount: who can exchange directories of the root
+// meanwhile would else make it seem to be missing, and it would stay unprotected.
+func (c *compiler) within(p string) (Slot, string) {
+	p = path.Clean(p)
+	if !defence.OwnProc {
+		return c.root, p
+	}
+	for _, m := range slices.Backward(c.mounted) {
+		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
+			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
+				return m.slot, rel
+			}
+			break
+		}
+	}
+	return c.root, p
 }
 
 // cover attaches a mask. The first use takes the detached mount itself: only an

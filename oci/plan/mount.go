@@ -255,7 +255,7 @@ func (c *compiler) place(m *mount) {
 		}
 	default:
 		c.openOrMake(b, m.dest, dir, inRoot, target)
-		if c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
+		if defence.OwnProc && c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
 			c.notInProc(b, m.dest, target)
 		}
 	}
