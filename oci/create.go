@@ -209,7 +209,7 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		if m.Type == "overlay" && plan.LongOptions(m.Options) {
 			facts.LayerByLayer = longoverlay.LayerByLayer()
 		}
-		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
 		if !h.V2 {

@@ -125,6 +125,15 @@ func inherit(p specs.Process, of *specs.Process) specs.Process {
 	if p.OOMScoreAdj == nil {
 		p.OOMScoreAdj = of.OOMScoreAdj
 	}
+	if p.Scheduler == nil {
+		p.Scheduler = of.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = of.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = of.ExecCPUAffinity
+	}
 	return p
 }
 

@@ -237,6 +237,18 @@ func openNull() (int, error) {
 // runHost executes the parent's steps.
 func (r *runner) runHost() error {
 	before := append([]int64(nil), r.slots...)
+	for _, n := range r.p.UserNamespaces {
+		f, err := userNamespace(n.UIDs, n.GIDs)
+		if err != nil {
+			return fmt.Errorf("make a user namespace for the ids of mounts: %w", err)
+		}
+		fd, err := r.high(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.slots[n.Slot], before[n.Slot] = fd, fd
+	}
 	for _, o := range r.p.Overlays {
 		f, err := r.c.Overlay(o)
 		if err != nil {
@@ -302,9 +314,12 @@ func (r *runner) clone() (err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(r.c.CgroupFD)
 	}
-	if r.p.NewTime {
+	switch {
+	case r.p.NewTime:
 		r.proc.Pid, err = cloneInNewTime(m, args, r.c.TimeOffsets)
-	} else {
+	case len(r.p.Affinity) > 0:
+		r.proc.Pid, err = cloneOn(r.p.Affinity, m, args)
+	default:
 		r.proc.Pid, err = m.clone(args)
 	}
 	runtime.KeepAlive(m)

@@ -327,7 +327,7 @@ func (c *compiler) rootfs() (err error) {
 		layers = append(layers, m)
 	}
 	for _, r := range c.o.Root {
-		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options})
+		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options, UIDMappings: r.UIDMappings, GIDMappings: r.GIDMappings})
 		if err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -342,9 +342,19 @@ func (c *compiler) rootfs() (err error) {
 		if m.bind {
 			source.do("open the root file system %s", m.source)
 			source.clone(atCwd, m.source, m.rec, m.slot)
+			if err := c.mapIDs(source, m); err != nil {
+				return err
+			}
 			c.ownPropagation(source, m)
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
+			}
+			continue
+		}
+		c.label(m)
+		if m.typ == "overlay" && m.idmap {
+			if err := c.mappedOverlay(source, m); err != nil {
+				return err
 			}
 			continue
 		}
@@ -357,6 +367,9 @@ func (c *compiler) rootfs() (err error) {
 		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
+		if err := c.mapIDs(source, m); err != nil {
+			return err
+		}
 	}
 	b := c.child
 	b.do("cut the mounts off from the host's")
@@ -465,15 +478,17 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return err
 		}
+		if m.remount {
+			c.remount(m)
+			continue
+		}
 		if m.bind && !path.IsAbs(m.source) {
 			m.source = path.Join(c.o.Bundle, m.source)
 		}
 		if err := c.checkDestination(m); err != nil {
 			return err
 		}
-		if c.spec.Linux.MountLabel != "" && c.f.SELinux && slices.Contains([]string{"tmpfs", "devpts", "mqueue", "overlay"}, m.typ) {
-			m.data = append(m.data, "context="+c.spec.Linux.MountLabel)
-		}
+		c.label(m)
 		m.slot = c.host.slot(fmt.Sprintf("mount%d", i))
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {

@@ -2,7 +2,10 @@
 
 package plan
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
 
 // Facts is what compiling needs to know of the host. It is data: probing fills it,
 // tests write it down.
@@ -77,4 +80,6 @@ type Filter struct {
 type Mount struct {
 	Type, Source string
 	Options      []string
+	// Maps of the ids, see option idmap; nil: those of the container's user namespace.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
 }

@@ -34,15 +34,19 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 		add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(source)))
 	}
 	for _, o := range data {
-		if k, v, ok := strings.Cut(o, "="); ok {
-			add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v)))
-		} else {
-			add(b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(k), none))
-		}
+		add(b.option(fs, o))
 	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
 	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps
+}
+
+// option sets one mount option, "key" or "key=value".
+func (b *builder) option(fs Slot, o string) *Step {
+	if k, v, ok := strings.Cut(o, "="); ok {
+		return b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v))
+	}
+	return b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(o), none)
 }
 
 func (b *builder) config(fs Slot, cmd uint64, name string, key, value Arg) *Step {
@@ -91,7 +95,7 @@ func (c *compiler) prepare(m *mount) error {
 			attr &^= unix.MOUNT_ATTR_RDONLY
 			m.readOnlyLater = true
 		}
-		data = c.ownedByRoot(data, m.child)
+		data = c.ownedByRoot(data, m.child || m.idmap)
 		m.fresh = !m.copyUp
 		if m.copyUp {
 			if c.f.Rootless {
@@ -125,6 +129,12 @@ func (c *compiler) prepare(m *mount) error {
 		b.clone(atCwd, "/sys", true, m.slot)
 		b.setattr(m.slot, true, attr, 0, unix.MS_SLAVE)
 		b.here(done)
+	}
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
+	if m.relabel {
+		c.relabel(m)
 	}
 	if m.propagation != 0 {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
@@ -172,6 +182,9 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 	}
 	b.do("bind %s on %s", m.source, m.dest)
 	b.clone(atCwd, m.source, m.rec, m.slot)
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
 	c.ownPropagation(b, m)
 	if m.set|m.clr != 0 {
 		b.setattr(m.slot, false, m.set, m.clr, 0)

@@ -183,6 +183,12 @@ type Plan struct {
 	// other way than mount(2).
 	Overlays []Overlay
 
+	// UserNamespaces are made by the parent before its steps.
+	UserNamespaces []UserNamespace
+
+	// Affinity is a mask of the CPUs on which the process is born; nil: any.
+	Affinity []byte
+
 	// CopyUps are directories of the image that the parent copies into detached
 	// tmpfs mounts before the clone.
 	CopyUps []CopyUp
