@@ -527,5 +527,10 @@ func (r *runner) takePid(pid int) error {
 	r.proc.PidFD.Close()
 	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	reap(old)
+	if attr := r.p.Scheduler; len(attr) > 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
+			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
+		}
+	}
 	return nil
 }

@@ -77,6 +77,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	}
 	c.pivot()
 	c.protect()
+	c.propagate()
 	c.names()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
@@ -374,9 +375,12 @@ func (c *compiler) rootfs() (err error) {
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
+	if p == unix.MS_UNBINDABLE {
+		p = unix.MS_PRIVATE // copies are still to be made
+	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED || p == unix.MS_UNBINDABLE {
+	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
@@ -552,10 +556,15 @@ func (c *compiler) pivot() {
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	b.call(sysChdir, str("/"))
-	p := c.rootPropagation
+}
+
+// propagate gives the root the propagation that it is to have. It comes after the last
+// copy of a mount: one that is unbindable cannot be copied.
+func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
-		b.do("set the propagation of / to %s", s)
-		b.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
+		p := c.rootPropagation
+		c.child.do("set the propagation of / to %s", s)
+		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
 }
 

@@ -3,9 +3,7 @@
 package plan
 
 import (
-	"errors"
 	"fmt"
-	"path"
 	"slices"
 	"strings"
 
@@ -75,9 +73,10 @@ func (c *compiler) mapIDs(b *builder, m *mount) error {
 	return nil
 }
 
-// mappedOverlay makes an overlay of mapped layers: the kernel does not map an overlay
-// itself. The layers are handed over as descriptors (Linux 6.13; of mounts that are
-// detached, 6.15).
+// mappedOverlay makes an overlay of mapped lower layers: the kernel does not map an
+// overlay itself. The layers are handed over as descriptors (Linux 6.13; of mounts that
+// are detached, 6.15). The upper layer has the ids of the host, so the caller gives
+// upperdir to the container's root.
 func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 	userns, err := c.idmapOf(m)
 	if err != nil {
@@ -98,16 +97,11 @@ func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 		layers = append(layers, layer{"lowerdir+", slot})
 	}
 	if o.Upper != "" {
-		if path.Dir(o.Upper) != path.Dir(o.Work) {
-			return errors.New("root file system: upperdir and workdir of an overlay with mapped ids must lie in one directory")
-		}
-		slot := b.slot("upper-parent")
-		b.do("map the ids of layer %s", o.Upper)
-		b.clone(atCwd, path.Dir(o.Upper), false, slot)
-		b.idmap(slot, false, userns)
+		// Not mapped: the kernel makes files in workdir as the parent, who has no id there.
+		b.do("open layer %s", o.Upper)
 		for _, d := range [][2]string{{"upperdir", o.Upper}, {"workdir", o.Work}} {
 			dir := b.slot(d[0])
-			b.call(sysOpenat, in(slot), str(path.Base(d[1])), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC), none).into(dir)
+			b.call(sysOpenat, atCwd, str(unescapeLayer(d[1])), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), none).into(dir)
 			layers = append(layers, layer{d[0], dir})
 		}
 	}

@@ -37,6 +37,9 @@ func (p *Plan) Text() string {
 	if p.Hold {
 		b.WriteString("     the loader waits for start\n")
 	}
+	if len(p.Scheduler) > 0 {
+		fmt.Fprintf(&b, "     the runtime sets the scheduler to %s\n", p.SchedulerName)
+	}
 	if n := len(p.Filter.Program); n > 0 {
 		fmt.Fprintf(&b, "     the loader loads the seccomp filter (%d instructions)\n", n)
 	}

@@ -94,6 +94,10 @@ func (c *compiler) scheduler(s *specs.Scheduler) error {
 	attr = append(attr, halves(uint32(s.Nice), uint32(s.Priority))...)
 	attr = append(attr, words(s.Runtime, s.Deadline, s.Period)...)
 	attr = append(attr, halves(0, utilMax)...)
+	if c.p.LoaderForks {
+		c.p.Scheduler, c.p.SchedulerName = attr, string(s.Policy)
+		return nil
+	}
 	c.child.do("set the scheduler to %s", s.Policy)
 	c.child.call(sysSchedSetattr, num(0), data(attr, fmt.Sprintf("{%s nice=%d priority=%d}", s.Policy, s.Nice, s.Priority)), num(0))
 	return nil

@@ -189,6 +189,11 @@ type Plan struct {
 	// Affinity is a mask of the CPUs on which the process is born; nil: any.
 	Affinity []byte
 
+	// Scheduler is a struct sched_attr that the parent sets with LoaderForks, because not
+	// every policy survives the fork; nil: none.
+	Scheduler     []byte
+	SchedulerName string // its policy
+
 	// CopyUps are directories of the image that the parent copies into detached
 	// tmpfs mounts before the clone.
 	CopyUps []CopyUp
