@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -357,3 +358,53 @@ func TestPropagation(t *testing.T) {
 }
 
 const isAMD64 = unix.SYS_READ == 0
+
+func TestNetDevices(t *testing.T) {
+	b := newBox(t)
+	name := fmt.Sprintf("hkd%d", os.Getpid()%100000)
+	ip := func(args ...string) error {
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("ip %v: %w: %s", args, err, out)
+		}
+		return err
+	}
+	if err := errors.Join(ip("link", "add", name, "type", "veth", "peer", "name", name+"p"), ip("addr", "add", "192.0.2.9/24", "dev", name)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { exec.Command("ip", "link", "del", name+"p").Run() })
+	addr := func() string { out, _ := exec.Command("ip", "-br", "addr", "show", name).Output(); return string(out) }
+
+	// What fails late leaves the device where it was.
+	b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{name: {Name: "inner0"}}
+	b.spec.Process.Args = []string{"/no/such/program"}
+	if _, _, err := b.tryRun(); err == nil {
+		t.Fatal("no error")
+	}
+	if got := addr(); !strings.Contains(got, "192.0.2.9/24") {
+		t.Errorf("after a failed start the device is %q", got)
+	}
+	b = newBox(t)
+	b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{name: {Name: "inner0"}, name + "p": {Name: "nosuch/x"}}
+	if _, _, err := b.tryRun("true"); err == nil || !strings.Contains(err.Error(), "linux.netDevices") {
+		t.Errorf("a bad name: %v", err)
+	}
+	b = newBox(t)
+	b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{name: {Name: "inner0"}}
+	out, _ := b.run("links", "addresses", "inner0")
+	if !strings.Contains(out, "inner0 up|broadcast|multicast") || !strings.Contains(out, "192.0.2.9/24") {
+		t.Errorf("in the container: %q", out)
+	}
+}
+
+func TestIntelRdtIsRefusedWhereThereIsNone(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	if raw, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(raw), " - resctrl ") {
+		t.Skip("this machine has resctrl: TestIntelRdtIsRefusedWhereThereIsNone")
+	}
+	b.spec.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"}
+	if _, _, err := b.tryRun("true"); err == nil || !strings.Contains(err.Error(), "linux.intelRdt: no resctrl file system") {
+		t.Error(err)
+	}
+}

@@ -82,6 +82,11 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {
+		if c.state.Rdt != nil {
+			if err := c.state.Rdt.Add(pid); err != nil {
+				return err
+			}
+		}
 		if p.OOMScoreAdj != nil {
 			if err := setOOMScore(pid, *p.OOMScoreAdj); err != nil {
 				return err

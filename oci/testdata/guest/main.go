@@ -140,6 +140,13 @@ func run(op string, next func() string) {
 			fmt.Println(i.Name, i.Flags)
 		}
 		say("", err)
+	case "addresses":
+		i, err := net.InterfaceByName(next())
+		var addrs []net.Addr
+		if err == nil {
+			addrs, err = i.Addrs()
+		}
+		say(addrs, err)
 	case "tty":
 		var ws [4]uint16
 		_, _, e := syscall.RawSyscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&ws)))
