@@ -88,6 +88,7 @@ func serve(c shim.Command) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	shim.RaiseOOMScore()
 	shim.SettleFileLimit()
+	shim.ResetSignals()
 	level := slog.LevelInfo
 	if c.Debug {
 		level = slog.LevelDebug

@@ -24,6 +24,7 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
+	childMounts                    bool // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
