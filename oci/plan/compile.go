@@ -24,7 +24,8 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
-	childMounts                    bool // the child has made a file system
+	noMountns                      bool   // the mount namespace is the runtime's own
+	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
@@ -148,15 +149,9 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
-		case specs.MountNamespace:
-			if n.Path != "" {
-				return errors.New("linux.namespaces: a container's mount namespace must be a new one")
-			}
 		}
 	}
-	if !slices.ContainsFunc(fresh, func(n Namespace) bool { return n.Type == "mount" }) {
-		return errors.New("linux.namespaces: a container needs a mount namespace")
-	}
+	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
 	if c.userns {
 		var ok1, ok2 bool
 		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
@@ -373,6 +368,17 @@ func (c *compiler) rootfs() (err error) {
 			return err
 		}
 	}
+	c.root = c.child.slot("root")
+	c.p.RootSlot = c.root
+	if c.noMountns {
+		// The host's mount table is left alone: the root stays detached, and what the
+		// container mounts is mounted below it. That takes Linux 6.15.
+		for i, m := range layers[1:] {
+			c.child.attach(m.slot, layers[i].slot)
+		}
+		c.root = layers[len(layers)-1].slot
+		return nil
+	}
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
@@ -387,8 +393,6 @@ func (c *compiler) rootfs() (err error) {
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	}
 	b.do("attach the root file system")
-	c.root = b.slot("root")
-	c.p.RootSlot = c.root
 	over := NoSlot
 	for _, m := range layers {
 		if over == NoSlot {
@@ -548,7 +552,7 @@ func (c *compiler) pivot() {
 	b := c.child
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
-	if c.o.NoPivot {
+	if c.o.NoPivot || c.noMountns {
 		b.call(sysChroot, str("."))
 	} else {
 		b.do("pivot_root")
@@ -575,6 +579,14 @@ func (c *compiler) protect() {
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
 			b.do("make %s read-only", m.dest)
+			if c.noMountns {
+				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
+				again := b.slot("again")
+				b.clone(in(m.slot), "", true, again)
+				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+				b.attach(again, m.slot)
+				continue
+			}
 			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		}
 	}

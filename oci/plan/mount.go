@@ -72,7 +72,9 @@ func (b *builder) attach(from, to Slot) *Step {
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
-	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && !m.copyUp && (m.typ == "tmpfs" || m.typ == "devpts"))
+	// The parent opens a terminal in the devpts before the child runs.
+	movable := m.typ == "tmpfs" && !m.copyUp && !m.idmap || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
 		// The kernel lists mounts in the order in which they were made. What comes after
 		// a mount that only the child can make is made by the child too, so that it comes

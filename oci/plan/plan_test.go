@@ -275,8 +275,6 @@ func TestUnknownCapabilitiesWarn(t *testing.T) {
 
 func TestImpossibleRequestsAreErrors(t *testing.T) {
 	for name, change := range map[string]func(*specs.Spec){
-		"no mount namespace": func(s *specs.Spec) { without(s, specs.MountNamespace) },
-		"joined mount ns":    func(s *specs.Spec) { s.Linux.Namespaces[4].Path = "/proc/1/ns/mnt" },
 		"mount on /":         func(s *specs.Spec) { s.Mounts[0].Destination = "/" },
 		"tmpfs on /proc":     func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
 		"mount in /proc":     func(s *specs.Spec) { s.Mounts[1].Destination = "/proc/self/attr" },

@@ -120,6 +120,9 @@ func (c *compiler) exec(args, env []string, path Slot) {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
 	}
+	if c.noMountns {
+		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
+	}
 	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
 }
@@ -396,6 +399,9 @@ func (c *compiler) handOn() {
 	}
 	b.do("close all other descriptors")
 	keep := []Arg{in(SlotSync), in(SlotReport), in(SlotLoader)}
+	if c.noMountns {
+		keep = append(keep, in(c.root)) // the mounts go with the last descriptor of their root
+	}
 	if c.o.Hold {
 		keep = append(keep, in(SlotStart))
 	}
