@@ -242,7 +242,10 @@ func filter(s *specs.Spec) (plan.Filter, error) {
 		return plan.Filter{}, nil
 	}
 	f, err := seccomp.Compile(s.Linux.Seccomp, seccomp.Options{})
-	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags)}, err
+	if err == nil && f.Notify {
+		err = checkListener(s.Linux.Seccomp)
+	}
+	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags), Notify: f.Notify}, err
 }
 
 func (k *creation) setupHooks() bool {
@@ -255,6 +258,11 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
 		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
+		Listener: func(pid int, f *os.File) error {
+			st := k.c.specState(Creating)
+			st.Pid = pid
+			return sendListener(k.spec.Linux.Seccomp, pid, st, f)
+		},
 	}
 	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
 		return err

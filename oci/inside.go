@@ -80,6 +80,13 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
+	cfg.Listener = func(pid int, f *os.File) error {
+		st, err := c.State()
+		if err != nil {
+			return err
+		}
+		return sendListener(s.Linux.Seccomp, pid, st, f)
+	}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {
 		if c.state.Rdt != nil {

@@ -74,6 +74,7 @@ type Options struct {
 type Filter struct {
 	Program []unix.SockFilter
 	Flags   uint32
+	Notify  bool // a listener is to be handed to the parent
 }
 
 // Mount is a mount as in the specification.

@@ -147,6 +147,10 @@ func goldens() map[string]golden {
 	f.SELinux, f.AppArmor = true, true
 	out["labels-and-scheduling"] = golden{s, f, opts}
 
+	o = opts
+	o.Filter = Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fc00000}}, Notify: true}
+	out["seccomp-notify"] = golden{base(true), unified(), o}
+
 	s = base(true)
 	s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 80, Height: 24}
 	s.Process.User.UID = 1000

@@ -305,20 +305,46 @@ func (c *compiler) filterNeedsAdmin(p *specs.Process) bool {
 // allow what only the runtime does.
 func (c *compiler) filter(p *specs.Process, caps capSets) {
 	b := c.child
-	if !c.filterNeedsAdmin(p) {
+	if !c.filterNeedsAdmin(p) && !c.o.Filter.Notify {
 		c.p.Filter = c.o.Filter // the loader does it, after start
 		return
 	}
 	b.do("load the seccomp filter")
+	if p.NoNewPrivileges {
+		c.notify(c.loadFilter())
+		return
+	}
 	const admin = 1 << unix.CAP_SYS_ADMIN
 	if caps.effective&admin == 0 {
 		c.capset(capSets{caps.effective | admin, caps.permitted | admin, caps.inheritable})
 	}
-	b.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(c.o.Filter.Flags), Arg{Kind: ArgFilter, Filter: c.o.Filter.Program, Slot: NoSlot})
+	load := c.loadFilter()
+	if c.o.Filter.Notify {
+		c.notify(load)
+	}
 	if caps.permitted&admin == 0 || caps.effective&admin == 0 {
 		b.do("give up the capability to load filters")
 		c.capset(caps)
 	}
+}
+
+func (c *compiler) loadFilter() *Step {
+	f := c.o.Filter
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+}
+
+// notify makes the step that loads the filter ask for a listener, and lets the parent
+// take it. Of the calls that the filter can stop, this takes write and read.
+func (c *compiler) notify(load *Step) {
+	b := c.child
+	listener, word := b.slot("listener"), b.buffer()
+	load.Args[1] = flags(uint64(c.o.Filter.Flags)|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, fmt.Sprintf("%d|NEW_LISTENER", c.o.Filter.Flags))
+	load.into(listener)
+	b.do("hand the seccomp listener to the parent")
+	b.poke(word, 0, flags(uint64(1<<64-1+MsgListener+1), "LISTENER"))
+	b.poke(word, 4, in(listener))
+	b.call(sysWrite, in(SlotSync), word, num(8)).expect(8)
+	b.call(sysRead, in(SlotSync), b.buffer(), num(1)).expect(1)
 }
 
 // lookup finds the program as the container's user, so that a wrong name is an error

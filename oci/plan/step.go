@@ -228,14 +228,15 @@ const BufferSize = 256
 
 // Words that the child sends over the sync socket instead of a step index.
 const (
-	MsgMaps    = -1  // ready for the maps of the user namespace
-	MsgMounted = -2  // mounts are made, hooks may run
-	MsgReady   = -3  // everything is done but start and exec
-	MsgPid     = -4  // the second word is the pid of the process (after a second clone)
-	MsgExec    = -5  // exec failed: errno
-	MsgConsole = -6  // the terminal comes with it
-	MsgFilter  = -7  // loading the seccomp filter failed: errno
-	MsgClone   = -8  // the second clone failed: errno
-	MsgHold    = -9  // waiting for start failed: errno
-	MsgSession = -10 // starting the session or taking the terminal failed: errno
+	MsgMaps     = -1  // ready for the maps of the user namespace
+	MsgMounted  = -2  // mounts are made, hooks may run
+	MsgReady    = -3  // everything is done but start and exec
+	MsgPid      = -4  // the second word is the pid of the process (after a second clone)
+	MsgExec     = -5  // exec failed: errno
+	MsgConsole  = -6  // the terminal comes with it
+	MsgFilter   = -7  // loading the seccomp filter failed: errno
+	MsgClone    = -8  // the second clone failed: errno
+	MsgHold     = -9  // waiting for start failed: errno
+	MsgListener = -11 // the second word is the number of a seccomp listener
+	MsgSession  = -10 // starting the session or taking the terminal failed: errno
 )
