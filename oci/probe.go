@@ -19,6 +19,9 @@ import (
 func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]string) plan.Facts {
 	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
 	probeLabels(&f, s.Process)
+	if s.Linux.MountLabel != "" {
+		f.SELinux = selinux()
+	}
 	f.Sources = make(map[string]plan.Source, len(s.Mounts))
 	for _, m := range s.Mounts {
 		if m.Source == "" || m.Type != "bind" && !isBind(m.Options) {
@@ -53,9 +56,11 @@ func probeLabels(f *plan.Facts, p *specs.Process) {
 		f.AppArmor = err == nil && len(b) > 0 && b[0] == 'Y'
 	}
 	if p.SelinuxLabel != "" {
-		f.SELinux = unix.Access("/sys/fs/selinux/enforce", unix.F_OK) == nil
+		f.SELinux = selinux()
 	}
 }
+
+func selinux() bool { return unix.Access("/sys/fs/selinux/enforce", unix.F_OK) == nil }
 
 func isBind(options []string) bool {
 	for _, o := range options {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/rdt"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
@@ -39,6 +40,7 @@ type state struct {
 	StartTime   uint64            `json:"startTime"` // of the pid, in clock ticks since boot
 	Cgroups     map[string]string `json:"cgroups,omitempty"`
 	Rootless    bool              `json:"rootless,omitempty"`
+	Rdt         *rdt.Group        `json:"rdt,omitempty"`
 }
 
 func (c *Container) readState() error {

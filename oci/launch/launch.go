@@ -17,7 +17,8 @@ import (
 )
 
 // Config is what a plan's execution needs from outside. The functions are called in
-// the order of the fields, each at most once; an error ends the child.
+// the order of the fields, each at most once, but for Listener, which comes when the child
+// has one; an error ends the child.
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
@@ -30,9 +31,11 @@ type Config struct {
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
 	IDMaps  func(pid int) error                          // writes the maps
-	Place   func(pid int) error                          // cgroup, limits
-	Hooks   func(pid int) error
-	Ready   func(pid int) error // the process is created (with plan.Hold), or about to be executed
+	// Listener takes a seccomp listener of the process pid; it does not own it.
+	Listener func(pid int, f *os.File) error
+	Place    func(pid int) error // cgroup, limits
+	Hooks    func(pid int) error
+	Ready    func(pid int) error // the process is created (with plan.Hold), or about to be executed
 }
 
 // Process is the child. It is a child of the calling process, which has to wait for it.
@@ -104,15 +107,15 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 }
 
 type runner struct {
-	p       *plan.Plan
-	c       Config
-	slots   []int64
-	buffers []byte
-	own     []int // descriptors to close at the end
-	fixed   int   // slots below this were not filled by steps of the host
-	sync    int   // the parent's end
-	proc    *Process
-	taken   bool // the child was replaced by its clone
+	p        *plan.Plan
+	c        Config
+	slots    []int64
+	buffers  []byte
+	own      []int // descriptors to close at the end
+	sync     int   // the parent's end
+	proc     *Process
+	taken    bool     // the child was replaced by its clone
+	listener *os.File // one that is to be handed on
 }
 
 func (r *runner) close() {
@@ -121,6 +124,9 @@ func (r *runner) close() {
 	}
 	if r.sync > 0 {
 		unix.Close(r.sync)
+	}
+	if r.listener != nil {
+		r.listener.Close()
 	}
 	runtime.KeepAlive(r.c)
 }
@@ -240,6 +246,18 @@ func openNull() (int, error) {
 // runHost executes the parent's steps.
 func (r *runner) runHost() error {
 	before := append([]int64(nil), r.slots...)
+	for _, n := range r.p.UserNamespaces {
+		f, err := userNamespace(n.UIDs, n.GIDs)
+		if err != nil {
+			return fmt.Errorf("make a user namespace for the ids of mounts: %w", err)
+		}
+		fd, err := r.high(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.slots[n.Slot], before[n.Slot] = fd, fd
+	}
 	for _, o := range r.p.Overlays {
 		f, err := r.c.Overlay(o)
 		if err != nil {
@@ -305,9 +323,12 @@ func (r *runner) clone() (err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(r.c.CgroupFD)
 	}
-	if r.p.NewTime {
+	switch {
+	case r.p.NewTime:
 		r.proc.Pid, err = cloneInNewTime(m, args, r.c.TimeOffsets)
-	} else {
+	case len(r.p.Affinity) > 0:
+		r.proc.Pid, err = cloneOn(r.p.Affinity, m, args)
+	default:
 		r.proc.Pid, err = m.clone(args)
 	}
 	runtime.KeepAlive(m)
@@ -360,13 +381,7 @@ func (r *runner) accompany() error {
 		}
 		return f(p.Pid)
 	}
-	goOn := func() error {
-		_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EPIPE {
-			return r.expect(0) // what it said before it went
-		}
-		return err
-	}
+	goOn := r.goOn
 	if r.p.IDMaps {
 		if err := r.expect(plan.MsgMaps); err != nil {
 			return err
@@ -411,6 +426,15 @@ func (r *runner) accompany() error {
 	return call(r.c.Ready)
 }
 
+// goOn answers the child that waits.
+func (r *runner) goOn() error {
+	_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
+	if err == unix.EPIPE {
+		return r.expect(0) // what it said before it went
+	}
+	return err
+}
+
 // peek gives the failure that the child may have reported already.
 func (r *runner) peek() error {
 	var b [8]byte
@@ -425,6 +449,11 @@ func (r *runner) peek() error {
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
 	for {
+		if r.listener != nil {
+			if err := r.await(); err != nil {
+				return err
+			}
+		}
 		var b [8]byte
 		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
@@ -454,6 +483,13 @@ func (r *runner) expect(want int32) error {
 			}
 		case word == plan.MsgPid:
 			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
+				return err
+			}
+			if err := r.handOn(); err != nil {
+				return err
+			}
+		case word == plan.MsgListener:
+			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
 		case want != 0 && word == want:
@@ -539,5 +575,10 @@ func (r *runner) takePid(pid, from int) error {
 	r.proc.PidFD.Close()
 	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	reap(old)
+	if attr := r.p.Scheduler; len(attr) > 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
+			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
+		}
+	}
 	return nil
 }

@@ -36,15 +36,19 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 		add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(source)))
 	}
 	for _, o := range data {
-		if k, v, ok := strings.Cut(o, "="); ok {
-			add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v)))
-		} else {
-			add(b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(k), none))
-		}
+		add(b.option(fs, o))
 	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
 	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps
+}
+
+// option sets one mount option, "key" or "key=value".
+func (b *builder) option(fs Slot, o string) *Step {
+	if k, v, ok := strings.Cut(o, "="); ok {
+		return b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v))
+	}
+	return b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(o), none)
 }
 
 func (b *builder) config(fs Slot, cmd uint64, name string, key, value Arg) *Step {
@@ -71,7 +75,7 @@ func (b *builder) attach(from, to Slot) *Step {
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
 	// The parent opens a terminal in the devpts before the child runs.
-	movable := m.typ == "tmpfs" && !m.copyUp || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	movable := m.typ == "tmpfs" && !m.copyUp && !m.idmap || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
 	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
 		// The kernel lists mounts in the order in which they were made. What comes after
@@ -99,7 +103,7 @@ func (c *compiler) prepare(m *mount) error {
 			attr &^= unix.MOUNT_ATTR_RDONLY
 			m.readOnlyLater = true
 		}
-		data = c.ownedByRoot(data, m.child)
+		data = c.ownedByRoot(data, m.child || m.idmap)
 		m.fresh = !m.copyUp
 		if m.copyUp {
 			if c.f.Rootless {
@@ -130,6 +134,12 @@ func (c *compiler) prepare(m *mount) error {
 		b.clone(atCwd, "/sys", true, m.slot)
 		b.setattr(m.slot, true, attr, 0, unix.MS_SLAVE)
 		b.here(done)
+	}
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
+	if m.relabel {
+		c.relabel(m)
 	}
 	if m.propagation != 0 {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
@@ -177,6 +187,9 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 	}
 	b.do("bind %s on %s", m.source, m.dest)
 	b.clone(atCwd, m.source, m.rec, m.slot)
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
 	c.ownPropagation(b, m)
 	if m.set|m.clr != 0 {
 		b.setattr(m.slot, false, m.set, m.clr, 0)
