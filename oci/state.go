@@ -16,14 +16,17 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
 // stateVersion changes with the meaning of state.json. Unknown fields are ignored, a
 // higher version is refused.
 const stateVersion = 1
+
+// maxState bounds what is read of state.json.
+const maxState = 16 << 20
 
 // state is state.json: what cannot be derived.
 type state struct {
@@ -42,7 +45,7 @@ type state struct {
 }
 
 func (c *Container) readState() error {
-	raw, err := os.ReadFile(filepath.Join(c.dir, stateFile))
+	raw, err := rawfile.Read(filepath.Join(c.dir, stateFile), 2<<10, maxState)
 	if err != nil {
 		return err
 	}
@@ -60,12 +63,20 @@ func (c *Container) writeState() error {
 	if err != nil {
 		return err
 	}
-	return durable.WriteVolatile(filepath.Join(c.dir, stateFile), raw, 0o600)
+	// Whole for every reader. Nobody else writes it: creation is over only then.
+	path := filepath.Join(c.dir, stateFile)
+	if err := rawfile.Write(path+".new", raw, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Rename(path+".new", path); err != nil {
+		return &os.LinkError{Op: "rename", Old: path + ".new", New: path, Err: err}
+	}
+	return nil
 }
 
 // readSpec gives the configuration that the container was created with.
 func (c *Container) readSpec() (*specs.Spec, error) {
-	raw, err := os.ReadFile(filepath.Join(c.dir, configFile))
+	raw, err := rawfile.Read(filepath.Join(c.dir, configFile), 16<<10, spec.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("container %q: %w", c.ID(), err)
 	}
@@ -80,7 +91,7 @@ func (c *Container) readSpec() (*specs.Spec, error) {
 // on the directory, so it is gone with it.
 func (c *Container) lock() (unlock func(), err error) {
 	for {
-		d, err := os.Open(c.dir)
+		d, err := rawfile.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil, classed.Errorf(errdefs.ErrNotFound, "container %q: container does not exist", filepath.Base(c.dir))
@@ -88,26 +99,26 @@ func (c *Container) lock() (unlock func(), err error) {
 			return nil, err
 		}
 		for {
-			if err = unix.Flock(int(d.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			if err = unix.Flock(d, unix.LOCK_EX); err != unix.EINTR {
 				break
 			}
 		}
 		if err != nil {
-			d.Close()
+			unix.Close(d)
 			return nil, fmt.Errorf("lock %s: %w", c.dir, err)
 		}
 		// The directory may have been removed, and made again, while we waited.
 		var a, b unix.Stat_t
-		if unix.Fstat(int(d.Fd()), &a) == nil && unix.Stat(c.dir, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev {
-			return func() { d.Close() }, nil
+		if unix.Fstat(d, &a) == nil && unix.Stat(c.dir, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev {
+			return func() { unix.Close(d) }, nil
 		}
-		d.Close()
+		unix.Close(d)
 	}
 }
 
 // startTime reads field 22 of /proc/PID/stat, and the state of the process.
 func startTime(pid int) (ticks uint64, status byte, err error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	raw, err := rawfile.Read("/proc/"+strconv.Itoa(pid)+"/stat", 1<<10, 64<<10)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -5,9 +5,8 @@
 //
 // In flow arguments and bundles; out flow containers, and exit codes as runc's.
 //
-// The Go runtime need not find out how many CPUs it may use: there is one goroutine.
+// The Go runtime need not follow changes of the CPU limit: there is one goroutine.
 //
-//go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
 package main
 
@@ -118,6 +117,7 @@ func Main(args []string) int {
 }
 
 func (a *app) dispatch(c command, args []string) (int, error) {
+	quietMonitor()
 	fs := newFlags(c.name)
 	help := boolFlag(fs, "help", "h", "print this help")
 	run, err := c.run(a, fs)

@@ -40,6 +40,9 @@ type machine struct {
 	pair  *[2]int32
 	keep  [][]byte
 	chunk []byte
+	// Below lazy, a descriptor whose slot is filled anew stays open: the child closes
+	// them all together at the end.
+	lazy int64
 }
 
 const chunkSize = 16 << 10
@@ -249,7 +252,7 @@ func (m *machine) run() (failed int32, errno uintptr) {
 			}
 			if e == 0 && in.fill >= 0 {
 				s := (*int64)(unsafe.Add(slots, uintptr(in.fill)*8))
-				if *s >= 0 {
+				if *s >= m.lazy {
 					syscall.RawSyscall(syscall.SYS_CLOSE, uintptr(*s), 0, 0)
 				}
 				*s = int64(r)
