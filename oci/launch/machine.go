@@ -80,14 +80,12 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 	m.code = make([]instr, len(steps))
 	m.pair = new([2]int32)
 	lists := map[*string]uintptr{} // a list that two steps share is laid out once
-	strs := make(map[string]uintptr, len(steps))
+	empty := m.cstring("")
 	str := func(s string) uintptr {
-		p, ok := strs[s]
-		if !ok {
-			p = m.cstring(s)
-			strs[s] = p
+		if s == "" {
+			return empty
 		}
-		return p
+		return m.cstring(s)
 	}
 	for i := range steps {
 		s, in := &steps[i], &m.code[i]
