@@ -65,6 +65,12 @@ func (b *builder) attach(from, to Slot) *Step {
 	return b.call(sysMoveMount, in(from), str(""), in(to), str(""), flags(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, "F_EMPTY_PATH|T_EMPTY_PATH"))
 }
 
+// attachIn attaches on a directory that this plan has made in a tmpfs of its own: only
+// there is a name as good as a descriptor. Links are not followed.
+func (b *builder) attachIn(from, dir Slot, name string) *Step {
+	return b.call(sysMoveMount, in(from), str(""), in(dir), str(name), flags(unix.MOVE_MOUNT_F_EMPTY_PATH, "F_EMPTY_PATH"))
+}
+
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
@@ -231,6 +237,7 @@ func (c *compiler) place(m *mount) {
 	} else {
 		b.do("mount %s", m.dest)
 	}
+	defer func() { c.mounted = append(c.mounted, m) }()
 	target := b.slot("target")
 	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
 	switch parent, rel := c.freshParent(m.dest); {
@@ -239,8 +246,8 @@ func (c *compiler) place(m *mount) {
 			b.call(sysMkdirat, in(parent.slot), str(rel), num(0o755))
 			parent.made = append(parent.made, rel)
 		}
-		f := unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		b.call(sysOpenat, in(parent.slot), str(rel), openFlag(f), none).into(target)
+		b.attachIn(m.slot, parent.slot, rel)
+		return
 	case m.typ == "proc" || m.typ == "sysfs":
 		s := c.openOrMake(b, m.dest, true, inRoot|unix.RESOLVE_NO_SYMLINKS, target)
 		for _, s := range s {
@@ -253,7 +260,6 @@ func (c *compiler) place(m *mount) {
 		}
 	}
 	b.attach(m.slot, target)
-	c.mounted = append(c.mounted, m)
 	if m.typ == "proc" && m.dest == "/proc" && !m.bind {
 		c.procMounted = true
 	}
@@ -351,13 +357,12 @@ func (c *compiler) mountCgroup(m *mount) {
 	b.create("tmpfs", "cgroup", []string{"mode=755"}, attr&^unix.MOUNT_ATTR_RDONLY, m.slot)
 	m.fresh, m.readOnlyLater = true, attr&unix.MOUNT_ATTR_RDONLY != 0
 	c.place(m)
-	target, sub := b.slot("target"), b.slot("hierarchy")
+	sub := b.slot("hierarchy")
 	for _, h := range c.f.Cgroup.Hierarchies {
 		b.do("mount %s", path.Join(m.dest, h.Name))
 		c.hierarchy(h, attr, sub)
 		b.call(sysMkdirat, in(m.slot), str(h.Name), num(0o755))
-		b.call(sysOpenat, in(m.slot), str(h.Name), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC), none).into(target)
-		b.attach(sub, target)
+		b.attachIn(sub, m.slot, h.Name)
 		if names := strings.Split(h.Name, ","); len(names) > 1 {
 			for _, n := range names {
 				b.call(sysSymlinkat, str(h.Name), in(m.slot), str(n))
