@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -358,9 +359,17 @@ func (c *compiler) mountCgroup(m *mount) {
 	m.fresh, m.readOnlyLater = true, attr&unix.MOUNT_ATTR_RDONLY != 0
 	c.place(m)
 	sub := b.slot("hierarchy")
+	// One call for all of them, unless something is still to be mounted below.
+	together := !c.cgroupns && !slices.ContainsFunc(c.spec.Mounts, func(o specs.Mount) bool {
+		return strings.HasPrefix(path.Clean("/"+o.Destination), m.dest+"/")
+	})
 	for _, h := range c.f.Cgroup.Hierarchies {
 		b.do("mount %s", path.Join(m.dest, h.Name))
-		c.hierarchy(h, attr, sub)
+		if together {
+			b.clone(atCwd, h.Dir, false, sub)
+		} else {
+			c.hierarchy(h, attr, sub)
+		}
 		b.call(sysMkdirat, in(m.slot), str(h.Name), num(0o755))
 		b.attachIn(sub, m.slot, h.Name)
 		if names := strings.Split(h.Name, ","); len(names) > 1 {
@@ -368,6 +377,11 @@ func (c *compiler) mountCgroup(m *mount) {
 				b.call(sysSymlinkat, str(h.Name), in(m.slot), str(n))
 			}
 		}
+	}
+	if together {
+		b.do("limit what can be done in %s", m.dest)
+		b.setattr(m.slot, true, attr, 0, unix.MS_PRIVATE)
+		m.readOnlyLater = false
 	}
 }
 
