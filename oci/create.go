@@ -77,7 +77,7 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		return nil, err
 	}
 	if r.CgroupDriver == "systemd" {
-		return nil, fmt.Errorf("create container %s: %w", id, cgroup.ErrSystemdDriver)
+		return nil, cgroup.ErrSystemdDriver
 	}
 	k := &creation{r: r, o: o, ctx: ctx}
 	defer func() {

@@ -25,9 +25,6 @@ import (
 	"github.com/hako-engine/hako/oci"
 )
 
-// version is set by the linker.
-var version = "0.1.0-dev"
-
 // Exit codes, as runc's.
 const (
 	exitFailure = 1

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // builder collects the steps of a program.
@@ -222,6 +224,9 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // openIn opens name below the directory in slot dir with openat2(2).
 func (b *builder) openIn(dir Slot, name string, flag int, resolve uint64, into Slot) *Step {
 	flag |= unix.O_CLOEXEC
+	if !defence.InRoot {
+		resolve = 0
+	}
 	return b.call(sysOpenat2, in(dir), str(name), openHow(flag, resolve), num(24)).into(into)
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 type compiler struct {
@@ -24,6 +26,8 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
+	noMountns                      bool   // the mount namespace is the runtime's own
+	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
@@ -109,8 +113,10 @@ func (c *compiler) meet(msg int32, why string) {
 // prologue is what every child does first.
 func (c *compiler) prologue() {
 	b := c.child
-	b.do("close descriptors of the runtime")
-	b.next(CloseAll, nil)
+	if defence.CheckedCwd {
+		b.do("close descriptors of the runtime")
+		b.next(CloseAll, nil)
+	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
 		// before it has become the container's program (CVE-2016-9962).
@@ -146,15 +152,9 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
-		case specs.MountNamespace:
-			if n.Path != "" {
-				return errors.New("linux.namespaces: a container's mount namespace must be a new one")
-			}
 		}
 	}
-	if !slices.ContainsFunc(fresh, func(n Namespace) bool { return n.Type == "mount" }) {
-		return errors.New("linux.namespaces: a container needs a mount namespace")
-	}
+	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
 	if c.userns {
 		var ok1, ok2 bool
 		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
@@ -358,6 +358,17 @@ func (c *compiler) rootfs() (err error) {
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
 	}
+	c.root = c.child.slot("root")
+	c.p.RootSlot = c.root
+	if c.noMountns {
+		// The host's mount table is left alone: the root stays detached, and what the
+		// container mounts is mounted below it. That takes Linux 6.15.
+		for i, m := range layers[1:] {
+			c.child.attach(m.slot, layers[i].slot)
+		}
+		c.root = layers[len(layers)-1].slot
+		return nil
+	}
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
@@ -369,8 +380,6 @@ func (c *compiler) rootfs() (err error) {
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	}
 	b.do("attach the root file system")
-	c.root = b.slot("root")
-	c.p.RootSlot = c.root
 	over := NoSlot
 	for _, m := range layers {
 		if over == NoSlot {
@@ -517,7 +526,10 @@ func (c *compiler) directories() {
 	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		for _, s := range c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target")) {
+		first := len(c.child.steps)
+		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
+		// Whichever part of the path it is that cannot be opened or made.
+		for _, s := range c.child.steps[first:] {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -528,7 +540,7 @@ func (c *compiler) pivot() {
 	b := c.child
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
-	if c.o.NoPivot {
+	if c.o.NoPivot || c.noMountns {
 		b.call(sysChroot, str("."))
 	} else {
 		b.do("pivot_root")
@@ -550,6 +562,14 @@ func (c *compiler) protect() {
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
 			b.do("make %s read-only", m.dest)
+			if c.noMountns {
+				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
+				again := b.slot("again")
+				b.clone(in(m.slot), "", true, again)
+				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+				b.attach(again, m.slot)
+				continue
+			}
 			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		}
 	}
@@ -668,7 +688,11 @@ func (c *compiler) sysctls() error {
 		v := c.spec.Linux.Sysctl[k]
 		b.do("set sysctl %s=%s", k, v)
 		name := "sys/" + sysctlPath(k)
-		b.openIn(proc, name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS, file)
+		resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS)
+		if !defence.OwnProc {
+			resolve = 0
+		}
+		b.openIn(proc, name, unix.O_WRONLY, resolve, file)
 		b.call(sysWrite, in(file), str(v), num(len(v))).expect(int64(len(v)))
 	}
 	return nil

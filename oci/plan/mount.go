@@ -10,6 +10,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 const procMagic = unix.PROC_SUPER_MAGIC
@@ -75,8 +77,14 @@ func (b *builder) attachIn(from, dir Slot, name string) *Step {
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
-	m.child = c.f.Rootless || !m.bind && slices.Contains(bindsToNamespace, m.typ)
+	// The parent opens a terminal in the devpts before the child runs.
+	movable := m.typ == "tmpfs" && !m.copyUp || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
+		// The kernel lists mounts in the order in which they were made. What comes after
+		// a mount that only the child can make is made by the child too, so that it comes
+		// after it in the list.
+		c.childMounts = true
 		return c.child
 	}
 	return c.host
@@ -111,11 +119,8 @@ func (c *compiler) prepare(m *mount) error {
 		if !slices.Contains(data, "newinstance") {
 			data = append([]string{"newinstance"}, data...)
 		}
-	case "proc", "sysfs", "mqueue":
-		// The source is a mere name, and proc refuses none; leave it out of the plan.
-		m.source = ""
 	}
-	if m.typ == "tmpfs" || m.typ == "devpts" {
+	if m.source == "" {
 		m.source = m.typ
 	}
 	steps := b.create(m.typ, m.source, data, attr, m.slot)
@@ -214,6 +219,8 @@ func (c *compiler) ownPropagation(b *builder, m *mount) {
 // forged /proc for the real one.
 func (c *compiler) checkDestination(m *mount) error {
 	switch {
+	case !defence.OwnProc:
+		return nil
 	case m.dest == "/":
 		return fmt.Errorf("mount /: the root is given by root.path")
 	case m.dest == "/proc":
