@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
@@ -22,11 +23,11 @@ import (
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
-	Doors                 []*os.File // see plan.Options
-	Pidfd                 *os.File   // of the process whose namespaces are joined
-	Start, Report         *os.File   // with plan.Hold: see plan.SlotStart and plan.SlotReport
-	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
-	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
+	Doors                 []int    // descriptors, see plan.Options
+	Pidfd                 *os.File // of the process whose namespaces are joined
+	Start, Report         *os.File // with plan.Hold: see plan.SlotStart and plan.SlotReport
+	CgroupFD              int      // cgroup v2 directory to clone into, -1 for none
+	TimeOffsets           string   // content of timens_offsets, with plan.NewTime
 
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
@@ -88,7 +89,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // Start executes a plan. The process that it gives is being executed already, or waits
 // for its start (plan.Hold).
 func Start(p *plan.Plan, c Config) (_ *Process, err error) {
-	r := &runner{p: p, c: c}
+	r := &runner{p: p, c: c, sync: -1}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return nil, err
@@ -119,12 +120,7 @@ type runner struct {
 }
 
 func (r *runner) close() {
-	for _, fd := range r.own {
-		unix.Close(fd)
-	}
-	if r.sync > 0 {
-		unix.Close(r.sync)
-	}
+	rawfile.CloseAll(append(r.own, r.sync)...)
 	if r.listener != nil {
 		r.listener.Close()
 	}
@@ -165,11 +161,19 @@ func (r *runner) prepare() error {
 			r.slots[s], err = r.high(fd)
 		}
 	}
-	set(plan.SlotSync, pair[1])
+	// keep is set for a descriptor that is ours: close-on-exec, and open until the end.
+	keep := func(s plan.Slot, fd int) {
+		if fd >= 3+r.p.Preserve {
+			r.slots[s] = int64(fd)
+			return
+		}
+		set(s, fd)
+	}
+	keep(plan.SlotSync, pair[1])
 	r.slots[plan.SlotReport] = r.slots[plan.SlotSync]
 	if r.p.Hold {
-		set(plan.SlotReport, int(r.c.Report.Fd()))
-		set(plan.SlotStart, int(r.c.Start.Fd()))
+		keep(plan.SlotReport, int(r.c.Report.Fd()))
+		keep(plan.SlotStart, int(r.c.Start.Fd()))
 	}
 	if !r.p.Terminal {
 		null := -1
@@ -184,21 +188,24 @@ func (r *runner) prepare() error {
 				}
 				r.own = append(r.own, null)
 			}
-			set(s, null)
+			keep(s, null)
 		}
 	}
 	if r.c.Pidfd != nil {
-		set(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
+		keep(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
 	}
 	if r.p.ConsoleSent {
 		set(plan.SlotConsole, pair[1]) // only the number matters
 	}
 	for i, s := range r.p.Slots {
-		for prefix, files := range map[string][]*os.File{"preserve": r.c.Preserve, "door": r.c.Doors} {
-			if digits, ok := strings.CutPrefix(s, prefix); ok {
-				if n, e := strconv.Atoi(digits); e == nil && n < len(files) {
-					set(plan.Slot(i), int(files[n].Fd()))
-				}
+		if digits, ok := strings.CutPrefix(s, "preserve"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Preserve) {
+				set(plan.Slot(i), int(r.c.Preserve[n].Fd()))
+			}
+		}
+		if digits, ok := strings.CutPrefix(s, "door"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Doors) {
+				keep(plan.Slot(i), r.c.Doors[n])
 			}
 		}
 	}
@@ -224,8 +231,8 @@ func (r *runner) prepare() error {
 	if err != nil {
 		return err
 	}
-	set(plan.SlotLoader, loader)
 	r.own = append(r.own, loader)
+	keep(plan.SlotLoader, loader)
 	return err
 }
 
@@ -309,8 +316,11 @@ func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error 
 	return &StepError{Step: steps[i], Index: base + i + 1, Total: total, Errno: unix.Errno(errno)}
 }
 
+// maxLazy leaves room below every usual limit of open files.
+const maxLazy = 128
+
 func (r *runner) clone() (err error) {
-	m := &machine{slots: append([]int64(nil), r.slots...)}
+	m := &machine{slots: append([]int64(nil), r.slots...), lazy: maxLazy}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return err
 	}

@@ -95,7 +95,7 @@ func (c *compiler) begin() {
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names), newBuilder(c.p, names)
+	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}
@@ -116,7 +116,7 @@ func (c *compiler) prologue() {
 	b := c.child
 	if defence.CheckedCwd {
 		b.do("close descriptors of the runtime")
-		b.add(&Step{Op: CloseAll})
+		b.next(CloseAll, nil)
 	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
@@ -250,7 +250,7 @@ func (c *compiler) refork() {
 	pid, buf := b.slot("pid"), b.buffer()
 	exit, inside := b.label(), b.label()
 	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.add(&Step{Op: Branch, Args: []Arg{in(pid)}}).onOK(inside).onFail(exit)
+	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
 	b.here(exit)
 	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
 	b.poke(buf, 4, in(pid))
@@ -666,7 +666,7 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
-	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	b.next(Branch, []Arg{in(used)}).onFail(again)
 	handle(b.attach(mask, target))
 	b.set(used, num(1)).onOK(done)
 	b.here(again)

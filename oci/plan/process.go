@@ -228,7 +228,7 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b := c.child
 	again, done := b.label(), b.label()
 	b.do("chdir to cwd (%q)", p.Cwd)
-	b.add(&Step{Op: Branch, Args: []Arg{in(failed)}}).onOK(done).onFail(again)
+	b.next(Branch, []Arg{in(failed)}).onOK(done).onFail(again)
 	b.here(again)
 	c.chdir(p, false)
 	b.here(done)
@@ -440,7 +440,7 @@ func (c *compiler) handOn() {
 	if c.o.Hold {
 		keep = append(keep, in(SlotStart))
 	}
-	b.add(&Step{Op: CloseAll, Args: keep, Off: uint32(c.p.Preserve)})
+	b.next(CloseAll, keep).Off = uint32(c.p.Preserve)
 	b.call(sysCloseRange, num(3+c.p.Preserve), flags(uint64(^uint32(0)), "~0"), flags(unix.CLOSE_RANGE_CLOEXEC, "CLOEXEC"))
 }
 
