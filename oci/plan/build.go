@@ -5,6 +5,7 @@ package plan
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -65,6 +66,20 @@ func (b *builder) next(op Op, args []Arg) *Step {
 	s.Op, s.Do, s.Class, s.Args = op, b.words, b.class, b.keep(args)
 	s.Fill, s.Expect, s.labels = NoSlot, -1, [2]label{-1, -1}
 	return s
+}
+
+// since gives the steps from number n on.
+func (b *builder) since(n int) iter.Seq[*Step] {
+	return func(yield func(*Step) bool) {
+		at := 0
+		for _, chunk := range b.chunks {
+			for i := range chunk {
+				if at++; at > n && !yield(&chunk[i]) {
+					return
+				}
+			}
+		}
+	}
 }
 
 func (b *builder) keep(args []Arg) []Arg {

@@ -526,10 +526,10 @@ func (c *compiler) directories() {
 	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		first := len(c.child.steps)
+		first := c.child.n
 		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
 		// Whichever part of the path it is that cannot be opened or made.
-		for _, s := range c.child.steps[first:] {
+		for s := range c.child.since(first) {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
