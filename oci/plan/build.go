@@ -68,6 +68,20 @@ func (b *builder) next(op Op, args []Arg) *Step {
 	return s
 }
 
+// since gives the steps from number n on.
+func (b *builder) since(n int) iter.Seq[*Step] {
+	return func(yield func(*Step) bool) {
+		at := 0
+		for _, chunk := range b.chunks {
+			for i := range chunk {
+				if at++; at > n && !yield(&chunk[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func (b *builder) keep(args []Arg) []Arg {
 	if len(args) == 0 {
 		return nil
