@@ -142,21 +142,6 @@ func (b *builder) skip(l label) *Step {
 	return b.next(Branch, []Arg{num(0)}).onOK(l)
 }
 
-// since gives the steps that were made after the first n.
-func (b *builder) since(n int) iter.Seq[*Step] {
-	return func(yield func(*Step) bool) {
-		at := 0
-		for _, chunk := range b.chunks {
-			for i := range chunk {
-				if at >= n && !yield(&chunk[i]) {
-					return
-				}
-				at++
-			}
-		}
-	}
-}
-
 func (b *builder) label() label { b.labels = append(b.labels, -1); return label(len(b.labels) - 1) }
 func (b *builder) here(l label) { b.labels[l] = b.n }
 
