@@ -20,10 +20,11 @@ type builder struct {
 	words  Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
+	pidns  Slot // the PID namespace that a new procfs shows, NoSlot: that of the process
 }
 
 func newBuilder(p *Plan, names map[string]Slot) *builder {
-	return &builder{p: p, names: names}
+	return &builder{p: p, names: names, pidns: NoSlot}
 }
 
 // do sets the sentence of the steps that follow.
