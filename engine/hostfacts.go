@@ -24,10 +24,17 @@ type hostFacts struct {
 	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
 	OOMScoreAdj  int
 	Seccomp      bool
+	AppArmor     bool
 	SwapLimit    bool
 	Caps         uint64   // the daemon's bounding set; 0: unknown
 	ThermalPaths []string // per CPU, masked in containers
+	// FileLimit is what a container may open if it does not say (RLIMIT_NOFILE); 0: what the daemon may.
+	FileLimit uint64
 }
+
+// maxFiles is the most that a container may open if it does not ask for more, as
+// with Docker's usual service unit.
+const maxFiles = 1 << 20
 
 // kernelAtLeast compares the kernel's version.
 func (h hostFacts) kernelAtLeast(major, minor int) bool {
@@ -62,6 +69,10 @@ func probeHost() (hostFacts, error) {
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
 	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		h.FileLimit = min(files.Max, maxFiles)
+	}
 	h.OOMScoreAdj, _ = strconv.Atoi(readLine("/proc/self/oom_score_adj"))
 	if b, err := os.ReadFile("/proc/self/status"); err == nil {
 		for line := range strings.Lines(string(b)) {
@@ -78,6 +89,7 @@ func probeHost() (hostFacts, error) {
 	}
 	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	h.Seccomp = err == nil
+	h.AppArmor = readLine("/sys/module/apparmor/parameters/enabled") == "Y"
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 	h.SwapLimit = err == nil || h.CgroupV2
 	return h, nil

@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/spec")
 
 func goldenHost() hostFacts {
-	return hostFacts{CPUs: 4, OnlineCPUs: "0-3", OnlineMems: "0", MemTotal: 8 << 30, Kernel: "6.12.0", Hostname: "node",
+	return hostFacts{CPUs: 4, FileLimit: 1 << 20, OnlineCPUs: "0-3", OnlineMems: "0", MemTotal: 8 << 30, Kernel: "6.12.0", Hostname: "node",
 		Seccomp: true, SwapLimit: true, ThermalPaths: []string{"/sys/devices/system/cpu/cpu0/thermal_throttle"}}
 }
 
@@ -165,6 +165,40 @@ func TestSeccompFollowsCapabilities(t *testing.T) {
 	}
 	if _, err := buildSpec(goldenInput(Config{SecurityOpt: []string{"seccomp={"}})); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("broken profile: %v", err)
+	}
+}
+
+func TestSecurityOptions(t *testing.T) {
+	t.Parallel()
+	with := func(apparmor bool, opts ...string) (*specs.Spec, error) {
+		in := goldenInput(Config{SecurityOpt: opts})
+		in.Host.AppArmor = apparmor
+		return buildSpec(in)
+	}
+	for _, tt := range []struct {
+		host      bool // AppArmor is on
+		opt, want string
+	}{
+		{true, "apparmor=mine", "mine"}, {true, "apparmor:mine", "mine"}, {true, "apparmor=unconfined", "unconfined"},
+		{true, "label=disable", ""}, {false, "apparmor=unconfined", ""}, {false, "label=type:x_t", ""},
+	} {
+		s, err := with(tt.host, tt.opt)
+		if err != nil || s.Process.ApparmorProfile != tt.want || s.Process.SelinuxLabel != "" {
+			t.Errorf("%s, host %v: %v", tt.opt, tt.host, err)
+		}
+	}
+	if _, err := with(false, "apparmor=mine"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a profile without AppArmor: %v", err)
+	}
+	for opt, want := range map[string]bool{"no-new-privileges": true, "no-new-privileges:true": true, "no-new-privileges=1": true,
+		"no-new-privileges:false": false, "seccomp=builtin": false} {
+		if s, err := with(false, opt); err != nil || s.Process.NoNewPrivileges != want || s.Linux.Seccomp == nil {
+			t.Errorf("%s: %v", opt, err)
+		}
+	}
+	s, err := with(false, "systempaths=unconfined", "seccomp=unconfined")
+	if err != nil || len(s.Linux.MaskedPaths)+len(s.Linux.ReadonlyPaths) > 0 || s.Linux.Seccomp != nil {
+		t.Errorf("unconfined: %v", err)
 	}
 }
 

@@ -26,6 +26,8 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
+	noMountns                      bool   // the mount namespace is the runtime's own
+	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
@@ -79,6 +81,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	}
 	c.pivot()
 	c.protect()
+	c.propagate()
 	c.names()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
@@ -92,7 +95,7 @@ func (c *compiler) begin() {
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names), newBuilder(c.p, names)
+	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}
@@ -113,7 +116,7 @@ func (c *compiler) prologue() {
 	b := c.child
 	if defence.CheckedCwd {
 		b.do("close descriptors of the runtime")
-		b.add(&Step{Op: CloseAll})
+		b.next(CloseAll, nil)
 	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
@@ -150,15 +153,9 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
-		case specs.MountNamespace:
-			if n.Path != "" {
-				return errors.New("linux.namespaces: a container's mount namespace must be a new one")
-			}
 		}
 	}
-	if !slices.ContainsFunc(fresh, func(n Namespace) bool { return n.Type == "mount" }) {
-		return errors.New("linux.namespaces: a container needs a mount namespace")
-	}
+	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
 	if c.userns {
 		var ok1, ok2 bool
 		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
@@ -261,7 +258,7 @@ func (c *compiler) refork() {
 	pid, buf := b.slot("pid"), b.buffer()
 	exit, inside := b.label(), b.label()
 	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.add(&Step{Op: Branch, Args: []Arg{in(pid)}}).onOK(inside).onFail(exit)
+	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
 	b.here(exit)
 	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
 	b.poke(buf, 4, in(pid))
@@ -339,7 +336,7 @@ func (c *compiler) rootfs() (err error) {
 		layers = append(layers, m)
 	}
 	for _, r := range c.o.Root {
-		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options})
+		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options, UIDMappings: r.UIDMappings, GIDMappings: r.GIDMappings})
 		if err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -354,9 +351,19 @@ func (c *compiler) rootfs() (err error) {
 		if m.bind {
 			source.do("open the root file system %s", m.source)
 			source.clone(atCwd, m.source, m.rec, m.slot)
+			if err := c.mapIDs(source, m); err != nil {
+				return err
+			}
 			c.ownPropagation(source, m)
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
+			}
+			continue
+		}
+		c.label(m)
+		if m.typ == "overlay" && m.idmap {
+			if err := c.mappedOverlay(source, m); err != nil {
+				return err
 			}
 			continue
 		}
@@ -369,20 +376,35 @@ func (c *compiler) rootfs() (err error) {
 		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
+		if err := c.mapIDs(source, m); err != nil {
+			return err
+		}
+	}
+	c.root = c.child.slot("root")
+	c.p.RootSlot = c.root
+	if c.noMountns {
+		// The host's mount table is left alone: the root stays detached, and what the
+		// container mounts is mounted below it. That takes Linux 6.15.
+		for i, m := range layers[1:] {
+			c.child.attach(m.slot, layers[i].slot)
+		}
+		c.root = layers[len(layers)-1].slot
+		return nil
 	}
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
+	if p == unix.MS_UNBINDABLE {
+		p = unix.MS_PRIVATE // copies are still to be made
+	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED || p == unix.MS_UNBINDABLE {
+	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	}
 	b.do("attach the root file system")
-	c.root = b.slot("root")
-	c.p.RootSlot = c.root
 	over := NoSlot
 	for _, m := range layers {
 		if over == NoSlot {
@@ -477,15 +499,17 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return err
 		}
+		if m.remount {
+			c.remount(m)
+			continue
+		}
 		if m.bind && !path.IsAbs(m.source) {
 			m.source = path.Join(c.o.Bundle, m.source)
 		}
 		if err := c.checkDestination(m); err != nil {
 			return err
 		}
-		if c.spec.Linux.MountLabel != "" && c.f.SELinux && slices.Contains([]string{"tmpfs", "devpts", "mqueue", "overlay"}, m.typ) {
-			m.data = append(m.data, "context="+c.spec.Linux.MountLabel)
-		}
+		c.label(m)
 		m.slot = c.host.slot(fmt.Sprintf("mount%d", i))
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {
@@ -529,7 +553,10 @@ func (c *compiler) directories() {
 	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		for _, s := range c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target")) {
+		first := c.child.n
+		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
+		// Whichever part of the path it is that cannot be opened or made.
+		for s := range c.child.since(first) {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -540,7 +567,7 @@ func (c *compiler) pivot() {
 	b := c.child
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
-	if c.o.NoPivot {
+	if c.o.NoPivot || c.noMountns {
 		b.call(sysChroot, str("."))
 	} else {
 		b.do("pivot_root")
@@ -549,10 +576,15 @@ func (c *compiler) pivot() {
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	b.call(sysChdir, str("/"))
-	p := c.rootPropagation
+}
+
+// propagate gives the root the propagation that it is to have. It comes after the last
+// copy of a mount: one that is unbindable cannot be copied.
+func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
-		b.do("set the propagation of / to %s", s)
-		b.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
+		p := c.rootPropagation
+		c.child.do("set the propagation of / to %s", s)
+		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
 }
 
@@ -562,6 +594,14 @@ func (c *compiler) protect() {
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
 			b.do("make %s read-only", m.dest)
+			if c.noMountns {
+				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
+				again := b.slot("again")
+				b.clone(in(m.slot), "", true, again)
+				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+				b.attach(again, m.slot)
+				continue
+			}
 			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		}
 	}
@@ -634,7 +674,7 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
-	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	b.next(Branch, []Arg{in(used)}).onFail(again)
 	handle(b.attach(mask, target))
 	b.set(used, num(1)).onOK(done)
 	b.here(again)
