@@ -3,9 +3,9 @@
 package plan
 
 import (
-	"iter"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
