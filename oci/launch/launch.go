@@ -476,8 +476,10 @@ func (r *runner) expect(want int32) error {
 		if err == unix.EINTR {
 			continue
 		}
-		if err == unix.ECONNRESET { // it ended without reading our answer
-			return r.died()
+		if err == unix.ECONNRESET {
+			// It ended without reading our answer. The kernel says so once, before it gives
+			// what the child had sent: the reason.
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)

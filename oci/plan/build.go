@@ -69,6 +69,20 @@ func (b *builder) next(op Op, args []Arg) *Step {
 	return s
 }
 
+// since gives the steps from number n on.
+func (b *builder) since(n int) iter.Seq[*Step] {
+	return func(yield func(*Step) bool) {
+		at := 0
+		for _, chunk := range b.chunks {
+			for i := range chunk {
+				if at++; at > n && !yield(&chunk[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
 func (b *builder) keep(args []Arg) []Arg {
 	if len(args) == 0 {
 		return nil
@@ -127,21 +141,6 @@ func (b *builder) fail(e unix.Errno) *Step {
 // skip goes to l unconditionally.
 func (b *builder) skip(l label) *Step {
 	return b.next(Branch, []Arg{num(0)}).onOK(l)
-}
-
-// since gives the steps that were made after the first n.
-func (b *builder) since(n int) iter.Seq[*Step] {
-	return func(yield func(*Step) bool) {
-		at := 0
-		for _, chunk := range b.chunks {
-			for i := range chunk {
-				if at >= n && !yield(&chunk[i]) {
-					return
-				}
-				at++
-			}
-		}
-	}
 }
 
 func (b *builder) label() label { b.labels = append(b.labels, -1); return label(len(b.labels) - 1) }

@@ -383,7 +383,7 @@ func (c *compiler) mountCgroup(m *mount) {
 	c.place(m)
 	sub := b.slot("hierarchy")
 	// One call for all of them, unless something is still to be mounted below.
-	together := !c.cgroupns && !slices.ContainsFunc(c.spec.Mounts, func(o specs.Mount) bool {
+	together := !c.cgroupns && !c.noMountns && !slices.ContainsFunc(c.spec.Mounts, func(o specs.Mount) bool {
 		return strings.HasPrefix(path.Clean("/"+o.Destination), m.dest+"/")
 	})
 	for _, h := range c.f.Cgroup.Hierarchies {
