@@ -66,7 +66,10 @@ func TestA14MaskedPaths(t *testing.T) {
 // CVE-2026-31431's hardening and the default profile: system calls.
 func TestA15SystemCalls(t *testing.T) {
 	n := engineNode(t)
-	ref := n.plain(t)
+	program, err := os.ReadFile(built(t, probeBinary))
+	must(t, err)
+	ref, err := n.load(t, nil, base(t), []entry{{name: "bin/probe", content: string(program)}})
+	must(t, err)
 	probe := func(options ...string) (hit string) {
 		out, err := n.run(t, script(ref, "probe", object{"HostConfig": object{"SecurityOpt": options}}))
 		if err != nil || !strings.Contains(out, "clone_user") {
