@@ -91,6 +91,65 @@ func TestCrashAfterExit(t *testing.T) {
 	}
 }
 
+// TestCrashAfterDelete: the daemon dies when the shim has forgotten the ended container,
+// and is still there.
+func TestCrashAfterDelete(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.run("cc", Config{})
+	bundle := n.e.bundle(id)
+	n.eventually("the record says that it runs", func() bool {
+		var r record
+		return n.containers.Get(bg, id, &r) == nil && r.State.Status == StatusRunning
+	})
+	started := n.state_(id).StartedAt
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	s := n.shims.live[bundle]
+	s.mu.Lock()
+	s.procs[""].end(7)
+	s.mu.Unlock()
+	if _, err := s.Delete(bg, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	n.shims.exits = map[string]int{bundle: 7}
+	n.boot()
+	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 7 || !s.StartedAt.Equal(started) {
+		t.Errorf("%+v", s)
+	}
+	if n.shims.count() != 0 {
+		t.Error("the shim is left")
+	}
+}
+
+// TestHalfMade: of a creation, and of a removal, only the record was written, or was left.
+func TestHalfMade(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	made := n.create("made", Config{})
+	ran := n.run("ran", Config{})
+	if err := n.e.StopContainer(bg, ran, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	for _, id := range []string{made, ran} {
+		if err := n.snaps.Remove(bg, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.boot()
+	for _, id := range []string{made, ran} {
+		if _, err := n.e.Container(bg, id); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: %v", id, err)
+		}
+		if _, err := os.Stat(n.e.dir(id)); err == nil {
+			t.Errorf("the folder of %s is left", id)
+		}
+	}
+	n.create("made", Config{}) // the name is free
+}
+
 func TestReboot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
