@@ -217,13 +217,19 @@ func FuzzAccounts(f *testing.F) {
 
 func TestNetFiles(t *testing.T) {
 	t.Parallel()
+	const loopback = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n" +
+		"ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 	ep := network.Endpoint{IPv4: netip.MustParsePrefix("10.1.2.3/24")}
 	got := string(hostsFile(hostsInput{hostname: "box", domain: "dom", endpoints: []network.Endpoint{ep},
 		extra: []string{"a:1.1.1.1", "six:::1", "gw:host-gateway"}, gateway: netip.MustParseAddr("10.1.2.1"),
 		links: []network.HostEntry{{Addr: netip.MustParseAddr("10.1.2.9"), Names: []string{"db", "pg"}}}}))
-	want := "127.0.0.1\tlocalhost\n1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
+	want := loopback + "1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
 	if got != want {
 		t.Errorf("hosts:\n%s\nwant\n%s", got, want)
+	}
+	got = string(hostsFile(hostsInput{hostname: "web.site.org", endpoints: []network.Endpoint{ep}, noIPv6: true}))
+	if want := "127.0.0.1\tlocalhost\n10.1.2.3\tweb.site.org web\n"; got != want {
+		t.Errorf("hosts without IPv6:\n%s\nwant\n%s", got, want)
 	}
 	got = string(hostsFile(hostsInput{hostname: "h", base: []byte("1.2.3.4 base\n\n"), extra: []string{"a:1.1.1.1"}}))
 	if want := "1.2.3.4 base\n1.1.1.1\ta\n"; got != want {

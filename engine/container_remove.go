@@ -19,34 +19,70 @@ func (e *Engine) RemoveContainer(ctx context.Context, ref string, o RemoveOption
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	if c.removing {
-		c.mu.Unlock()
-		return conflictf("removal of container %s is already in progress", c.rec.Name)
-	}
+	// The removal goes on if the client goes away.
+	work := e.ns(context.WithoutCancel(ctx))
 	if !o.Force {
-		if err := c.requireLocked("remove"); err != nil {
-			c.mu.Unlock()
+		if err := c.claimable(); err != nil {
 			return err
 		}
+		// A start that is under way is waited for: it decides whether this is possible.
+		if err := c.acquire(ctx); err != nil {
+			return fmt.Errorf("remove container %s: %w", ref, err)
+		}
+		defer c.release()
+		if err := c.claim(false); err != nil {
+			return err
+		}
+		return e.removeHeld(work, c, o.Volumes)
 	}
-	c.removing = true
-	c.rec.StoppedByUser = true
+	if err := c.claim(true); err != nil {
+		return err
+	}
+	c.mu.Lock()
 	r := c.run
 	c.mu.Unlock()
-	// The removal goes on if the client goes away.
-	ctx = e.ns(context.WithoutCancel(ctx))
-	if err := e.kill9(ctx, c, r); err != nil {
+	if err := e.kill9(work, c, r); err != nil {
 		c.mu.Lock()
 		c.removing = false
 		c.mu.Unlock()
 		return fmt.Errorf("cannot remove container %q: could not kill: %w", ref, err)
 	}
-	if err := c.acquire(ctx); err != nil {
+	if err := c.acquire(work); err != nil {
 		return err
 	}
 	defer c.release()
-	return e.removeHeld(ctx, c, o.Volumes)
+	return e.removeHeld(work, c, o.Volumes)
+}
+
+// claimable tells whether the container, as it is now, could be removed without force.
+func (c *container) claimable() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.claimableLocked(false)
+}
+
+func (c *container) claimableLocked(force bool) error {
+	switch {
+	case c.gone:
+		return notFoundf("No such container: %s", c.id)
+	case c.removing:
+		return conflictf("removal of container %s is already in progress", c.rec.Name)
+	case force:
+		return nil
+	}
+	return c.requireLocked("remove")
+}
+
+// claim makes the caller the only one that removes the container.
+func (c *container) claim(force bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.claimableLocked(force); err != nil {
+		return err
+	}
+	c.removing = true
+	c.rec.StoppedByUser = true
+	return nil
 }
 
 // kill9 ends a container for its removal. A start that is under way is waited for.

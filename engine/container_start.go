@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -134,6 +135,19 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	want := c.rec.Networks
 	c.mu.Unlock()
 	v := c.view()
+	for _, l := range v.Config.Links {
+		ref, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = strings.TrimPrefix(ref, "/")
+		}
+		other, err := e.containers.get(ref)
+		if err != nil {
+			return badRequest(fmt.Errorf("could not get container for %s: %w", ref, err))
+		}
+		if o := other.view(); o.State.Pid == 0 {
+			return conflictf("Cannot link to a non running container: /%s AS /%s/%s", o.Name, v.Name, alias)
+		}
+	}
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
 
@@ -177,6 +191,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		shim      Shim
 		pid       int
 		created   bool
+		memory    string
 		done      func()
 	)
 	g, gctx := errgroup.WithContext(ctx)
@@ -208,6 +223,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 			return &taskError{err}
 		}
 		created = true
+		memory = memoryCgroup(v, pid)
 		return nil
 	})
 	err = g.Wait()
@@ -241,6 +257,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		return &taskError{err}
 	}
 	r := newRun(shim, bundle, pid, started)
+	r.memory = memory
 	u.Release()
 	c.mu.Lock()
 	err = c.changeLocked(StatusRunning, func(s *State) {
@@ -502,7 +519,7 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	cfg := network.EndpointConfig{
 		ID: v.ID, Network: n.ID, Netns: netns, Name: v.Name, Hostname: v.Hostname,
-		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority,
+		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority, DNS: v.Config.DNS,
 	}
 	if isUserDefined(n.Name) {
 		cfg.Aliases = append([]string{shortID(v.ID)}, s.Aliases...)
@@ -515,7 +532,9 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
-		return ep, fmt.Errorf("failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %w", v.Name, v.ID, err)
+		text := strings.TrimPrefix(errtext.Plain(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
+		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
+			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}
 	return ep, nil
 }

@@ -198,6 +198,9 @@ func (e *Engine) RestartContainer(ctx context.Context, ref string, o StopOptions
 		c.mu.Lock()
 		c.rec.Config.AutoRemove = auto
 		c.mu.Unlock()
+		if auto {
+			e.saveLater(c)
+		}
 		if err != nil {
 			return err
 		}

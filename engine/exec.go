@@ -36,6 +36,9 @@ const (
 // execKept is how long an ended exec can still be inspected, as in Docker.
 const execKept = 5 * time.Minute
 
+// execLimit bounds the start of an exec: a stuck shim is reported, not waited for.
+const execLimit = 30 * time.Second
+
 // execution is one exec of a container.
 type execution struct {
 	id   string
@@ -192,7 +195,12 @@ func (e *Engine) startExec(ctx context.Context, id string, attach bool) (Attachm
 
 // execError gives Docker's exit code and text for an exec that could not start.
 func execError(err error) (int, error) {
-	text := "OCI runtime exec failed: exec failed: unable to start container process: " + errtext.Plain(err)
+	const cannot = "unable to start container process: "
+	text := errtext.Plain(err)
+	if _, after, ok := strings.Cut(text, cannot); ok { // what lies before names ids that mean nothing to a user
+		text = after
+	}
+	text = "OCI runtime exec failed: exec failed: " + cannot + text
 	lower := strings.ToLower(err.Error())
 	switch {
 	case errdefs.IsInvalidArgument(err):
@@ -206,7 +214,8 @@ func execError(err error) (int, error) {
 // runExec starts the process. With attach its streams are connected before it begins.
 func (e *Engine) runExec(ctx context.Context, x *execution, r *run, attach bool) (Attachment, error) {
 	c := x.c
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execLimit)
+	defer cancel()
 	proc, err := e.execProcess(x, r)
 	if err != nil {
 		return nil, err
@@ -216,7 +225,12 @@ func (e *Engine) runExec(ctx context.Context, x *execution, r *run, attach bool)
 	if err != nil {
 		return nil, err
 	}
-	drop := func() { _, _ = r.shim.get().Delete(ctx, c.id, x.id) } // the shim forgets it with the container at the latest
+	drop := func() { // at the latest the shim forgets it with the container
+		dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killLimit)
+		defer cancel()
+		e.killExec(dctx, r, c.id, x.id)
+		_, _ = r.shim.get().Delete(dctx, c.id, x.id)
+	}
 	a := &attachment{closed: make(chan struct{}), end: x.done, p: &pendingAttach{ready: make(chan struct{})}}
 	if attach {
 		s, err := r.shim.get().Attach(ctx, client.AttachOptions{ID: c.id, ExecID: x.id,
@@ -251,7 +265,7 @@ func (e *Engine) runExec(ctx context.Context, x *execution, r *run, attach bool)
 		first := x.ended(int(exit.Status))
 		c.mu.Unlock()
 		if err == nil {
-			dctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+			dctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), cleanupLimit)
 			_, _ = r.shim.get().Delete(dctx, c.id, x.id)
 			cancel()
 		}
@@ -314,13 +328,11 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
 		ApparmorProfile: profile,
-		Rlimits:         rlimits(v.Config.Resources.Ulimits),
+		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
+		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
 	if x.cfg.TTY && x.cfg.ConsoleSize != [2]uint{} {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
-	}
-	if adj := v.Config.OOMScoreAdj; adj != 0 {
-		p.OOMScoreAdj = &adj
 	}
 	return p, nil
 }
@@ -358,6 +370,6 @@ func (e *Engine) Exec(ctx context.Context, id string) (Exec, error) {
 // killExec ends an exec'd process.
 func (e *Engine) killExec(ctx context.Context, r *run, id, execID string) {
 	if err := r.shim.get().Kill(ctx, id, execID, int(unix.SIGKILL), false); err != nil && !errdefs.IsNotFound(err) {
-		e.log.Warn("kill exec", "container", id, "exec", execID, "error", err)
+		e.log.Debug("kill exec", "container", id, "exec", execID, "error", err)
 	}
 }

@@ -28,7 +28,13 @@ type hostFacts struct {
 	SwapLimit    bool
 	Caps         uint64   // the daemon's bounding set; 0: unknown
 	ThermalPaths []string // per CPU, masked in containers
+	// FileLimit is what a container may open if it does not say (RLIMIT_NOFILE); 0: what the daemon may.
+	FileLimit uint64
 }
+
+// maxFiles is the most that a container may open if it does not ask for more, as
+// with Docker's usual service unit.
+const maxFiles = 1 << 20
 
 // kernelAtLeast compares the kernel's version.
 func (h hostFacts) kernelAtLeast(major, minor int) bool {
@@ -62,6 +68,10 @@ func probeHost() (hostFacts, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs("/sys/fs/cgroup", &st); err == nil {
 		h.CgroupV2 = st.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	var files unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
+		h.FileLimit = min(files.Max, maxFiles)
 	}
 	h.OOMScoreAdj, _ = strconv.Atoi(readLine("/proc/self/oom_score_adj"))
 	if b, err := os.ReadFile("/proc/self/status"); err == nil {

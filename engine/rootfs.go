@@ -6,9 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 
@@ -96,14 +94,6 @@ func openMounts(mounts []mount.Mount, write bool) (*safepath.Root, error) {
 		}
 	}
 	f, err := snapshot.MountDetached(mounts)
-	if err != nil && len(mounts) == 1 && mounts[0].Type == "overlay" {
-		// Before Linux 6.7 a long list of layers does not go through fsconfig(2).
-		if d, perr := parseOverlay(mounts[0].Options); perr == nil {
-			if g, nerr := overlayInNamespace(d); nerr == nil {
-				f, err = g, nil
-			}
-		}
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -137,46 +127,6 @@ func readOnly(m mount.Mount) (mount.Mount, error) {
 		}
 	}
 	return out, nil
-}
-
-// overlayInNamespace does the same on older kernels: it mounts in a mount namespace
-// of one thread, which ends at once; the descriptor outlives it.
-func overlayInNamespace(d overlayDirs) (*os.File, error) {
-	type result struct {
-		f   *os.File
-		err error
-	}
-	ch := make(chan result, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		f, err := func() (*os.File, error) {
-			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return nil, fmt.Errorf("unshare: %w", err)
-			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return nil, fmt.Errorf("make / private: %w", err)
-			}
-			opts := "lowerdir=" + strings.Join(d.lower, ":")
-			if d.upper != "" {
-				opts += ",upperdir=" + d.upper + ",workdir=" + d.work
-			}
-			if len(opts) >= os.Getpagesize() {
-				return nil, errors.New("too many layers for this kernel")
-			}
-			target := d.lower[0]
-			if err := unix.Mount("overlay", target, "overlay", unix.MS_NODEV|unix.MS_NOSUID, opts); err != nil {
-				return nil, err
-			}
-			fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return nil, err
-			}
-			return os.NewFile(uintptr(fd), "overlay"), nil
-		}()
-		ch <- result{f, err}
-	}()
-	r := <-ch
-	return r.f, r.err
 }
 
 // isNotDir tells whether a path goes through something that is no directory.

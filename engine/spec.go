@@ -68,7 +68,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			User:            specs.User{UID: in.Account.UID, GID: in.Account.GID, AdditionalGids: in.Account.Groups},
 			NoNewPrivileges: sec.noNewPrivileges,
 			ApparmorProfile: profile,
-			Rlimits:         rlimits(c.Resources.Ulimits),
+			Rlimits:         rlimits(c.Resources.Ulimits, in.Host.FileLimit),
 			Capabilities:    capabilitySets(caps, in.Account.UID),
 		},
 		Linux: &specs.Linux{
@@ -83,11 +83,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if c.TTY && c.ConsoleSize != [2]uint{} {
 		s.Process.ConsoleSize = &specs.Box{Height: c.ConsoleSize[0], Width: c.ConsoleSize[1]}
 	}
-	adj := c.OOMScoreAdj
-	if adj == 0 && in.Host.OOMScoreAdj > 0 {
-		adj = in.Host.OOMScoreAdj // lowering it takes CAP_SYS_RESOURCE, and nobody asked for that
-	}
-	s.Process.OOMScoreAdj = &adj
+	s.Process.OOMScoreAdj = oomScoreAdj(c, in.Host)
 	if in.InitBinary != "" {
 		s.Process.Args = append([]string{initInContainer, "--"}, s.Process.Args...)
 	}
@@ -138,6 +134,16 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		s.Annotations[k] = v
 	}
 	return s, nil
+}
+
+// oomScoreAdj is what was asked for. Where nothing was, the daemon's own is not lowered:
+// that takes CAP_SYS_RESOURCE.
+func oomScoreAdj(c Config, h hostFacts) *int {
+	adj := c.OOMScoreAdj
+	if adj == 0 && h.OOMScoreAdj > 0 {
+		adj = h.OOMScoreAdj
+	}
+	return &adj
 }
 
 // namespaces lists the namespaces to make or join.
@@ -211,8 +217,14 @@ var rlimitNames = map[string]string{
 	"rttime": "RLIMIT_RTTIME", "sigpending": "RLIMIT_SIGPENDING", "stack": "RLIMIT_STACK",
 }
 
-func rlimits(us []Ulimit) []specs.POSIXRlimit {
+// rlimits makes the OCI form. Without a word on nofile it is files, soft and hard:
+// the daemon's own soft limit is what the Go runtime raised it to, and an endless one
+// makes programs slow that close every descriptor they may have.
+func rlimits(us []Ulimit, files uint64) []specs.POSIXRlimit {
 	var out []specs.POSIXRlimit
+	if files > 0 && !slices.ContainsFunc(us, func(u Ulimit) bool { return strings.EqualFold(u.Name, "nofile") }) {
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: files, Hard: files})
+	}
 	for _, u := range us {
 		// -1 becomes RLIM_INFINITY, all bits set.
 		out = append(out, specs.POSIXRlimit{Type: rlimitNames[strings.ToLower(u.Name)], Soft: uint64(u.Soft), Hard: uint64(u.Hard)})

@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "rewrite testdata/spec")
 
 func goldenHost() hostFacts {
-	return hostFacts{CPUs: 4, OnlineCPUs: "0-3", OnlineMems: "0", MemTotal: 8 << 30, Kernel: "6.12.0", Hostname: "node",
+	return hostFacts{CPUs: 4, FileLimit: 1 << 20, OnlineCPUs: "0-3", OnlineMems: "0", MemTotal: 8 << 30, Kernel: "6.12.0", Hostname: "node",
 		Seccomp: true, SwapLimit: true, ThermalPaths: []string{"/sys/devices/system/cpu/cpu0/thermal_throttle"}}
 }
 

@@ -70,7 +70,9 @@ func (w *work) unpack(ctx context.Context, descs []ocispec.Descriptor, c config)
 		if i > 0 {
 			layers[i].parent = c.chain[i-1]
 		}
-		w.p.line(Progress{ID: short(d.Digest), Action: "Pulling fs layer"})
+		if w.repo != nil {
+			w.p.line(Progress{ID: short(d.Digest), Action: "Pulling fs layer"})
+		}
 	}
 	eg, ctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, w.s.o.Downloads)
@@ -182,7 +184,9 @@ func (f *layerFlight) run(ctx context.Context) error {
 	if err := f.finish(ctx, sn, alone); err != nil {
 		return err
 	}
-	f.say("Pull complete", 0, 0)
+	if f.w.repo != nil {
+		f.say("Pull complete", 0, 0)
+	}
 	return nil
 }
 

@@ -32,6 +32,9 @@ const (
 	maxArchiveSize    = 1 << 40  // bytes
 	maxArchiveMemory  = 64 << 20 // bytes of small documents
 	maxArchiveImages  = 10_000
+
+	// smallBlob is what loads faster than anybody can see; most such are documents.
+	smallBlob = 16 << 10
 )
 
 // archive is what a docker-archive or an OCI layout held, in whichever order.
@@ -238,7 +241,9 @@ func (a *archive) blob(ctx context.Context, name string, size int64, want digest
 				return ocispec.Descriptor{}, werr
 			}
 			off += int64(n)
-			a.w.p.line(Progress{ID: progressID(name, want), Action: "Loading layer", Current: off, Total: size})
+			if size > smallBlob {
+				a.w.p.line(Progress{ID: progressID(name, want), Action: "Loading layer", Current: off, Total: size})
+			}
 		}
 		c.free()
 		if errors.Is(err, io.EOF) {

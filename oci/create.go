@@ -18,9 +18,13 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
+	"github.com/hako-engine/hako/oci/netdev"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
 	"github.com/hako-engine/hako/oci/spec"
@@ -64,8 +68,12 @@ type creation struct {
 	c      *Container
 	layout cgroup.Layout
 	cg     *cgroup.Cgroup
+	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
+
+	namespace *os.File // of the network, with devices
+	devices   []*netdev.Moved
 }
 
 func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
@@ -80,6 +88,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
 		}
+		if k.namespace != nil {
+			k.namespace.Close()
+		}
 	}()
 	if err := k.readSpec(); err != nil {
 		return nil, err
@@ -89,6 +100,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if err := k.makeCgroup(); err != nil {
 		return nil, err
+	}
+	if err := k.makeRdt(); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
 	p, err := k.compile(id)
 	if err != nil {
@@ -108,7 +122,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			return nil, errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			k.proc.Kill() // the caller never hears of this child
+			return nil, err
 		}
 	}
 	return k.c, nil
@@ -122,22 +138,14 @@ func classify(err error) error {
 	}
 	switch {
 	case step.Step.Class == plan.ClassInvalid:
-		return &classed{err, errdefs.ErrInvalidArgument}
+		return classed.As(errdefs.ErrInvalidArgument, err)
 	case step.Step.Class == plan.ClassNoExec && step.Errno == unix.ENOENT:
-		return &classed{err, errdefs.ErrNotFound}
+		return classed.As(errdefs.ErrNotFound, err)
 	case step.Errno == unix.EPERM || step.Errno == unix.EACCES:
-		return &classed{err, errdefs.ErrPermissionDenied}
+		return classed.As(errdefs.ErrPermissionDenied, err)
 	}
 	return err
 }
-
-// classed adds a class without adding words.
-type classed struct {
-	error
-	class error
-}
-
-func (e *classed) Unwrap() []error { return []error{e.error, e.class} }
 
 // needsHold: hooks have to run between creation and execution.
 func (k *creation) needsHold() bool {
@@ -161,18 +169,22 @@ func (k *creation) readSpec() (err error) {
 }
 
 func (k *creation) makeDir(id string) error {
-	if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
-		return err
-	}
 	dir := filepath.Join(k.r.Root, id)
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	err := os.Mkdir(dir, 0o711)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o711)
+	}
+	if err != nil {
 		if errors.Is(err, os.ErrExist) {
-			return fmt.Errorf("container with given ID already exists: %s: %w", id, errdefs.ErrAlreadyExists)
+			return classed.Errorf(errdefs.ErrAlreadyExists, "container with given ID already exists: %s", id)
 		}
 		return err
 	}
 	k.undo.Add("the state directory", func(context.Context) error { return os.RemoveAll(dir) })
-	if err := os.WriteFile(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
+	if err := rawfile.Write(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
 		return err
 	}
 	rootfs := k.spec.Root.Path
@@ -183,6 +195,9 @@ func (k *creation) makeDir(id string) error {
 		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
 		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
 	}}
+	if k.o.run {
+		k.c.spec = k.spec
+	}
 	return nil
 }
 
@@ -209,7 +224,10 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		Preserve: len(k.o.PreserveFDs), Hooks: k.setupHooks(),
 	}
 	for _, m := range k.o.Rootfs {
-		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		if m.Type == "overlay" && plan.LongOptions(m.Options) {
+			facts.LayerByLayer = longoverlay.LayerByLayer()
+		}
+		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
 		if !h.V2 {
@@ -223,12 +241,19 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 	return plan.Container(k.spec, facts, o)
 }
 
+func mountOverlay(o plan.Overlay) (*os.File, error) {
+	return longoverlay.Overlay{Lower: o.Lower, Upper: o.Upper, Work: o.Work, Options: o.Options, Attr: o.Attr}.Mount()
+}
+
 func filter(s *specs.Spec) (plan.Filter, error) {
 	if s.Linux == nil || s.Linux.Seccomp == nil {
 		return plan.Filter{}, nil
 	}
 	f, err := seccomp.Compile(s.Linux.Seccomp, seccomp.Options{})
-	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags)}, err
+	if err == nil && f.Notify {
+		err = checkListener(s.Linux.Seccomp)
+	}
+	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags), Notify: f.Notify}, err
 }
 
 func (k *creation) setupHooks() bool {
@@ -239,27 +264,25 @@ func (k *creation) setupHooks() bool {
 func (k *creation) launch(p *plan.Plan) (err error) {
 	cfg := launch.Config{
 		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
-		CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
+		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
+		Listener: func(pid int, f *os.File) error {
+			st := k.c.specState(Creating)
+			st.Pid = pid
+			return sendListener(k.spec.Linux.Seccomp, pid, st, f)
+		},
+	}
+	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
+		return err
 	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
-	v2, err := k.cg.DirFD()
+	doors, err := k.cg.Doors()
 	if err != nil {
 		return err
 	}
-	if v2 != nil {
-		defer v2.Close()
-		cfg.CgroupFD = int(v2.Fd())
-	}
-	if cfg.Doors, err = k.cg.Doors(true); err != nil {
-		return err
-	}
-	defer func() {
-		for _, f := range cfg.Doors {
-			f.Close()
-		}
-	}()
+	defer doors.Close()
+	cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
 	if p.Hold {
 		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {
 			if *f, err = makeFifo(filepath.Join(k.c.dir, name)); err != nil {
@@ -271,11 +294,13 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	if p.NewTime {
 		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
 	}
+	k.undo.Add("network devices", k.moveDevicesBack)
 	proc, err := launch.Start(p, cfg)
 	if err != nil {
 		return err
 	}
 	k.undo.Add("the process", func(context.Context) error { proc.Kill(); return nil })
+	k.proc = proc
 	k.c.Console, k.c.PidFD = proc.Console, proc.PidFD
 	return nil
 }
@@ -295,6 +320,14 @@ func makeFifo(path string) (*os.File, error) {
 // place limits the new process. It goes on making mounts meanwhile.
 func (k *creation) place(pid int, p *plan.Plan) error {
 	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+		return err
+	}
+	if k.c.state.Rdt != nil {
+		if err := k.c.state.Rdt.Add(pid); err != nil {
+			return err
+		}
+	}
+	if err := k.moveDevices(pid); err != nil {
 		return err
 	}
 	if p.OOMScoreAdj != nil {

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/spec"
@@ -45,7 +46,7 @@ type Process struct {
 // executed its program.
 func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	if o.Process == nil {
-		return nil, fmt.Errorf("exec in container %s: no process: %w", c.ID(), errdefs.ErrInvalidArgument)
+		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "exec in container %s: no process", c.ID())
 	}
 	if err := spec.ValidateProcess(o.Process); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
@@ -54,9 +55,9 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	case err != nil:
 		return nil, err
 	case st == Stopped || st == Creating:
-		return nil, fmt.Errorf("container %q: cannot exec in a stopped container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot exec in a stopped container", c.ID())
 	case st == Paused && !o.IgnorePaused:
-		return nil, fmt.Errorf("container %q: cannot exec in a paused container (use --ignore-paused to override): %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot exec in a paused container (use --ignore-paused to override)", c.ID())
 	}
 	s, err := c.readSpec()
 	if err != nil {
@@ -75,9 +76,24 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
+	if err := ownStdio(s, &p, o.Stdin, o.Stdout, o.Stderr); err != nil {
+		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
+	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
+	cfg.Listener = func(pid int, f *os.File) error {
+		st, err := c.State()
+		if err != nil {
+			return err
+		}
+		return sendListener(s.Linux.Seccomp, pid, st, f)
+	}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {
+		if c.state.Rdt != nil {
+			if err := c.state.Rdt.Add(pid); err != nil {
+				return err
+			}
+		}
 		if p.OOMScoreAdj != nil {
 			if err := setOOMScore(pid, *p.OOMScoreAdj); err != nil {
 				return err
@@ -120,6 +136,15 @@ func inherit(p specs.Process, of *specs.Process) specs.Process {
 	}
 	if p.OOMScoreAdj == nil {
 		p.OOMScoreAdj = of.OOMScoreAdj
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = of.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = of.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = of.ExecCPUAffinity
 	}
 	return p
 }
@@ -178,28 +203,18 @@ func (c *Container) inside(_ context.Context, cg *cgroup.Cgroup, cfg launch.Conf
 	pidfd := os.NewFile(uintptr(fd), "pidfd")
 	defer pidfd.Close()
 	if !alive(c.state.Pid, c.state.StartTime) {
-		return nil, fmt.Errorf("container %q: container not running: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: container not running", c.ID())
 	}
 	cfg.Pidfd, cfg.CgroupFD = pidfd, -1
 	if cg != nil {
-		v2, err := cg.DirFD()
+		doors, err := cg.Doors()
 		if err != nil {
 			return nil, err
 		}
-		if v2 != nil {
-			defer v2.Close()
-			cfg.CgroupFD = int(v2.Fd())
-		}
-		if cfg.Doors, err = cg.Doors(true); err != nil {
-			return nil, err
-		}
-		defer func() {
-			for _, f := range cfg.Doors {
-				f.Close()
-			}
-		}()
-		for _, f := range cfg.Doors {
-			o.Doors = append(o.Doors, filepath.Dir(f.Name()))
+		defer doors.Close()
+		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
+		for _, d := range doors.V1 {
+			o.Doors = append(o.Doors, d.Dir)
 		}
 	}
 	p, err := compile(*o)
@@ -265,7 +280,7 @@ func (c *Container) ExecProcess(args []string) (*specs.Process, error) {
 		return nil, err
 	}
 	if s.Process == nil {
-		return nil, fmt.Errorf("container %q: its configuration has no process: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: its configuration has no process", c.ID())
 	}
 	p := *s.Process
 	p.Args, p.ConsoleSize, p.Terminal = args, nil, false

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
 )
@@ -30,11 +31,11 @@ func (c *Container) Start(ctx context.Context) error {
 	case err != nil:
 		return err
 	case st == Stopped:
-		return fmt.Errorf("container %q: cannot start a container that has stopped: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot start a container that has stopped", c.ID())
 	case st == Paused:
-		return fmt.Errorf("container %q: cannot start a paused container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot start a paused container", c.ID())
 	case st != Created:
-		return fmt.Errorf("container %q: cannot start an already running container: %w", c.ID(), errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot start an already running container", c.ID())
 	}
 	s, err := c.readSpec()
 	if err != nil {
@@ -60,7 +61,7 @@ func (c *Container) release(ctx context.Context, s *specs.Spec) error {
 	defer unix.Close(report)
 	start, err := unix.Open(filepath.Join(c.dir, startFifo), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENXIO) {
-		return fmt.Errorf("the process has ended: %w", errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "the process has ended")
 	}
 	if err != nil {
 		return fmt.Errorf("open %s: %w", startFifo, err)
@@ -126,7 +127,7 @@ func (c *Container) signalInit(sig unix.Signal) error {
 		}
 	}
 	if errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("container %q: container not running: %w", c.ID(), errdefs.ErrNotFound)
+		return classed.Errorf(errdefs.ErrNotFound, "container %q: container not running", c.ID())
 	}
 	if err != nil {
 		return fmt.Errorf("container %q: signal %d: %w", c.ID(), int(sig), err)
@@ -247,7 +248,7 @@ func (r *Runtime) Purge(id string) error {
 	}
 	defer unlock()
 	if err := c.readState(); !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("container %q exists: %w", id, errdefs.ErrFailedPrecondition)
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q exists", id)
 	}
 	return os.RemoveAll(c.dir)
 }
@@ -268,7 +269,7 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 	}
 	if st != Stopped {
 		if !force && st != Created && st != Creating {
-			return fmt.Errorf("cannot delete container %s that is not stopped: %s: %w", c.ID(), st, errdefs.ErrFailedPrecondition)
+			return classed.Errorf(errdefs.ErrFailedPrecondition, "cannot delete container %s that is not stopped: %s", c.ID(), st)
 		}
 		if err := c.destroy(); err != nil {
 			return err
@@ -290,13 +291,29 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 			return fmt.Errorf("container %q: %w", c.ID(), err)
 		}
 	}
-	if err := os.RemoveAll(c.dir); err != nil {
+	if c.state.Rdt != nil {
+		if err := c.state.Rdt.Delete(); err != nil {
+			return fmt.Errorf("container %q: %w", c.ID(), err)
+		}
+	}
+	if err := c.removeDir(); err != nil {
 		return err
 	}
 	if specErr == nil {
 		c.poststop(ctx, s)
 	}
 	return nil
+}
+
+// removeDir removes the state, which makes the container unknown.
+func (c *Container) removeDir() error {
+	for _, name := range []string{stateFile, startFifo, reportFifo, configFile} {
+		_ = unix.Unlink(filepath.Join(c.dir, name))
+	}
+	if unix.Rmdir(c.dir) == nil {
+		return nil
+	}
+	return os.RemoveAll(c.dir)
 }
 
 // destroy kills the container's processes and waits until the first one has ended.
@@ -321,7 +338,7 @@ func (c *Container) destroy() error {
 	for {
 		left := time.Until(deadline)
 		if left <= 0 {
-			return fmt.Errorf("container %q: its process %d does not die: %w", c.ID(), c.state.Pid, errdefs.ErrUnavailable)
+			return classed.Errorf(errdefs.ErrUnavailable, "container %q: its process %d does not die", c.ID(), c.state.Pid)
 		}
 		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 		if n, err := unix.Poll(p, int(left.Milliseconds())+1); n > 0 && err == nil {

@@ -34,6 +34,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/internal/classed"
 )
 
 // Runtime is a directory of containers.
@@ -75,6 +76,7 @@ type Container struct {
 	r     *Runtime
 	dir   string
 	state state
+	spec  *specs.Spec // of a Run, which lasts as long as the caller's process; nil: it is read
 
 	// Console is the master of the terminal, for the caller that has created the
 	// container with one. The caller closes it.
@@ -110,11 +112,11 @@ const maxID = 1024
 // CheckID tells whether id can name a container.
 func CheckID(id string) error {
 	if id == "" || len(id) > maxID || id == "." || id == ".." {
-		return fmt.Errorf("invalid container ID format: %.64q: %w", id, errdefs.ErrInvalidArgument)
+		return classed.Errorf(errdefs.ErrInvalidArgument, "invalid container ID format: %.64q", id)
 	}
 	for _, b := range []byte(id) {
 		if !(b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b >= '0' && b <= '9' || b == '_' || b == '+' || b == '-' || b == '.') {
-			return fmt.Errorf("invalid container ID format: %.64q: %w", id, errdefs.ErrInvalidArgument)
+			return classed.Errorf(errdefs.ErrInvalidArgument, "invalid container ID format: %.64q", id)
 		}
 	}
 	return nil
@@ -128,7 +130,7 @@ func (r *Runtime) Load(id string) (*Container, error) {
 	c := &Container{r: r, dir: filepath.Join(r.Root, id)}
 	if err := c.readState(); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("container %q: container does not exist: %w", id, errdefs.ErrNotFound)
+			return nil, classed.Errorf(errdefs.ErrNotFound, "container %q: container does not exist", id)
 		}
 		return nil, fmt.Errorf("container %q: %w", id, err)
 	}
@@ -230,7 +232,7 @@ func (c *Container) require(text string, want ...Status) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("container %q: %s: %w", c.ID(), text, errdefs.ErrFailedPrecondition)
+	return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: %s", c.ID(), text)
 }
 
 // Processes gives the pids of all processes of the container, as the host sees them.

@@ -206,7 +206,7 @@ func TestInheritedOutput(t *testing.T) {
 	}
 	h.start()
 	err := h.exec("x", wire.ExecProcessRequest{Stdout: uri(path, false, false)},
-		"/bin/sh", "-c", "(sleep 1.5; echo late) & head -c 500000 /dev/zero | tr '\\0' x; printf end")
+		"/bin/sh", "-c", "(sleep 4; echo late) & head -c 500000 /dev/zero | tr '\\0' x; printf end")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +218,7 @@ func TestInheritedOutput(t *testing.T) {
 	}
 	began := time.Now()
 	h.wait("x")
-	if took := time.Since(began); took > time.Second {
+	if took := time.Since(began); took > 3*time.Second {
 		t.Errorf("exit came after %s", took)
 	}
 	if got := readLog(t, path); len(got) != 500003 {

@@ -319,16 +319,13 @@ type output struct {
 		given int64 // of these, how many have reached the takers
 		// limit: the process has ended, and its output ends at so many bytes. -1: not yet known.
 		limit int64
-		eof   bool
 	}
 	drained chan struct{} // closed when all output of the process has been given
 	once    sync.Once
-	done    chan struct{} // closed when run ends
-	running bool
 }
 
 func newOutput(s *streams, frame byte, to sink) *output {
-	o := &output{s: s, frame: frame, to: to, drained: make(chan struct{}), done: make(chan struct{})}
+	o := &output{s: s, frame: frame, to: to, drained: make(chan struct{})}
 	o.mu.limit = -1
 	o.log, _ = to.(*log.Stream)
 	return o
@@ -340,7 +337,6 @@ const chunk = 64 << 10
 var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 
 func (o *output) run() {
-	defer close(o.done)
 	defer o.finish()
 	raw, err := o.src.SyscallConn()
 	if err != nil {
@@ -422,9 +418,6 @@ func (o *output) finish() {
 		o.to.Close()
 		o.to = nil
 	}
-	o.mu.Lock()
-	o.mu.eof = true
-	o.mu.Unlock()
 	o.isDrained()
 }
 

@@ -10,6 +10,8 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/longoverlay"
 )
 
 // MountDetached mounts what a snapshotter gave and returns the root of the mount. It
@@ -18,8 +20,8 @@ import (
 // and devices have no effect in it.
 //
 // Lower directories are handed over one by one, so that their number is bounded by
-// the kernel's 500 and not by the 4096 bytes of mount(2)'s options (Linux 6.7; older
-// kernels get one list). Only kinds of mounts that a snapshotter makes are known,
+// the kernel's 500 and not by the 4096 bytes of mount(2)'s options (Linux 6.7; on older
+// kernels see internal/longoverlay). Only kinds of mounts that a snapshotter makes are known,
 // anything else is errdefs.ErrNotImplemented.
 func MountDetached(mounts []mount.Mount) (*os.File, error) {
 	if len(mounts) != 1 {
@@ -107,17 +109,20 @@ func detachOverlay(m mount.Mount) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := configureOverlay(o, true)
-	if errors.Is(err, unix.EINVAL) {
-		// Before Linux 6.7 there is no lowerdir+.
-		if f, err2 := configureOverlay(o, false); err2 == nil {
-			return f, nil
-		}
+	if longoverlay.LayerByLayer() {
+		return configureOverlay(o)
 	}
-	return f, err
+	d := longoverlay.Overlay{Lower: o.lower, Upper: o.upper, Work: o.work, Attr: uint64(o.attrs)}
+	for _, kv := range o.other {
+		if kv[1] != "" {
+			kv[0] += "=" + kv[1]
+		}
+		d.Options = append(d.Options, kv[0])
+	}
+	return d.Mount()
 }
 
-func configureOverlay(o overlayOptions, oneByOne bool) (*os.File, error) {
+func configureOverlay(o overlayOptions) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("fsopen", err)
@@ -132,14 +137,10 @@ func configureOverlay(o overlayOptions, oneByOne bool) (*os.File, error) {
 	if err := set("source", "overlay"); err != nil {
 		return nil, err
 	}
-	if oneByOne {
-		for _, l := range o.lower {
-			if err := set("lowerdir+", l); err != nil {
-				return nil, err
-			}
+	for _, l := range o.lower {
+		if err := set("lowerdir+", l); err != nil {
+			return nil, err
 		}
-	} else if err := set("lowerdir", strings.Join(o.lower, ":")); err != nil {
-		return nil, err
 	}
 	if o.upper != "" {
 		if err := errors.Join(set("upperdir", o.upper), set("workdir", o.work)); err != nil {

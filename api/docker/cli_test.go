@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +20,44 @@ import (
 // one container and one network.
 type cliBackend struct {
 	*fake
-	started chan string
+	mu sync.Mutex // the command lines of a test order its steps, but the race detector cannot see how
+}
+
+// change sets what the fake does from now on.
+func (b *cliBackend) change(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f()
+}
+
+func (b *cliBackend) StartContainer(ctx context.Context, ref string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fake.StartContainer(ctx, ref)
+}
+
+func (b *cliBackend) Exec(ctx context.Context, id string) (engine.Exec, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fake.Exec(ctx, id)
+}
+
+func (b *cliBackend) AttachExec(ctx context.Context, id string) (engine.Attachment, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fake.AttachExec(ctx, id)
+}
+
+func (b *cliBackend) LoadImages(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fake.LoadImages(ctx, r, o)
+}
+
+func (b *cliBackend) Attach(ctx context.Context, ref string, o engine.AttachOptions) (engine.Attachment, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fake.Attach(ctx, ref, o)
 }
 
 func (b *cliBackend) Networks(context.Context, engine.Filters) ([]engine.Network, error) {
@@ -76,7 +114,7 @@ func TestCommandLine(t *testing.T) {
 	ctr.Config.TTY = false
 	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-time.Minute)}
 	detail := engine.ImageDetail{Image: engine.ImageRecord{ID: "sha256:" + "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", Names: []string{"docker.io/library/alpine:3"}, Size: 5000000, Created: time.Now()}}
-	b := &cliBackend{started: make(chan string, 10)}
+	b := &cliBackend{}
 	b.fake = &fake{
 		containers: []engine.Container{ctr},
 		images:     map[string]engine.ImageDetail{"alpine:3": detail},
@@ -170,32 +208,38 @@ func TestCommandLine(t *testing.T) {
 	if code != 125 || !strings.Contains(errs, "pull access denied for docker.io/library/nope:latest") {
 		t.Errorf("run of an unknown image: %d %s", code, errs)
 	}
-	b.start = func(string) error {
-		return invalidf(`failed to create task for container: exec: "nope": executable file not found in $PATH`)
-	}
+	b.change(func() {
+		b.start = func(string) error {
+			return invalidf(`failed to create task for container: exec: "nope": executable file not found in $PATH`)
+		}
+	})
 	if _, errs, code = n.docker("", "run", "alpine:3", "nope"); code != 127 {
 		t.Errorf("run of an unknown command: %d %s", code, errs)
 	}
 
-	b.exec = &engine.Exec{ID: "e1", ContainerID: ctr.ID, Config: engine.ExecConfig{Cmd: []string{"cat"}, AttachStdin: true, AttachStdout: true, AttachStderr: true}}
-	code = 4
-	b.exec.ExitCode = &code
 	q := newProcess()
-	b.attachExec = func() (engine.Attachment, error) {
-		go func() {
-			q.frames <- frame{1, fmt.Sprintf("exec:%s", <-q.stdin)}
-			close(q.frames)
-		}()
-		return q, nil
-	}
+	b.change(func() {
+		b.exec = &engine.Exec{ID: "e1", ContainerID: ctr.ID, Config: engine.ExecConfig{Cmd: []string{"cat"}, AttachStdin: true, AttachStdout: true, AttachStderr: true}}
+		four := 4
+		b.exec.ExitCode = &four
+		b.attachExec = func() (engine.Attachment, error) {
+			go func() {
+				q.frames <- frame{1, fmt.Sprintf("exec:%s", <-q.stdin)}
+				close(q.frames)
+			}()
+			return q, nil
+		}
+	})
 	out, errs, code = n.docker("typed", "exec", "-i", "web", "cat")
 	if out != "exec:typed" || code != 4 {
 		t.Errorf("exec: %q %q %d", out, errs, code)
 	}
-	b.load = func(r io.Reader, _ engine.LoadOptions) ([]engine.LoadedImage, error) {
-		_, err := io.Copy(io.Discard, r)
-		return []engine.LoadedImage{{Names: []string{"docker.io/library/a:1"}}}, err
-	}
+	b.change(func() {
+		b.load = func(r io.Reader, _ engine.LoadOptions) ([]engine.LoadedImage, error) {
+			_, err := io.Copy(io.Discard, r)
+			return []engine.LoadedImage{{Names: []string{"docker.io/library/a:1"}}}, err
+		}
+	})
 	if out, errs, code := n.docker(strings.Repeat("x", 100000), "load"); out != "Loaded image: a:1\n" || code != 0 {
 		t.Errorf("load: %q %q %d", out, errs, code)
 	}

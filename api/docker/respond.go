@@ -94,7 +94,19 @@ type objects struct {
 	c     *call
 	kind  string
 	began bool
-	err   error // of the first failed write
+	err   error // of the first failed write, or errEnded
+}
+
+// errEnded refuses what comes after the handler has returned, when the connection
+// belongs to the next request.
+var errEnded = errors.New("the stream has ended")
+
+// end lets nothing more out.
+func (o *objects) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.beginLocked()
+	o.err = errEnded
 }
 
 // objects starts the stream with the first object, or with begin.
@@ -104,6 +116,23 @@ func (o *objects) begin() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.beginLocked()
+}
+
+// begun tells whether the client has been answered; if not, nothing will be any more.
+func (o *objects) begun() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.began {
+		o.err = errEnded
+	}
+	return o.began
+}
+
+// started tells whether anything was sent.
+func (o *objects) started() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.began
 }
 
 func (o *objects) beginLocked() {
@@ -121,10 +150,10 @@ func (o *objects) write(v any) error {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.beginLocked()
 	if o.err != nil {
 		return o.err
 	}
+	o.beginLocked()
 	if o.kind == typeJSONSeq {
 		b = append([]byte{0x1e}, b...)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
@@ -63,11 +64,20 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 	})
+	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
+	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
+		log.Warn("release what interrupted pulls left", "error", err)
+	}
 	nets, err := openNetwork(ctx, cfg, st, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, nets.Close()) }()
+	if cfg.InitBinary == "" {
+		if cfg.InitBinary, err = ownInit(cfg.Root, cfg.ShimBinary); err != nil {
+			log.Warn("no init for containers that ask for one with --init", "error", err)
+		}
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),

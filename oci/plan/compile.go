@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 type compiler struct {
@@ -24,6 +26,8 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
+	noMountns                      bool   // the mount namespace is the runtime's own
+	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
@@ -77,6 +81,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	}
 	c.pivot()
 	c.protect()
+	c.propagate()
 	c.names()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
@@ -90,7 +95,7 @@ func (c *compiler) begin() {
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names), newBuilder(c.p, names)
+	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}
@@ -109,8 +114,10 @@ func (c *compiler) meet(msg int32, why string) {
 // prologue is what every child does first.
 func (c *compiler) prologue() {
 	b := c.child
-	b.do("close descriptors of the runtime")
-	b.add(&Step{Op: CloseAll})
+	if defence.CheckedCwd {
+		b.do("close descriptors of the runtime")
+		b.next(CloseAll, nil)
+	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
 		// before it has become the container's program (CVE-2016-9962).
@@ -146,15 +153,9 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
-		case specs.MountNamespace:
-			if n.Path != "" {
-				return errors.New("linux.namespaces: a container's mount namespace must be a new one")
-			}
 		}
 	}
-	if !slices.ContainsFunc(fresh, func(n Namespace) bool { return n.Type == "mount" }) {
-		return errors.New("linux.namespaces: a container needs a mount namespace")
-	}
+	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
 	if c.userns {
 		var ok1, ok2 bool
 		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
@@ -249,7 +250,7 @@ func (c *compiler) refork() {
 	pid, buf := b.slot("pid"), b.buffer()
 	exit, inside := b.label(), b.label()
 	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.add(&Step{Op: Branch, Args: []Arg{in(pid)}}).onOK(inside).onFail(exit)
+	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
 	b.here(exit)
 	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
 	b.poke(buf, 4, in(pid))
@@ -327,7 +328,7 @@ func (c *compiler) rootfs() (err error) {
 		layers = append(layers, m)
 	}
 	for _, r := range c.o.Root {
-		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options})
+		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options, UIDMappings: r.UIDMappings, GIDMappings: r.GIDMappings})
 		if err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -342,28 +343,60 @@ func (c *compiler) rootfs() (err error) {
 		if m.bind {
 			source.do("open the root file system %s", m.source)
 			source.clone(atCwd, m.source, m.rec, m.slot)
+			if err := c.mapIDs(source, m); err != nil {
+				return err
+			}
 			c.ownPropagation(source, m)
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
 			}
 			continue
 		}
+		c.label(m)
+		if m.typ == "overlay" && m.idmap {
+			if err := c.mappedOverlay(source, m); err != nil {
+				return err
+			}
+			continue
+		}
+		if m.typ == "overlay" && !c.f.LayerByLayer && LongOptions(m.data) {
+			if c.f.Rootless {
+				return errors.New("root file system: this kernel mounts an overlay of so many layers only with privileges (Linux 6.7 does without)")
+			}
+			c.p.Overlays = append(c.p.Overlays, overlayOf(m))
+			continue
+		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
+		if err := c.mapIDs(source, m); err != nil {
+			return err
+		}
+	}
+	c.root = c.child.slot("root")
+	c.p.RootSlot = c.root
+	if c.noMountns {
+		// The host's mount table is left alone: the root stays detached, and what the
+		// container mounts is mounted below it. That takes Linux 6.15.
+		for i, m := range layers[1:] {
+			c.child.attach(m.slot, layers[i].slot)
+		}
+		c.root = layers[len(layers)-1].slot
+		return nil
 	}
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
+	if p == unix.MS_UNBINDABLE {
+		p = unix.MS_PRIVATE // copies are still to be made
+	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED || p == unix.MS_UNBINDABLE {
+	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	}
 	b.do("attach the root file system")
-	c.root = b.slot("root")
-	c.p.RootSlot = c.root
 	over := NoSlot
 	for _, m := range layers {
 		if over == NoSlot {
@@ -376,13 +409,49 @@ func (c *compiler) rootfs() (err error) {
 	return nil
 }
 
+// LongOptions tells whether an option is longer than fsconfig(2) takes, 255 bytes.
+func LongOptions(options []string) bool {
+	return slices.ContainsFunc(options, func(o string) bool {
+		_, v, _ := strings.Cut(o, "=")
+		return len(v) > 255
+	})
+}
+
+// overlayOf sorts the options of an overlay.
+func overlayOf(m *mount) Overlay {
+	o := Overlay{Slot: m.slot, Attr: m.set | m.recSet}
+	for _, opt := range m.data {
+		switch k, v, _ := strings.Cut(opt, "="); k {
+		case "lowerdir":
+			start := 0
+			for i := 0; i < len(v); i++ {
+				switch v[i] {
+				case '\\':
+					i++
+				case ':':
+					o.Lower = append(o.Lower, v[start:i])
+					start = i + 1
+				}
+			}
+			o.Lower = append(o.Lower, v[start:])
+		case "upperdir":
+			o.Upper = v
+		case "workdir":
+			o.Work = v
+		default:
+			o.Options = append(o.Options, opt)
+		}
+	}
+	return o
+}
+
 // splitLong breaks overlay's lowerdir into one option a layer: the kernel takes at
 // most 255 bytes in one.
 func (c *compiler) splitLong(m *mount) []string {
 	var out []string
 	for _, o := range m.data {
 		dirs, ok := strings.CutPrefix(o, "lowerdir=")
-		if m.typ != "overlay" || !ok || len(dirs) < 256 || strings.Contains(dirs, "::") {
+		if m.typ != "overlay" || !ok || len(dirs) <= 255 || strings.Contains(dirs, "::") {
 			out = append(out, o)
 			continue
 		}
@@ -422,15 +491,17 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return err
 		}
+		if m.remount {
+			c.remount(m)
+			continue
+		}
 		if m.bind && !path.IsAbs(m.source) {
 			m.source = path.Join(c.o.Bundle, m.source)
 		}
 		if err := c.checkDestination(m); err != nil {
 			return err
 		}
-		if c.spec.Linux.MountLabel != "" && c.f.SELinux && slices.Contains([]string{"tmpfs", "devpts", "mqueue", "overlay"}, m.typ) {
-			m.data = append(m.data, "context="+c.spec.Linux.MountLabel)
-		}
+		c.label(m)
 		m.slot = c.host.slot(fmt.Sprintf("mount%d", i))
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {
@@ -471,13 +542,13 @@ func (c *compiler) enterCgroup() {
 
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
-	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
+	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		first := len(c.child.steps)
+		first := c.child.n
 		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
 		// Whichever part of the path it is that cannot be opened or made.
-		for _, s := range c.child.steps[first:] {
+		for s := range c.child.since(first) {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -488,7 +559,7 @@ func (c *compiler) pivot() {
 	b := c.child
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
-	if c.o.NoPivot {
+	if c.o.NoPivot || c.noMountns {
 		b.call(sysChroot, str("."))
 	} else {
 		b.do("pivot_root")
@@ -497,10 +568,15 @@ func (c *compiler) pivot() {
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	b.call(sysChdir, str("/"))
-	p := c.rootPropagation
+}
+
+// propagate gives the root the propagation that it is to have. It comes after the last
+// copy of a mount: one that is unbindable cannot be copied.
+func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
-		b.do("set the propagation of / to %s", s)
-		b.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
+		p := c.rootPropagation
+		c.child.do("set the propagation of / to %s", s)
+		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
 }
 
@@ -510,6 +586,14 @@ func (c *compiler) protect() {
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
 			b.do("make %s read-only", m.dest)
+			if c.noMountns {
+				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
+				again := b.slot("again")
+				b.clone(in(m.slot), "", true, again)
+				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+				b.attach(again, m.slot)
+				continue
+			}
 			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		}
 	}
@@ -521,7 +605,8 @@ func (c *compiler) protect() {
 	for _, p := range l.ReadonlyPaths {
 		skip := b.label()
 		b.do("make %s read-only", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
+		dir, name := c.within(p)
+		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
 		b.clone(in(target), "", true, copySlot)
 		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		b.attach(copySlot, target)
@@ -537,7 +622,7 @@ func (c *compiler) protect() {
 	// The host's own /dev/null, and verified: never that of the image (CVE-2025-31133).
 	null, empty := h.slot("null"), h.slot("empty")
 	h.do("take /dev/null as a mask")
-	h.clone(atCwd, "/dev/null", false, null)
+	c.cloneDevice(h, "/dev/null", null)
 	c.isDevice(h, null, unix.S_IFCHR, 1, 3)
 	h.do("make an empty directory as a mask")
 	h.create("tmpfs", "tmpfs", []string{"mode=755", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY, empty)
@@ -547,12 +632,32 @@ func (c *compiler) protect() {
 	for _, p := range l.MaskedPaths {
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
+		at, name := c.within(p)
+		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
 		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
 		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// within gives the mount that a path to protect lies on, and the name there. A path of
+// procfs or sysfs is looked up from that mount: who can exchange directories of the root
+// meanwhile would else make it seem to be missing, and it would stay unprotected.
+func (c *compiler) within(p string) (Slot, string) {
+	p = path.Clean(p)
+	if !defence.OwnProc {
+		return c.root, p
+	}
+	for _, m := range slices.Backward(c.mounted) {
+		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
+			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
+				return m.slot, rel
+			}
+			break
+		}
+	}
+	return c.root, p
 }
 
 // cover attaches a mask. The first use takes the detached mount itself: only an
@@ -561,13 +666,21 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
-	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	b.next(Branch, []Arg{in(used)}).onFail(again)
 	handle(b.attach(mask, target))
 	b.set(used, num(1)).onOK(done)
 	b.here(again)
 	b.clone(in(mask), "", false, copySlot)
 	s := b.attach(copySlot, target).onOK(done)
 	handle(s)
+}
+
+// cloneDevice makes a detached copy of a device node of the host. A copy of a shared mount
+// is in the peer group of /dev: what the container mounted on it would cover the host's
+// node as well.
+func (c *compiler) cloneDevice(b *builder, path string, slot Slot) {
+	b.clone(atCwd, path, false, slot)
+	b.setattr(slot, false, 0, 0, unix.MS_PRIVATE)
 }
 
 // isDevice fails unless the descriptor in slot is this device.
@@ -620,7 +733,11 @@ func (c *compiler) sysctls() error {
 		v := c.spec.Linux.Sysctl[k]
 		b.do("set sysctl %s=%s", k, v)
 		name := "sys/" + sysctlPath(k)
-		b.openIn(proc, name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS, file)
+		resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS)
+		if !defence.OwnProc {
+			resolve = 0
+		}
+		b.openIn(proc, name, unix.O_WRONLY, resolve, file)
 		b.call(sysWrite, in(file), str(v), num(len(v))).expect(int64(len(v)))
 	}
 	return nil

@@ -208,7 +208,7 @@ func (c *compiler) bindDevice(d device) error {
 	}
 	slot, target := b.slot("node"+d.path), b.slot("target")
 	b.do("take the host's %s", d.path)
-	b.clone(atCwd, d.path, false, slot)
+	c.cloneDevice(b, d.path, slot)
 	c.isDevice(b, slot, d.mode&unix.S_IFMT, d.major, d.minor)
 	c.child.do("bind the host's %s", d.path)
 	c.openOrMake(c.child, d.path, false, inRoot, target)
@@ -276,6 +276,7 @@ func (c *compiler) console() {
 		b.clone(in(tty), "", false, copySlot)
 	} else {
 		c.host.clone(in(tty), "", false, copySlot)
+		c.host.setattr(copySlot, false, 0, 0, unix.MS_PRIVATE)
 	}
 	b.attach(copySlot, target)
 }

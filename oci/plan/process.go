@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // capabilities in the order of their numbers.
@@ -76,15 +78,13 @@ func (c *compiler) process(p *specs.Process) error {
 		return err
 	}
 	c.p.OOMScoreAdj = p.OOMScoreAdj
-	if err := c.labels(p); err != nil {
-		return err
-	}
+	c.labels(p)
 	if p.NoNewPrivileges {
 		b.do("set no_new_privs")
 		b.call(sysPrctl, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), none, none, none)
 	}
 	again := c.chdir(p, true)
-	c.user(p)
+	caps := c.user(p)
 	c.chdirAgain(p, again)
 	path := c.lookup(p)
 	c.handOn()
@@ -97,6 +97,7 @@ func (c *compiler) process(p *specs.Process) error {
 		mask = *p.User.Umask & 0o777
 	}
 	b.call(sysUmask, flags(uint64(mask), fmt.Sprintf("%#o", mask)))
+	c.filter(p, caps)
 	b.do("exec %q", p.Args[0])
 	c.exec(p.Args, p.Env, path)
 	return nil
@@ -121,69 +122,50 @@ func (c *compiler) exec(args, env []string, path Slot) {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
 	}
+	if c.noMountns {
+		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
+	}
 	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
 }
 
-func (c *compiler) schedule(p *specs.Process) error {
+// label gives what is mounted the SELinux label of the container's files.
+func (c *compiler) label(m *mount) {
+	label := c.spec.Linux.MountLabel
+	if label == "" || m.bind {
+		return
+	}
+	if !c.f.SELinux {
+		if w := fmt.Sprintf("linux.mountLabel %q has no effect: SELinux is not enabled on the host", label); !slices.Contains(c.p.Warnings, w) {
+			c.p.Warnings = append(c.p.Warnings, w)
+		}
+		return
+	}
+	switch m.typ {
+	case "proc", "sysfs", "cgroup", "cgroup2": // labelled by the policy
+	case "mqueue":
+		m.relabel = true
+	default:
+		m.data = append(m.data, "context="+label)
+	}
+}
+
+// relabel sets the label of a file system that takes no option for it.
+func (c *compiler) relabel(m *mount) {
 	b := c.child
-	if s := p.Scheduler; s != nil {
-		policy, ok := schedPolicies[s.Policy]
-		if !ok {
-			return fmt.Errorf("process.scheduler: unknown policy %q", s.Policy)
-		}
-		var fl uint64
-		for _, f := range s.Flags {
-			bit, ok := schedFlags[f]
-			if !ok {
-				return fmt.Errorf("process.scheduler: unknown flag %q", f)
-			}
-			fl |= bit
-		}
-		attr := append(halves(48, uint32(policy)), words(fl)...)
-		attr = append(attr, halves(uint32(s.Nice), uint32(s.Priority))...)
-		attr = append(attr, words(s.Runtime, s.Deadline, s.Period)...)
-		b.do("set the scheduler to %s", s.Policy)
-		b.call(sysSchedSetattr, num(0), data(attr, fmt.Sprintf("{%s nice=%d priority=%d}", s.Policy, s.Nice, s.Priority)), num(0))
-	}
-	if io := p.IOPriority; io != nil {
-		class, ok := ioClasses[io.Class]
-		if !ok {
-			return fmt.Errorf("process.ioPriority: unknown class %q", io.Class)
-		}
-		if io.Priority < 0 || io.Priority > 7 {
-			return fmt.Errorf("process.ioPriority: priority %d is not within 0 and 7", io.Priority)
-		}
-		b.do("set the I/O priority to %s/%d", io.Class, io.Priority)
-		b.call(sysIoprioSet, num(1), num(0), num(class<<13|uint64(io.Priority)))
-	}
-	if l := c.spec.Linux; l != nil && l.Personality != nil {
-		domain, ok := map[specs.LinuxPersonalityDomain]uint64{"LINUX": 0, "LINUX32": 8}[l.Personality.Domain]
-		if !ok {
-			return fmt.Errorf("linux.personality: unknown domain %q", l.Personality.Domain)
-		}
-		b.do("set the personality to %s", l.Personality.Domain)
-		b.call(sysPersonality, num(domain))
-	}
-	return nil
+	dir, label := b.slot("target"), c.spec.Linux.MountLabel
+	b.do("label %s", m.dest)
+	b.call(sysOpenat, in(m.slot), str("."), openFlag(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC), none).into(dir)
+	b.call(sysFsetxattr, in(dir), str("security.selinux"), str(label), num(len(label)+1), none)
 }
-
-var schedPolicies = map[specs.LinuxSchedulerPolicy]uint64{
-	"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6,
-}
-
-var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
-	"SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
-	"SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
-}
-
-var ioClasses = map[specs.IOPriorityClass]uint64{"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 
 // labels asks the security modules for the label of the next exec, through the host's
 // procfs.
-func (c *compiler) labels(p *specs.Process) error {
+func (c *compiler) labels(p *specs.Process) {
 	b := c.child
-	c.p.NeedsProc = c.p.NeedsProc || p.ApparmorProfile != "" || p.SelinuxLabel != ""
+	apparmor := p.ApparmorProfile != "" && c.lsm(c.f.AppArmor, "process.apparmorProfile", p.ApparmorProfile)
+	selinux := p.SelinuxLabel != "" && c.lsm(c.f.SELinux, "process.selinuxLabel", p.SelinuxLabel)
+	c.p.NeedsProc = c.p.NeedsProc || apparmor || selinux
 	write := func(value string, files ...string) {
 		file := b.slot("file")
 		done := b.label()
@@ -196,21 +178,23 @@ func (c *compiler) labels(p *specs.Process) error {
 		b.here(done)
 		b.call(sysWrite, in(file), str(value), num(len(value))).expect(int64(len(value)))
 	}
-	if p.ApparmorProfile != "" {
-		if !c.f.AppArmor {
-			return fmt.Errorf("process.apparmorProfile %q: AppArmor is not enabled on the host", p.ApparmorProfile)
-		}
+	if apparmor {
 		b.do("set AppArmor profile %q", p.ApparmorProfile)
 		write("exec "+p.ApparmorProfile, "thread-self/attr/apparmor/exec", "thread-self/attr/exec")
 	}
-	if p.SelinuxLabel != "" {
-		if !c.f.SELinux {
-			return fmt.Errorf("process.selinuxLabel %q: SELinux is not enabled on the host", p.SelinuxLabel)
-		}
+	if selinux {
 		b.do("set SELinux label %q", p.SelinuxLabel)
 		write(p.SelinuxLabel, "thread-self/attr/exec")
 	}
-	return nil
+}
+
+// lsm tells whether a label can be used. Where the host does not have the security
+// module the label means nothing; engines set it all the same.
+func (c *compiler) lsm(enabled bool, what, label string) bool {
+	if !enabled {
+		c.p.Warnings = append(c.p.Warnings, fmt.Sprintf("%s %q is ignored: this host does not have the security module", what, label))
+	}
+	return enabled
 }
 
 // chdir opens the working directory without magic links (CVE-2024-21626) and enters
@@ -221,7 +205,11 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
-	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
+	resolve := uint64(unix.RESOLVE_NO_MAGICLINKS)
+	if !defence.CheckedCwd {
+		resolve = 0
+	}
+	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, resolve)
 	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
 	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
 	if first {
@@ -240,10 +228,13 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b := c.child
 	again, done := b.label(), b.label()
 	b.do("chdir to cwd (%q)", p.Cwd)
-	b.add(&Step{Op: Branch, Args: []Arg{in(failed)}}).onOK(done).onFail(again)
+	b.next(Branch, []Arg{in(failed)}).onOK(done).onFail(again)
 	b.here(again)
 	c.chdir(p, false)
 	b.here(done)
+	if !defence.CheckedCwd {
+		return
+	}
 	// A directory outside the root has no path: getcwd(2) gives "(unreachable)".
 	b.do("check that cwd is inside the container")
 	buf, inside := b.buffer(), b.label()
@@ -253,14 +244,25 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b.here(inside)
 }
 
-// user drops privileges, and loads a seccomp filter that needs them.
-func (c *compiler) user(p *specs.Process) {
+// capSets are the sets that capset(2) takes.
+type capSets struct{ effective, permitted, inheritable uint64 }
+
+func (c *compiler) capset(s capSets) {
+	header := data(halves(unix.LINUX_CAPABILITY_VERSION_3, 0), "{VERSION_3, 0}")
+	body := halves(uint32(s.effective), uint32(s.permitted), uint32(s.inheritable), uint32(s.effective>>32), uint32(s.permitted>>32), uint32(s.inheritable>>32))
+	c.child.call(sysCapset, header, data(body, fmt.Sprintf("{effective %#x, permitted %#x, inheritable %#x}", s.effective, s.permitted, s.inheritable)))
+}
+
+// user drops privileges, but for the one to load a seccomp filter. It gives the sets
+// that the program is to have.
+func (c *compiler) user(p *specs.Process) capSets {
 	b := c.child
 	set := func(v []string) uint64 { return c.capSet(v) }
-	var bounding, effective, permitted, inheritable, ambient uint64
+	var caps capSets
+	var bounding, ambient uint64
 	if k := p.Capabilities; k != nil {
-		bounding, effective, permitted = set(k.Bounding), set(k.Effective), set(k.Permitted)
-		inheritable, ambient = set(k.Inheritable), set(k.Ambient)
+		bounding, ambient = set(k.Bounding), set(k.Ambient)
+		caps = capSets{set(k.Effective), set(k.Permitted), set(k.Inheritable)}
 	}
 	b.do("limit the bounding set")
 	for i := range c.f.LastCap + 1 {
@@ -270,16 +272,6 @@ func (c *compiler) user(p *specs.Process) {
 				name = "CAP_" + capabilities[i]
 			}
 			b.call(sysPrctl, flags(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), flags(uint64(i), name), none, none, none)
-		}
-	}
-	if len(c.o.Filter.Program) > 0 {
-		if p.NoNewPrivileges {
-			// As late as possible: the loader does it, so that the filter need not allow
-			// anything but what the container's program does itself.
-			c.p.Filter = c.o.Filter
-		} else {
-			b.do("load the seccomp filter")
-			b.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(c.o.Filter.Flags), Arg{Kind: ArgFilter, Filter: c.o.Filter.Program, Slot: NoSlot})
 		}
 	}
 	b.do("become user %d, group %d", p.User.UID, p.User.GID)
@@ -295,9 +287,11 @@ func (c *compiler) user(p *specs.Process) {
 	b.call(sysSetresuid, uid, uid, uid)
 	b.call(sysPrctl, flags(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), num(0), none, none, none)
 	b.do("set capabilities")
-	header := data(halves(unix.LINUX_CAPABILITY_VERSION_3, 0), "{VERSION_3, 0}")
-	body := halves(uint32(effective), uint32(permitted), uint32(inheritable), uint32(effective>>32), uint32(permitted>>32), uint32(inheritable>>32))
-	b.call(sysCapset, header, data(body, fmt.Sprintf("{effective %#x, permitted %#x, inheritable %#x}", effective, permitted, inheritable)))
+	now := caps
+	if c.filterNeedsAdmin(p) {
+		now.permitted |= 1 << unix.CAP_SYS_ADMIN
+	}
+	c.capset(now)
 	b.call(sysPrctl, flags(unix.PR_CAP_AMBIENT, "PR_CAP_AMBIENT"), flags(unix.PR_CAP_AMBIENT_CLEAR_ALL, "CLEAR_ALL"), none, none, none)
 	for i, name := range capabilities {
 		if ambient&(1<<i) == 0 {
@@ -308,6 +302,58 @@ func (c *compiler) user(p *specs.Process) {
 		// all the same (runc's own default does), and runc lets it pass.
 		s.accept(unix.EPERM)
 	}
+	return caps
+}
+
+// filterNeedsAdmin: without no_new_privs only a privileged process may load a filter.
+func (c *compiler) filterNeedsAdmin(p *specs.Process) bool {
+	return len(c.o.Filter.Program) > 0 && !p.NoNewPrivileges
+}
+
+// filter loads the seccomp filter as late as possible, so that the profile need not
+// allow what only the runtime does.
+func (c *compiler) filter(p *specs.Process, caps capSets) {
+	b := c.child
+	if !c.filterNeedsAdmin(p) && !c.o.Filter.Notify {
+		c.p.Filter = c.o.Filter // the loader does it, after start
+		return
+	}
+	b.do("load the seccomp filter")
+	if p.NoNewPrivileges {
+		c.notify(c.loadFilter())
+		return
+	}
+	const admin = 1 << unix.CAP_SYS_ADMIN
+	if caps.effective&admin == 0 {
+		c.capset(capSets{caps.effective | admin, caps.permitted | admin, caps.inheritable})
+	}
+	load := c.loadFilter()
+	if c.o.Filter.Notify {
+		c.notify(load)
+	}
+	if caps.permitted&admin == 0 || caps.effective&admin == 0 {
+		b.do("give up the capability to load filters")
+		c.capset(caps)
+	}
+}
+
+func (c *compiler) loadFilter() *Step {
+	f := c.o.Filter
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+}
+
+// notify makes the step that loads the filter ask for a listener, and lets the parent
+// take it. Of the calls that the filter can stop, this takes write and read.
+func (c *compiler) notify(load *Step) {
+	b := c.child
+	listener, word := b.slot("listener"), b.buffer()
+	load.Args[1] = flags(uint64(c.o.Filter.Flags)|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, fmt.Sprintf("%d|NEW_LISTENER", c.o.Filter.Flags))
+	load.into(listener)
+	b.do("hand the seccomp listener to the parent")
+	b.poke(word, 0, flags(uint64(1<<64-1+MsgListener+1), "LISTENER"))
+	b.poke(word, 4, in(listener))
+	b.call(sysWrite, in(SlotSync), word, num(8)).expect(8)
+	b.call(sysRead, in(SlotSync), b.buffer(), num(1)).expect(1)
 }
 
 // lookup finds the program as the container's user, so that a wrong name is an error
@@ -388,10 +434,13 @@ func (c *compiler) handOn() {
 	}
 	b.do("close all other descriptors")
 	keep := []Arg{in(SlotSync), in(SlotReport), in(SlotLoader)}
+	if c.noMountns {
+		keep = append(keep, in(c.root)) // the mounts go with the last descriptor of their root
+	}
 	if c.o.Hold {
 		keep = append(keep, in(SlotStart))
 	}
-	b.add(&Step{Op: CloseAll, Args: keep, Off: uint32(c.p.Preserve)})
+	b.next(CloseAll, keep).Off = uint32(c.p.Preserve)
 	b.call(sysCloseRange, num(3+c.p.Preserve), flags(uint64(^uint32(0)), "~0"), flags(unix.CLOSE_RANGE_CLOEXEC, "CLOEXEC"))
 }
 

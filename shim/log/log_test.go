@@ -338,7 +338,7 @@ func TestRead(t *testing.T) {
 // compression behind it.
 func TestFollow(t *testing.T) {
 	for _, compress := range []bool{false, true} {
-		c := Config{Format: FormatJSON, Path: filepath.Join(t.TempDir(), "x.log"), MaxSize: 20000, MaxFiles: 1000, Compress: compress}
+		c := Config{Format: FormatJSON, Path: filepath.Join(t.TempDir(), "x.log"), MaxSize: 50000, MaxFiles: 1000, Compress: compress}
 		done := make(chan struct{})
 		const lines = 20000
 		go func() {

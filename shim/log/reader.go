@@ -12,6 +12,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,6 +30,8 @@ const (
 	headSize = 512
 	// pollInterval is how often a followed file is looked at where inotify is not to be had.
 	pollInterval = 250 * time.Millisecond
+	// patience bounds the search for a file among others that are being rotated.
+	patience = 10 * time.Second
 )
 
 // ReadOptions chooses what is read. The zero value with a Format reads nothing
@@ -220,7 +223,8 @@ func (r *reader) successor(cur *logFile) (*logFile, error) {
 		}
 		return f, err
 	}
-	for range 100 { // a rotation under our feet: look again
+	// After a rotation under our feet it looks again.
+	for end := time.Now().Add(patience); time.Now().Before(end); {
 		i, err := r.position(cur)
 		if err != nil || i == 0 {
 			return nil, err
@@ -256,11 +260,19 @@ func (r *reader) successor(cur *logFile) (*logFile, error) {
 		}
 		next.close()
 	}
-	return nil, errors.New("rotated faster than it can be read")
+	return nil, errTooFast
 }
 
 // position is the number of rotations since cur was the newest file; -1 if it is gone.
-func (r *reader) position(cur *logFile) (int, error) {
+func (r *reader) position(cur *logFile) (i int, err error) {
+	err = quiet(r.path, func(names []rotatedName) (bool, error) {
+		i, err = r.find(cur, names)
+		return i >= 0, err
+	})
+	return i, err
+}
+
+func (r *reader) find(cur *logFile, names []rotatedName) (int, error) {
 	st, err := os.Stat(r.path)
 	if err == nil && os.SameFile(st, cur.info) {
 		return 0, nil
@@ -268,23 +280,56 @@ func (r *reader) position(cur *logFile) (int, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
 	}
-	names, err := rotated(r.path)
-	if err != nil {
-		return 0, err
-	}
 	for _, n := range names {
-		name := Config{Path: r.path}.name(n.i) + n.ext
-		st, err := os.Stat(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		} else if err != nil {
+		same, err := cur.is(Config{Path: r.path}.name(n.i)+n.ext, n.ext)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return 0, err
 		}
-		if os.SameFile(st, cur.info) || n.ext == gz && bytes.Equal(cur.head(), gzipHead(name)) {
+		if same {
 			return n.i, nil
 		}
 	}
 	return -1, nil
+}
+
+// quiet calls look with the rotated files, again and again until it is satisfied or
+// no file was renamed, made or compressed meanwhile.
+func quiet(path string, look func([]rotatedName) (done bool, err error)) error {
+	for end := time.Now().Add(patience); time.Now().Before(end); {
+		before, names, err := survey(path)
+		if err != nil {
+			return err
+		}
+		if done, err := look(names); done || err != nil {
+			return err
+		}
+		after, names2, err := survey(path)
+		if err != nil {
+			return err
+		}
+		if slices.Equal(names, names2) && (before == nil) == (after == nil) && (before == nil || os.SameFile(before, after)) {
+			return nil
+		}
+	}
+	return errTooFast
+}
+
+var errTooFast = errors.New("rotated faster than it can be read")
+
+// survey gives what there is: the newest file (nil: missing) and the rotated ones.
+func survey(path string) (fs.FileInfo, []rotatedName, error) {
+	st, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		st, err = nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	names, err := rotated(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return st, names, err
 }
 
 type rotatedName struct {
@@ -328,17 +373,25 @@ func rotated(path string) ([]rotatedName, error) {
 	return out, nil
 }
 
-// openAll opens the file and its predecessors, oldest first. The newest is opened
-// first: a rotation meanwhile shows a file twice and hides none.
+// openAll opens the file and its predecessors, oldest first.
 func openAll(path string) (files []*logFile, err error) {
-	defer func() {
-		if err != nil {
-			for _, f := range files {
-				f.close()
-			}
-			files = nil
+	err = quiet(path, func(names []rotatedName) (bool, error) {
+		for _, f := range files {
+			f.close() // of a look that was disturbed
 		}
-	}()
+		files, err = openNames(path, names)
+		return false, err
+	})
+	if err != nil {
+		for _, f := range files {
+			f.close()
+		}
+		return nil, err
+	}
+	return files, nil
+}
+
+func openNames(path string, names []rotatedName) (files []*logFile, err error) {
 	add := func(name, ext string) error {
 		f, err := openLog(name, ext)
 		if errors.Is(err, fs.ErrNotExist) && ext == "" {
@@ -359,12 +412,6 @@ func openAll(path string) (files []*logFile, err error) {
 		return nil
 	}
 	if err := add(path, ""); err != nil {
-		return files, err
-	}
-	names, err := rotated(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
 		return files, err
 	}
 	for _, n := range names {
@@ -473,11 +520,30 @@ func (l *logFile) rewindIfTruncated() error {
 	return l.reset(false)
 }
 
+// is reports whether a name leads to this file, or to what became of it when it was
+// compressed.
+func (l *logFile) is(name, ext string) (bool, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || os.SameFile(st, l.info) {
+		return err == nil, err
+	}
+	if ext != gz {
+		return false, nil
+	}
+	head := gzipHead(f)
+	return head != nil && bytes.Equal(l.head(), head), nil
+}
+
 // head is the beginning of the file, which no other file of this log shares: it
 // holds a time.
 func (l *logFile) head() []byte {
 	if l.zip != nil {
-		return gzipHead(l.f.Name())
+		return gzipHead(l.f) // by its descriptor: its name has moved on
 	}
 	b := make([]byte, headSize)
 	n, err := l.f.ReadAt(b, 0)
@@ -487,13 +553,8 @@ func (l *logFile) head() []byte {
 	return b[:n]
 }
 
-func gzipHead(name string) []byte {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
+func gzipHead(f io.ReaderAt) []byte {
+	z, err := gzip.NewReader(io.NewSectionReader(f, 0, 1<<62))
 	if err != nil {
 		return nil
 	}

@@ -34,10 +34,10 @@ func (w *Writer) rotate() {
 		return
 	}
 	w.zip.abort()
-	for i := w.c.MaxFiles - 1; i >= 1; i-- {
+	for i := w.c.oldest(); i >= 1; i-- {
 		for _, ext := range []string{"", gz} {
 			from := w.c.name(i) + ext
-			if i == w.c.MaxFiles-1 {
+			if i >= w.c.MaxFiles-1 {
 				// Gone by configuration; the rename of the younger one replaces it, but
 				// not if that one has the other extension.
 				os.Remove(from)
@@ -64,6 +64,18 @@ func (w *Writer) rotate() {
 	}
 }
 
+// oldest is the number of the oldest rotated file, 0 if there is none.
+func (c Config) oldest() int {
+	for i := 1; ; i++ {
+		if _, err := os.Lstat(c.name(i)); err == nil {
+			continue
+		}
+		if _, err := os.Lstat(c.name(i) + gz); err != nil {
+			return i - 1
+		}
+	}
+}
+
 // compressor compresses rotated files in the background. path.1 is left alone:
 // readers that follow may still be at its end.
 type compressor struct {
@@ -76,7 +88,7 @@ func (z *compressor) start(c Config) {
 	z.done = make(chan struct{})
 	go func(done chan struct{}) {
 		defer close(done)
-		for i := 2; i < c.MaxFiles; i++ {
+		for i := 2; i <= c.oldest(); i++ {
 			if err := z.compress(c.name(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return // it stays as it is, and is tried again at the next rotation
 			}

@@ -42,7 +42,7 @@ fi
 
 "$dir/bin/registry" -listen 127.0.0.1:0 big="$image" >"$dir/registry.address" &
 registry_pid=$!
-for _ in 1 2 3 4 5 6 7 8 9 10; do [ -s "$dir/registry.address" ] && break; sleep 0.2; done
+for _ in $(seq 100); do [ -s "$dir/registry.address" ] && break; sleep 0.1; done
 ref=$(cat "$dir/registry.address")/big:latest
 
 now() { date +%s.%N; }

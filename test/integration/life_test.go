@@ -113,7 +113,7 @@ func TestLogs(t *testing.T) {
 	t.Parallel()
 	n := shared(t)
 	name := n.name(t, "")
-	n.docker(t, "run", "--name", name, testImage, "sh", "-c", "echo err >&2; for i in 1 2 3 4 5; do echo line $i; done")
+	n.docker(t, "run", "--name", name, testImage, "sh", "-c", "echo err >&2; sleep 0.3; for i in 1 2 3 4 5; do echo line $i; done")
 	if got := n.docker(t, "logs", "--tail", "2", name); got != "line 4\nline 5" {
 		t.Errorf("%q", got)
 	}

@@ -14,7 +14,7 @@ while read -r binary; do
 		[ -z "$VERBOSE" ] || cat /tmp/log
 		echo "ok    $dir  $took  $(grep -c '^--- PASS' /tmp/log) passed"
 	else
-		if [ -n "$VERBOSE" ]; then cat /tmp/log; else grep -vE "^(=== |\s*--- (PASS|SKIP))" /tmp/log; fi
+		if [ -n "$VERBOSE" ]; then cat /tmp/log; else grep -vE "^(=== |\s*--- (PASS|SKIP))|level=debug" /tmp/log | tail -n 200; fi
 		echo "FAIL  $dir  $took"
 		failed=1
 	fi

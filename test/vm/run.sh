@@ -36,7 +36,8 @@ image=$("$here/image.sh") || exit 1
 
 tmp=$(mktemp -d)
 qemu=
-trap '[ -z "$qemu" ] || kill -9 "$qemu" 2>/dev/null; rm -rf "$tmp"' EXIT
+# The child is timeout(1), which hands TERM on to QEMU.
+trap '[ -z "$qemu" ] || { kill "$qemu" && wait "$qemu"; } 2>/dev/null; rm -rf "$tmp"' EXIT
 trap 'exit 130' INT TERM
 
 # The command and the files travel as a tar on the second disk.

@@ -23,6 +23,20 @@ mkdir -p "$tmp/tests"
 	mkdir -p "$tmp/tests/$dir"
 	nice "$GO" test -c -tags demo_image -o "$tmp/tests/$dir/test" "./$dir"
 	[ ! -d "$dir/testdata" ] || cp -r "$dir/testdata" "$tmp/tests/$dir/"
+	# Programs that a test builds for itself are built here: see guest-go.sh.
+	for main in "$dir"/testdata/*/main.go; do
+		[ ! -e "$main" ] || nice "$GO" build -o "$tmp/tests/$(dirname "$main")/.built" "./$(dirname "$main")"
+	done
+done
+for binary in bin/*; do
+	[ ! -d "cmd/${binary#bin/}" ] || { mkdir -p "$tmp/tests/cmd/${binary#bin/}" && cp "$binary" "$tmp/tests/cmd/${binary#bin/}/.built"; }
+done
+
+# Clients that are no packages of Debian's, if this machine has them as static binaries.
+peers=()
+for c in docker; do
+	path=$(command -v "$c" || true)
+	if [ -n "$path" ] && ! ldd "$path" >/dev/null 2>&1; then peers+=(-f "$path:/usr/local/bin/$c"); fi
 done
 
 status=0
@@ -30,7 +44,8 @@ for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1200 -f "$tmp/tests:/tests" -f bin:/usr/local/bin -f "$here/inside.sh:/inside.sh" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1200 -f "$tmp/tests:/tests" \
+		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
 		"RUN='${RUN:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done
 exit $status

@@ -1,6 +1,6 @@
 //go:build linux
 
-package detached
+package longoverlay
 
 import (
 	"bytes"

@@ -1,14 +1,14 @@
 //go:build linux
 
-// Package detached mounts overlays that no mount table shows, on kernels that cannot do
-// that by themselves.
+// Package longoverlay mounts overlays of many layers, shown by no mount table, on kernels
+// that cannot do that by themselves.
 //
 // In flow layers and options; out flows a descriptor of a mount that is attached nowhere,
 // as fsmount(2) gives it. fsconfig(2) takes at most 255 bytes a value. Since Linux 6.7
 // overlay takes its layers one by one (lowerdir+); before, an image of more than a handful
 // of layers can only be mounted with mount(2), which needs a place in a mount table: here
 // that of a thread's own mount namespace, which ends with the thread.
-package detached
+package longoverlay
 
 import (
 	"fmt"
