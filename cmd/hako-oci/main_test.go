@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/spec"
 )
@@ -392,4 +393,92 @@ func TestRunKeep(t *testing.T) {
 	if _, stderr, code := c.run("delete", c.id); code != 0 {
 		t.Errorf("delete: %d %s", code, stderr)
 	}
+}
+
+// receive takes one descriptor from the next connection. It does without package net,
+// which would make the guest a program with an interpreter.
+func receive(t *testing.T, listener int) *os.File {
+	t.Helper()
+	p := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
+	if n, err := unix.Poll(p, 10000); n != 1 {
+		t.Fatalf("nobody connects: %v", err)
+	}
+	conn, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(conn)
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(conn, make([]byte, 64), oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		t.Fatalf("%d messages, %v", len(msgs), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		t.Fatalf("descriptors %v, %v", fds, err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "received")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// Terminals and pidfds arrive over sockets, for the first process and for one more.
+func TestSockets(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t, "wait")
+	raw, err := os.ReadFile(filepath.Join(c.bundle, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := new(specs.Spec)
+	if err := json.Unmarshal(raw, s); err != nil {
+		t.Fatal(err)
+	}
+	s.Process.Terminal = true
+	c.config(s)
+	dir, err := os.MkdirTemp("", "hako") // short: a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	listen := func(name string) int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, name)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Listen(fd, 1); err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	console, pidfd := listen("console"), listen("pidfd")
+	flags := []string{"--console-socket", filepath.Join(dir, "console"), "--pidfd-socket", filepath.Join(dir, "pidfd")}
+	check := func(what string) {
+		master, process := receive(t, console), receive(t, pidfd)
+		if n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN); err != nil || n < 0 {
+			t.Errorf("%s: the console is no terminal: %v", what, err)
+		}
+		if err := unix.PidfdSendSignal(int(process.Fd()), 0, nil, 0); err != nil {
+			t.Errorf("%s: the pidfd: %v", what, err)
+		}
+	}
+	if _, stderr, code := c.run(append(append([]string{"create"}, flags...), c.id)...); code != 0 {
+		t.Fatal(stderr)
+	}
+	check("create")
+	if _, stderr, code := c.run("start", c.id); code != 0 {
+		t.Fatal(stderr)
+	}
+	if _, stderr, code := c.run(append(append([]string{"exec", "-t", "-d"}, flags...), c.id, "/guest", "wait")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	check("exec")
 }
