@@ -48,7 +48,7 @@ func (b *builder) buffer() Arg {
 }
 
 func (b *builder) add(s *Step) *Step {
-	s.Do, s.Class = b.words, b.class
+	s.Do, s.Class, s.From = b.words, b.class, b.p.at
 	s.Fill, s.Expect = NoSlot, -1
 	s.labels = [2]label{-1, -1}
 	b.steps = append(b.steps, s)
