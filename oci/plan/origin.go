@@ -29,7 +29,7 @@ func (o Origin) String() string {
 	case o.Field == "":
 		return ""
 	case o.Key != "":
-		return o.Field + "[" + strconv.Quote(o.Key) + "]"
+		return member(o.Field, o.Key)
 	case o.Index >= 0:
 		return o.Field + "[" + strconv.Itoa(o.Index) + "]"
 	}

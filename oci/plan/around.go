@@ -1,0 +1,189 @@
+//go:build linux
+
+package plan
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// What the runtime does that is no step of the machine, in the words of explanations.
+
+// cgroup tells of the container's cgroup.
+func (x *explainer) cgroup() {
+	l := x.s.Linux
+	if l.CgroupsPath == "" {
+		x.action(StagePrepare, "mkdir", "linux.cgroupsPath", "make a cgroup with the container's name")
+		return
+	}
+	x.action(StagePrepare, "mkdir", "linux.cgroupsPath", "make the cgroup %s", l.CgroupsPath)
+}
+
+// limits tells of the leaves of linux.resources.
+func (x *explainer) limits() {
+	r := x.s.Linux.Resources
+	if r == nil {
+		r = &specs.LinuxResources{}
+	}
+	for i, d := range r.Devices {
+		verb := "deny"
+		if d.Allow {
+			verb = "allow"
+		}
+		number := func(n *int64) string {
+			if n == nil || *n < 0 {
+				return "*"
+			}
+			return fmt.Sprint(*n)
+		}
+		typ := d.Type
+		if typ == "" {
+			typ = "a"
+		}
+		device := fmt.Sprintf("%s %s:%s %s", typ, number(d.Major), number(d.Minor), d.Access)
+		x.action(StageAccompany, deviceCall(x.e.facts), element("linux.resources.devices", i), "%s devices %s", verb, device).subject = "rule:" + device
+	}
+	x.action(StageAccompany, deviceCall(x.e.facts), "", "allow the default devices, and mknod of all").Promise = "default devices"
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return
+	}
+	var tree map[string]any
+	if json.Unmarshal(raw, &tree) != nil {
+		return
+	}
+	delete(tree, "devices")
+	x.leaves("linux.resources", tree)
+}
+
+func deviceCall(f Facts) string {
+	if f.Cgroup.V2 {
+		return "bpf"
+	}
+	return "write"
+}
+
+// leaves tells of every value below path.
+func (x *explainer) leaves(path string, v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			x.leaves(member(path, k), v[k])
+		}
+	case []any:
+		for i, e := range v {
+			raw, _ := json.Marshal(e) //nolint:errchkjson // it was JSON before
+			x.action(StageAccompany, "write", element(path, i), "limit %s to %s", strings.TrimPrefix(path, "linux.resources."), raw)
+		}
+	case float64:
+		x.action(StageAccompany, "write", path, "limit %s to %.0f", strings.TrimPrefix(path, "linux.resources."), v)
+	default:
+		x.action(StageAccompany, "write", path, "limit %s to %v", strings.TrimPrefix(path, "linux.resources."), v)
+	}
+}
+
+// before tells what the runtime makes before its steps.
+func (x *explainer) before() {
+	for _, o := range x.p.Overlays {
+		x.action(StagePrepare, "mount, in a mount namespace of its own", "root.path", "mount an overlay of %d layers into %s", len(o.Lower), x.p.slotName(o.Slot))
+	}
+}
+
+func (x *explainer) clone() {
+	p := x.action(StageClone, "clone("+x.p.cloneText()+")", "", "clone the container's first process")
+	for i, n := range x.s.Linux.Namespaces {
+		if n.Path == "" {
+			p.From = append(p.From, x.place(element("linux.namespaces", i)))
+		}
+	}
+	p.subject = "clone"
+}
+
+func idMapText(maps []specs.LinuxIDMapping) string {
+	var out []string
+	for _, m := range maps {
+		out = append(out, fmt.Sprintf("%d %d %d", m.ContainerID, m.HostID, m.Size))
+	}
+	return strings.Join(out, ", ")
+}
+
+// accompany tells what the runtime does while the child works.
+func (x *explainer) accompany() {
+	l := x.s.Linux
+	if x.p.IDMaps {
+		x.action(StageAccompany, "write, or newuidmap", "linux.uidMappings", "map the user ids %s", idMapText(l.UIDMappings))
+		x.action(StageAccompany, "write, or newgidmap", "linux.gidMappings", "map the group ids %s", idMapText(l.GIDMappings))
+	}
+	if x.p.NewTime {
+		for _, clock := range slices.Sorted(maps.Keys(l.TimeOffsets)) {
+			o := l.TimeOffsets[clock]
+			x.action(StageAccompany, "write", member("linux.timeOffsets", clock), "set the clock %s forward by %d s %d ns", clock, o.Secs, o.Nanosecs)
+		}
+	}
+	x.limits()
+	if n := x.p.OOMScoreAdj; n != nil {
+		x.action(StageAccompany, "write", "process.oomScoreAdj", "set oom_score_adj to %d", *n)
+	}
+	for i := range x.p.Rlimits {
+		r := x.s.Process.Rlimits[i]
+		x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
+	}
+	for _, name := range slices.Sorted(maps.Keys(l.NetDevices)) {
+		to := l.NetDevices[name].Name
+		if to == "" {
+			to = name
+		}
+		x.action(StageAccompany, "netlink", member("linux.netDevices", name), "move the network device %s into the container, as %s", name, to)
+	}
+	if h := x.s.Hooks; h != nil {
+		x.hooks(StageAccompany, "prestart", "the runtime's namespaces", h.Prestart) //nolint:staticcheck // prestart is deprecated, not gone
+		x.hooks(StageAccompany, "createRuntime", "the runtime's namespaces", h.CreateRuntime)
+		x.hooks(StageAccompany, "createContainer", "the container's namespaces", h.CreateContainer)
+	}
+}
+
+func (x *explainer) hooks(stage, name, where string, hooks []specs.Hook) {
+	for i, h := range hooks {
+		limit := ""
+		if h.Timeout != nil {
+			limit = fmt.Sprintf(", for at most %d s", *h.Timeout)
+		}
+		args := h.Args
+		if len(args) > 0 {
+			args = args[1:]
+		}
+		x.action(stage, "clone, execve", element("hooks."+name, i), "run the hook %s in %s%s",
+			strings.Join(append([]string{h.Path}, args...), " "), where, limit).subject = "hook:" + name + ":" + h.Path
+	}
+}
+
+// start tells what happens from start on.
+func (x *explainer) start() {
+	h := x.s.Hooks
+	if x.p.Hold {
+		x.action(StageStart, "read", "", "wait for start").By = "loader"
+	}
+	if h != nil {
+		x.hooks(StageStart, "startContainer", "the container's namespaces", h.StartContainer)
+	}
+	if n := len(x.p.Filter.Program); n > 0 {
+		x.action(StageStart, fmt.Sprintf("seccomp(SET_MODE_FILTER, %d instructions)", n), "linux.seccomp", "load the seccomp filter").By = "loader"
+	}
+	if p := x.s.Process; p != nil && len(p.Args) > 0 {
+		for i, v := range p.Env {
+			name, _, _ := strings.Cut(v, "=")
+			env := x.action(StageStart, "", element("process.env", i), "pass %s", v)
+			env.By, env.subject = "loader", "env:"+name
+		}
+		x.action(StageStart, "execve", "process.args", "execute %q", p.Args).By = "loader"
+	}
+	if h != nil {
+		x.hooks(StageStart, "poststart", "the runtime's namespaces", h.Poststart)
+		x.hooks(StageStop, "poststop", "the runtime's namespaces", h.Poststop)
+	}
+}
