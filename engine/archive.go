@@ -211,7 +211,8 @@ func (e *Engine) GetArchive(ctx context.Context, ref, p string) (io.ReadCloser, 
 		done()
 		return nil, ps, pathError(err, ref, p)
 	}
-	name := path.Base(inside)
+	// Of the path asked for: inside is / where that is a volume of a stopped container.
+	name := path.Base(path.Clean("/" + p))
 	if strings.HasSuffix(p, "/.") || p == "." || name == "/" {
 		name = "."
 	}

@@ -585,10 +585,29 @@ func validateMount(m Mount) error {
 		if m.Source != "" {
 			return bad("field Source must not be specified")
 		}
+		for _, o := range m.Options {
+			if name, value, has := strings.Cut(o, "="); !validTmpfsOption(name, has) {
+				return invalidf("invalid tmpfs option %q", slices.DeleteFunc([]string{name, value}, func(s string) bool { return s == "" }))
+			}
+		}
 	default:
 		return invalidf("mount type %q unknown", m.Kind)
 	}
 	return nil
+}
+
+// validTmpfsOption tells whether an option is one of mount(8)'s flags or of tmpfs(5).
+func validTmpfsOption(name string, hasValue bool) bool {
+	switch name {
+	case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge":
+		return hasValue
+	case "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "remount",
+		"mand", "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+		"bind", "rbind", "unbindable", "runbindable", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+		"noswap", "inode32", "inode64":
+		return !hasValue
+	}
+	return false
 }
 
 // bindSource finds, or makes, the host path of a bind. The path is the client's, who

@@ -151,12 +151,7 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 // linkEntries are the hosts entries of --link: the other container's address on a
 // common network.
 func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []network.HostEntry {
-	links, networks := v.Config.Links, v.Config.Endpoints
-	if c, err := e.containers.get(v.ID); err == nil { // with what network connect has added since
-		c.mu.Lock()
-		networks = c.rec.Networks
-		c.mu.Unlock()
-	}
+	links, networks := v.Config.Links, v.Attached
 	for _, s := range networks {
 		links = append(slices.Clone(links), s.Links...)
 	}

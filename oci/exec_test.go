@@ -216,7 +216,7 @@ func TestHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostname, _ := os.Hostname()
-	want := []string{"prestart creating y", "createRuntime creating y", "createContainer " + hostname, "lo", "poststart running y", "poststop stopped y"}
+	want := []string{"prestart created y", "createRuntime created y", "createContainer " + hostname, "lo", "poststart running y", "poststop stopped y"}
 	if got := lines(string(raw)); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -25,7 +25,9 @@ func (k *creation) runSetupHooks(pid int) error {
 	if k.c.state.StartTime, _, err = startTime(pid); err != nil {
 		return err
 	}
-	st := k.c.specState(Creating)
+	// The environment is made (step 2 of the life cycle), so the specification calls
+	// the container created, although the create operation has not returned.
+	st := k.c.specState(Created)
 	h := k.spec.Hooks
 	for _, list := range []struct {
 		name  string

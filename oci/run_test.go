@@ -4,6 +4,7 @@ package oci
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -367,5 +368,85 @@ func BenchmarkRun(b *testing.B) {
 		if _, code, err := x.tryRun(); err != nil || code != 0 {
 			b.Fatal(code, err)
 		}
+	}
+}
+
+// Without a mount namespace of its own the container is in the runtime's, and yet has its
+// root and its mounts, and none of them shows on the host.
+func TestWithoutMountNamespace(t *testing.T) {
+	t.Parallel()
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		t.Fatal(err)
+	}
+	if !kernelAtLeast(unix.ByteSliceToString(u.Release[:]), 6, 15) {
+		t.Skipf("needs Linux 6.15 (mounts below detached ones): %s", t.Name())
+	}
+	b := newBox(t)
+	b.spec.Linux.Namespaces = slices.DeleteFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
+	out, _ := b.run("readlink", "/proc/self/ns/mnt", "pid", "stat", "/dev/null", "cat", "/proc/self/mountinfo")
+	ns, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := lines(out)
+	if len(l) < 3 || l[0] != ns || l[1] != "1" || l[2] != "20666 1:3 0:0" {
+		t.Errorf("got %q, the host's namespace is %s", l, ns)
+	}
+	if raw, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(raw), b.bundle) {
+		t.Errorf("mounts of the container are on the host: %s, %v", raw, err)
+	}
+}
+
+func kernelAtLeast(release string, major, minor int) bool {
+	var a, b int
+	_, err := fmt.Sscanf(release, "%d.%d", &a, &b)
+	return err == nil && (a > major || a == major && b >= minor)
+}
+
+// A profile with nothing but what the program itself needs: openat2(2), close_range(2)
+// and the like are the runtime's.
+func TestNarrowProfileWithoutNoNewPrivileges(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.spec.Process.NoNewPrivileges = false
+	b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_KILL"}, Effective: []string{"CAP_KILL"}, Permitted: []string{"CAP_KILL"}}
+	denied := uint(unix.ENOSYS)
+	b.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{
+		Names:  []string{"openat2", "close_range", "faccessat2", "setgroups", "setresuid", "setresgid", "umask", "getcwd", "prlimit64", "seccomp"},
+		Action: specs.ActErrno, ErrnoRet: &denied,
+	}}}
+	for _, user := range []uint32{0, 1000} {
+		b.spec.Process.User.UID = user
+		want := map[uint32]string{0: "0000000000000020", 1000: "0000000000000000"}[user]
+		out, _ := b.run("status", "CapEff", "status", "CapBnd", "status", "Seccomp")
+		if got := lines(out); !slices.Equal(got, []string{want, "0000000000000020", "2"}) {
+			t.Errorf("user %d: %q", user, got)
+		}
+	}
+}
+
+// The kernel's list of mounts shows the order of the configuration, sources included.
+func TestMountsAreListedInOrder(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	out, _ := b.run("cat", "/proc/self/mountinfo")
+	var got []string
+	for _, l := range lines(out) {
+		f := strings.Fields(l)
+		if i := slices.Index(f, "-"); i > 0 && i+2 < len(f) {
+			got = append(got, f[4]+" "+f[i+2])
+		}
+	}
+	at := 0
+	for _, m := range b.spec.Mounts {
+		if m.Type == "cgroup" || m.Type == "cgroup2" {
+			continue
+		}
+		i := slices.Index(got[at:], m.Destination+" "+m.Source)
+		if i < 0 {
+			t.Fatalf("%s (%s) is not listed in its order: %q", m.Destination, m.Source, got)
+		}
+		at += i + 1
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -26,6 +27,7 @@ import (
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
+	"github.com/hako-engine/hako/shim/pid1"
 	"github.com/hako-engine/hako/shim/wire"
 )
 
@@ -48,6 +50,9 @@ Flags:
 `
 
 func main() {
+	if filepath.Base(os.Args[0]) == pid1.Name { // a copy of this binary, mounted into a container
+		os.Exit(pid1.Run(os.Args[1:], os.Stderr))
+	}
 	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "hako-shim:", err)
 		os.Exit(1)

@@ -40,7 +40,7 @@ type config struct {
 	BridgeSubnet6    string            `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
 	MTU              int               `toml:"mtu" comment:"Of new networks."`
 	ShimBinary       string            `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
-	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": --init is refused."`
+	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
 	Runtimes         map[string]string `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
 }
 

@@ -77,6 +77,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, nets.Close()) }()
+	if cfg.InitBinary == "" {
+		if cfg.InitBinary, err = ownInit(cfg.Root, cfg.ShimBinary); err != nil {
+			log.Warn("no init for containers that ask for one with --init", "error", err)
+		}
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),

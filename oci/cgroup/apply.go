@@ -21,8 +21,8 @@ import (
 // errdefs.ErrInvalidArgument, one for a controller that is not there a *MissingError,
 // one that the kernel refuses wraps its errno and names the file.
 //
-// Memory.Kernel and Memory.KernelTCP are ignored, as the specification allows: the
-// kernel has given them up.
+// Memory.Kernel is ignored: the kernel has given it up. Memory.KernelTCP is written where
+// there is a file for it (v1).
 func (c *Cgroup) Apply(r *specs.LinuxResources) error {
 	if r == nil {
 		return nil

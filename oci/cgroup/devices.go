@@ -188,9 +188,11 @@ func (c *Cgroup) applyDevices(d *deviceRules) error {
 }
 
 // whitelist is what a v1 devices cgroup can hold: a default, and exceptions from it.
+// order has the sets in the order of the rules, which the kernel's list is to show.
 type whitelist struct {
 	allow      bool
 	exceptions map[deviceSet]access
+	order      []deviceSet
 }
 
 // whitelist brings the rules into the form of v1. Some lists have none: an exception
@@ -200,6 +202,9 @@ func (d *deviceRules) whitelist() (*whitelist, error) {
 	w := &whitelist{allow: d.allow, exceptions: map[deviceSet]access{}}
 	for _, r := range d.rules {
 		if r.allow != w.allow {
+			if !slices.Contains(w.order, r.deviceSet) {
+				w.order = append(w.order, r.deviceSet)
+			}
 			w.exceptions[r.deviceSet] |= r.access
 			continue
 		}
@@ -225,27 +230,31 @@ func (d *deviceRules) whitelist() (*whitelist, error) {
 	return w, nil
 }
 
-// join makes up for the kernel wanting one exception to grant all that is asked for at
-// once: where several do so together ("c *:* m" and "c 1:3 rw", for an open that makes
-// the file), the narrowest one gets what the others grant, and where none is the
-// narrowest ("c 1:* r" and "c *:3 w"), one is added for what they have in common.
+// join makes up for the kernel wanting one exception to grant all that an open asks for
+// at once: where two do so together ("c *:* r" and "c 1:3 w"), the narrower one gets what
+// the other grants, and where none is the narrower ("c 1:* r" and "c *:3 w"), one is
+// added for what they have in common. mknod(2) is asked for alone, so that it stays as
+// it is.
 func (w *whitelist) join() error {
 	if w.allow {
 		return nil
 	}
+	const open = accRead | accWrite
 	for e, acc := range maps.Clone(w.exceptions) {
 		for f, more := range w.exceptions {
-			if e.kind == f.kind && e.major != anyNumber && e.minor == anyNumber && f.major == anyNumber && f.minor != anyNumber && acc != more {
-				w.exceptions[deviceSet{e.kind, e.major, f.minor}] |= acc | more
+			if e.kind == f.kind && e.major != anyNumber && e.minor == anyNumber && f.major == anyNumber && f.minor != anyNumber && (acc|more)&open == open && acc&open != more&open {
+				w.exceptions[deviceSet{e.kind, e.major, f.minor}] |= (acc | more) & open
 			}
 		}
 	}
 	if len(w.exceptions) > 8*maxRules {
 		return invalid("devices: the rules overlap in too many ways")
 	}
-	for e := range w.exceptions {
+	for e, acc := range w.exceptions {
 		for _, wider := range []deviceSet{{e.kind, e.major, anyNumber}, {e.kind, anyNumber, e.minor}, {e.kind, anyNumber, anyNumber}} {
-			w.exceptions[e] |= w.exceptions[wider]
+			if acc&open != 0 {
+				w.exceptions[e] |= w.exceptions[wider] & open
+			}
 		}
 	}
 	return nil
@@ -320,7 +329,14 @@ func (from *whitelist) change(to *whitelist) []deviceWrite {
 	order := func(a, b deviceSet) int {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.major, b.major), cmp.Compare(a.minor, b.minor))
 	}
+	// Those that join has added come last.
+	listed := append([]deviceSet{}, to.order...)
 	for _, e := range slices.SortedFunc(maps.Keys(to.exceptions), order) {
+		if !slices.Contains(to.order, e) {
+			listed = append(listed, e)
+		}
+	}
+	for _, e := range listed {
 		if missing := to.exceptions[e] &^ now[e]; missing != 0 {
 			out = append(out, deviceWrite{except, e.String() + " " + missing.String()})
 		}

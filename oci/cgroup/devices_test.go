@@ -170,7 +170,7 @@ func checkDevices(t testing.TB, list []specs.LinuxDeviceCgroup) {
 		if werr != nil {
 			break
 		}
-		k := &kernelV1{whitelist{from.allow, maps.Clone(from.exceptions)}}
+		k := &kernelV1{whitelist{allow: from.allow, exceptions: maps.Clone(from.exceptions)}}
 		if k.exceptions == nil {
 			k.exceptions = map[deviceSet]access{}
 		}
@@ -189,7 +189,8 @@ func checkDevices(t testing.TB, list []specs.LinuxDeviceCgroup) {
 					if got := runBPF(t, prog, kind, major, minor, acc); got != want {
 						t.Fatalf("the eBPF program says %v for %c %d:%d %s, the rules %+v", got, kind, major, minor, acc, d)
 					}
-					if werr == nil && w.allows(kind, major, minor, acc) != want {
+					// The kernel asks for mknod alone.
+					if werr == nil && (acc == accMknod || acc&accMknod == 0) && w.allows(kind, major, minor, acc) != want {
 						t.Fatalf("the v1 list %+v says %v for %c %d:%d %s, the rules %+v", w, !want, kind, major, minor, acc, d)
 					}
 				}
@@ -217,10 +218,11 @@ func TestDevices(t *testing.T) {
 		{"allow a *:* rwm\n", "", nil},
 		{"deny a *:* rwm\n", "", []string{"devices.deny a"}},
 		{dockerRules, "", []string{
-			"devices.deny a", "devices.allow c 1:3 rwm", "devices.allow c 1:5 rwm", "devices.allow c 1:8 rwm", "devices.allow c 1:9 rwm",
+			"devices.deny a", "devices.allow c 1:5 rwm", "devices.allow c 1:3 rwm", "devices.allow c 1:9 rwm", "devices.allow c 1:8 rwm",
 			"devices.allow c 5:0 rwm", "devices.allow c 5:1 rwm",
 		}},
-		{"deny a *:* rwm\nallow c *:* m\nallow c 1:3 rw\n", "", []string{"devices.deny a", "devices.allow c *:* m", "devices.allow c 1:3 rwm"}},
+		{"deny a *:* rwm\nallow c *:* m\nallow c 1:3 rw\n", "", []string{"devices.deny a", "devices.allow c *:* m", "devices.allow c 1:3 rw"}},
+		{"deny a *:* rwm\nallow c *:* r\nallow c 1:3 w\n", "", []string{"devices.deny a", "devices.allow c *:* r", "devices.allow c 1:3 rw"}},
 		{"allow c 1:3 rwm\n", "", []string{"devices.deny a", "devices.allow c 1:3 rwm"}},
 		{"deny c 1:3 rwm\nallow a *:* rwm\ndeny b 8:* w\n", "", []string{"devices.deny b 8:* w"}},
 		{"deny a *:* rwm\nallow c 1:* rwm\ndeny c 1:3 r\n", "cgroup v1 cannot deny c 1:3 r after allow c 1:* rwm", nil},

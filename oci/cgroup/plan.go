@@ -352,6 +352,9 @@ func (p *planner) memory(r *specs.LinuxMemory) error {
 	if set(r.Reservation) {
 		p.write(dir+"/memory.soft_limit_in_bytes", itoa(*r.Reservation))
 	}
+	if file := dir + "/memory.kmem.tcp.limit_in_bytes"; set(r.KernelTCP) && *r.KernelTCP > 0 && exists(file) {
+		p.write(file, itoa(*r.KernelTCP))
+	}
 	if swappiness {
 		p.write(dir+"/memory.swappiness", utoa(*r.Swappiness))
 	}

@@ -303,7 +303,7 @@ func TestRealApply(t *testing.T) {
 	}
 	if dir, ok := c.v1["devices"]; ok {
 		list, err := readString(dir + "/devices.list")
-		if err != nil || !strings.Contains(list, "c 10:229 rwm") || !strings.Contains(list, "c 1:3 rwm") || strings.Contains(list, "a *:*") {
+		if err != nil || !strings.Contains(list, "c 10:229 rw\n") || !strings.Contains(list, "c 1:3 rwm") || strings.Contains(list, "a *:*") {
 			t.Errorf("devices: %q, %v", list, err)
 		}
 	}

@@ -112,7 +112,7 @@ type runner struct {
 	fixed   int   // slots below this were not filled by steps of the host
 	sync    int   // the parent's end
 	proc    *Process
-	pending [2]int32
+	taken   bool // the child was replaced by its clone
 }
 
 func (r *runner) close() {
@@ -151,6 +151,9 @@ func (r *runner) prepare() error {
 	}
 	r.sync = pair[0]
 	r.own = append(r.own, pair[1])
+	if err := unix.SetsockoptInt(r.sync, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return fmt.Errorf("ask for the sender of words: %w", err)
+	}
 	set := func(s plan.Slot, fd int) {
 		if err == nil {
 			r.slots[s], err = r.high(fd)
@@ -423,7 +426,7 @@ func (r *runner) peek() error {
 func (r *runner) expect(want int32) error {
 	for {
 		var b [8]byte
-		oob := make([]byte, unix.CmsgSpace(4))
+		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
@@ -450,7 +453,7 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg)); err != nil {
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
 				return err
 			}
 		case want != 0 && word == want:
@@ -490,21 +493,45 @@ func (r *runner) died() error {
 }
 
 func (r *runner) takeConsole(oob []byte) error {
+	if r.proc.Console != nil {
+		return errors.New("a second terminal came from the container")
+	}
 	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
+	for i := range msgs {
+		if msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil && len(fds) == 1 {
+			r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
+			return nil
+		}
 	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
-	}
-	r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
-	return nil
+	return fmt.Errorf("no terminal came with the message: %v", err)
 }
 
-// takePid replaces the child by the one that it has cloned.
-func (r *runner) takePid(pid int) error {
+// sender gives the process that sent a message, as the kernel says; 0 if it does not.
+func sender(oob []byte) int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for i := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+			return int(cred.Pid)
+		}
+	}
+	return 0
+}
+
+// takePid replaces the child by the one that it has cloned. The clone is visible in the
+// container, where it can be traced: only the child itself, which is not, may name it.
+// Else the container could name any process of the host as its own.
+func (r *runner) takePid(pid, from int) error {
 	old := r.proc.Pid
+	if from != old || r.taken || !r.p.Refork && !r.p.LoaderForks {
+		return fmt.Errorf("a process id came from process %d, not from the container's first process %d", from, old)
+	}
+	r.taken = true
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return fmt.Errorf("pidfd_open: %w", err)

@@ -129,9 +129,10 @@ func (x *explainer) accompany() {
 	if n := x.p.OOMScoreAdj; n != nil {
 		x.action(StageAccompany, "write", "process.oomScoreAdj", "set oom_score_adj to %d", *n)
 	}
-	for i := range x.p.Rlimits {
-		r := x.s.Process.Rlimits[i]
-		x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
+	if p := x.s.Process; p != nil {
+		for i, r := range p.Rlimits {
+			x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
+		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.NetDevices)) {
 		to := l.NetDevices[name].Name

@@ -187,7 +187,7 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 func (b *builder) openIn(dir Slot, name string, flag int, resolve uint64, into Slot) *Step {
 	flag |= unix.O_CLOEXEC
 	if !defence.InRoot {
-		resolve = 0
+		name, resolve = "./"+name, 0
 	}
 	return b.call(sysOpenat2, in(dir), str(name), openHow(flag, resolve), num(24)).into(into)
 }

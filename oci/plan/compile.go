@@ -26,6 +26,8 @@ type compiler struct {
 	root        Slot
 
 	userns, cgroupns, netns, pidns bool
+	noMountns                      bool   // the mount namespace is the runtime's own
+	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
 	mounted                        []*mount
@@ -151,15 +153,9 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
-		case specs.MountNamespace:
-			if n.Path != "" {
-				return errors.New("linux.namespaces: a container's mount namespace must be a new one")
-			}
 		}
 	}
-	if !slices.ContainsFunc(fresh, func(n Namespace) bool { return n.Type == "mount" }) {
-		return errors.New("linux.namespaces: a container needs a mount namespace")
-	}
+	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
 	if c.userns {
 		var ok1, ok2 bool
 		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
@@ -371,6 +367,17 @@ func (c *compiler) rootfs() (err error) {
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
 	}
+	c.root = c.child.slot("root")
+	c.p.RootSlot = c.root
+	if c.noMountns {
+		// The host's mount table is left alone: the root stays detached, and what the
+		// container mounts is mounted below it. That takes Linux 6.15.
+		for i, m := range layers[1:] {
+			c.child.attach(m.slot, layers[i].slot)
+		}
+		c.root = layers[len(layers)-1].slot
+		return nil
+	}
 	b := c.child
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
@@ -384,8 +391,6 @@ func (c *compiler) rootfs() (err error) {
 	}
 	c.at("root.path")
 	b.do("attach the root file system")
-	c.root = b.slot("root")
-	c.p.RootSlot = c.root
 	over := NoSlot
 	for _, m := range layers {
 		if over == NoSlot {
@@ -532,7 +537,7 @@ func (c *compiler) enterCgroup() {
 
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
-	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
+	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		c.at("process.cwd")
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
@@ -551,7 +556,7 @@ func (c *compiler) pivot() {
 	c.at("root.path")
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
-	if c.o.NoPivot {
+	if c.o.NoPivot || c.noMountns {
 		b.call(sysChroot, str("."))
 	} else {
 		b.do("pivot_root")
@@ -575,6 +580,14 @@ func (c *compiler) protect() {
 		if m.readOnlyLater {
 			c.atMount(m)
 			b.do("make %s read-only", m.dest)
+			if c.noMountns {
+				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
+				again := b.slot("again")
+				b.clone(in(m.slot), "", true, again)
+				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
+				b.attach(again, m.slot)
+				continue
+			}
 			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		}
 	}
@@ -588,7 +601,8 @@ func (c *compiler) protect() {
 		c.at("linux.readonlyPaths", i)
 		skip := b.label()
 		b.do("make %s read-only", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
+		dir, name := c.within(p)
+		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
 		b.clone(in(target), "", true, copySlot)
 		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		b.attach(copySlot, target)
@@ -616,12 +630,32 @@ func (c *compiler) protect() {
 		c.at("linux.maskedPaths", i)
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
+		at, name := c.within(p)
+		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
 		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
 		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// within gives the mount that a path to protect lies on, and the name there. A path of
+// procfs or sysfs is looked up from that mount: who can exchange directories of the root
+// meanwhile would else make it seem to be missing, and it would stay unprotected.
+func (c *compiler) within(p string) (Slot, string) {
+	p = path.Clean(p)
+	if !defence.OwnProc {
+		return c.root, p
+	}
+	for _, m := range slices.Backward(c.mounted) {
+		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
+			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
+				return m.slot, rel
+			}
+			break
+		}
+	}
+	return c.root, p
 }
 
 // cover attaches a mask. The first use takes the detached mount itself: only an

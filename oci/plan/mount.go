@@ -70,8 +70,14 @@ func (b *builder) attach(from, to Slot) *Step {
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
-	m.child = c.f.Rootless || !m.bind && slices.Contains(bindsToNamespace, m.typ)
+	// The parent opens a terminal in the devpts before the child runs.
+	movable := m.typ == "tmpfs" && !m.copyUp || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
+		// The kernel lists mounts in the order in which they were made. What comes after
+		// a mount that only the child can make is made by the child too, so that it comes
+		// after it in the list.
+		c.childMounts = true
 		return c.child
 	}
 	return c.host
@@ -106,11 +112,8 @@ func (c *compiler) prepare(m *mount) error {
 		if !slices.Contains(data, "newinstance") {
 			data = append([]string{"newinstance"}, data...)
 		}
-	case "proc", "sysfs", "mqueue":
-		// The source is a mere name, and proc refuses none; leave it out of the plan.
-		m.source = ""
 	}
-	if m.typ == "tmpfs" || m.typ == "devpts" {
+	if m.source == "" {
 		m.source = m.typ
 	}
 	steps := b.create(m.typ, m.source, data, attr, m.slot)
@@ -252,7 +255,7 @@ func (c *compiler) place(m *mount) {
 		}
 	default:
 		c.openOrMake(b, m.dest, dir, inRoot, target)
-		if c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
+		if defence.OwnProc && c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
 			c.notInProc(b, m.dest, target)
 		}
 	}

@@ -242,8 +242,6 @@ func TestUnknownCapabilitiesWarn(t *testing.T) {
 
 func TestImpossibleRequestsAreErrors(t *testing.T) {
 	for name, change := range map[string]func(*specs.Spec){
-		"no mount namespace":  func(s *specs.Spec) { without(s, specs.MountNamespace) },
-		"joined mount ns":     func(s *specs.Spec) { s.Linux.Namespaces[4].Path = "/proc/1/ns/mnt" },
 		"mount on /":          func(s *specs.Spec) { s.Mounts[0].Destination = "/" },
 		"tmpfs on /proc":      func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
 		"mount in /proc":      func(s *specs.Spec) { s.Mounts[1].Destination = "/proc/self/attr" },
@@ -251,8 +249,6 @@ func TestImpossibleRequestsAreErrors(t *testing.T) {
 		"id-mapped":           func(s *specs.Spec) { s.Mounts[1].Options = []string{"idmap"} },
 		"bind without source": func(s *specs.Spec) { s.Mounts[1] = specs.Mount{Destination: "/x", Type: "bind"} },
 		"copyup of proc":      func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
-		"apparmor":            func(s *specs.Spec) { s.Process.ApparmorProfile = "x" },
-		"selinux":             func(s *specs.Spec) { s.Process.SelinuxLabel = "x" },
 		"rlimit":              func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
 		"soft above hard":     func(s *specs.Spec) { s.Process.Rlimits[0].Soft = 5000 },
 		"device type":         func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "q"}} },
@@ -298,6 +294,43 @@ func BenchmarkCompile(b *testing.B) {
 	for b.Loop() {
 		if _, err := Container(s, f, Options{ID: "box", Bundle: "/b"}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// Labels of a security module that the host does not have are no reason to fail, but
+// nobody shall believe that they hold.
+func TestLabelsWithoutTheirModule(t *testing.T) {
+	t.Parallel()
+	s := spec.Default(false)
+	s.Process.ApparmorProfile, s.Process.SelinuxLabel = "profile", "label"
+	p, err := Container(s, hybrid(), Options{ID: "x", Bundle: "/b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w := strings.Join(p.Warnings, "\n"); !strings.Contains(w, `process.apparmorProfile "profile" is ignored`) || !strings.Contains(w, `process.selinuxLabel "label" is ignored`) {
+		t.Errorf("warnings %q", w)
+	}
+}
+
+// A profile need not allow what only the runtime does, so that behind the step that
+// loads it comes nothing but exec.
+func TestFilterIsLoadedLast(t *testing.T) {
+	t.Parallel()
+	s := spec.Default(false)
+	s.Process.NoNewPrivileges = false
+	s.Process.Capabilities = nil
+	p, err := Container(s, hybrid(), Options{ID: "x", Bundle: "/b", Filter: Filter{Program: make([]unix.SockFilter, 1)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(p.Program, func(s Step) bool { return s.Name == "seccomp" })
+	if i < 0 {
+		t.Fatal("no filter")
+	}
+	for _, s := range p.Program[i+1:] {
+		if s.Op == Call && !slices.Contains([]string{"capset", "fcntl", "execveat"}, s.Name) {
+			t.Errorf("%s comes after the filter", s.Name)
 		}
 	}
 }

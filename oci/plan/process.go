@@ -80,9 +80,7 @@ func (c *compiler) process(p *specs.Process) error {
 		return err
 	}
 	c.p.OOMScoreAdj = p.OOMScoreAdj
-	if err := c.labels(p); err != nil {
-		return err
-	}
+	c.labels(p)
 	if p.NoNewPrivileges {
 		c.at("process.noNewPrivileges")
 		b.do("set no_new_privs")
@@ -131,6 +129,9 @@ func (c *compiler) exec(args, env []string, path Slot) {
 		if s == SlotSync || c.o.Hold {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
+	}
+	if c.noMountns {
+		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
 	}
 	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
@@ -194,9 +195,11 @@ var ioClasses = map[specs.IOPriorityClass]uint64{"IOPRIO_CLASS_RT": 1, "IOPRIO_C
 
 // labels asks the security modules for the label of the next exec, through the host's
 // procfs.
-func (c *compiler) labels(p *specs.Process) error {
+func (c *compiler) labels(p *specs.Process) {
 	b := c.child
-	c.p.NeedsProc = c.p.NeedsProc || p.ApparmorProfile != "" || p.SelinuxLabel != ""
+	apparmor := p.ApparmorProfile != "" && c.lsm(c.f.AppArmor, "process.apparmorProfile", p.ApparmorProfile)
+	selinux := p.SelinuxLabel != "" && c.lsm(c.f.SELinux, "process.selinuxLabel", p.SelinuxLabel)
+	c.p.NeedsProc = c.p.NeedsProc || apparmor || selinux
 	write := func(value string, files ...string) {
 		file := b.slot("file")
 		done := b.label()
@@ -209,23 +212,25 @@ func (c *compiler) labels(p *specs.Process) error {
 		b.here(done)
 		b.call(sysWrite, in(file), str(value), num(len(value))).expect(int64(len(value)))
 	}
-	if p.ApparmorProfile != "" {
-		if !c.f.AppArmor {
-			return fmt.Errorf("process.apparmorProfile %q: AppArmor is not enabled on the host", p.ApparmorProfile)
-		}
+	if apparmor {
 		c.at("process.apparmorProfile")
 		b.do("set AppArmor profile %q", p.ApparmorProfile)
 		write("exec "+p.ApparmorProfile, "thread-self/attr/apparmor/exec", "thread-self/attr/exec")
 	}
-	if p.SelinuxLabel != "" {
-		if !c.f.SELinux {
-			return fmt.Errorf("process.selinuxLabel %q: SELinux is not enabled on the host", p.SelinuxLabel)
-		}
+	if selinux {
 		c.at("process.selinuxLabel")
 		b.do("set SELinux label %q", p.SelinuxLabel)
 		write(p.SelinuxLabel, "thread-self/attr/exec")
 	}
-	return nil
+}
+
+// lsm tells whether a label can be used. Where the host does not have the security
+// module the label means nothing; engines set it all the same.
+func (c *compiler) lsm(enabled bool, what, label string) bool {
+	if !enabled {
+		c.p.Warnings = append(c.p.Warnings, fmt.Sprintf("%s %q is ignored: this host does not have the security module", what, label))
+	}
+	return enabled
 }
 
 // chdir opens the working directory without magic links (CVE-2024-21626) and enters
@@ -445,6 +450,9 @@ func (c *compiler) handOn() {
 	}
 	b.do("close all other descriptors")
 	keep := []Arg{in(SlotSync), in(SlotReport), in(SlotLoader)}
+	if c.noMountns {
+		keep = append(keep, in(c.root)) // the mounts go with the last descriptor of their root
+	}
 	if c.o.Hold {
 		keep = append(keep, in(SlotStart))
 	}

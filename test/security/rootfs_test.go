@@ -282,7 +282,8 @@ func TestA10StandardStreams(t *testing.T) {
 // CVE-2026-115521: the root is made read-only through a descriptor's path that the container
 // has forged.
 func TestA11ReadonlyRoot(t *testing.T) {
-	battery(t, "A11 CVE-2026-115521 read-only root", false, peers(t, "crun"), func(t *testing.T, e engine) string {
+	needRoot(t)
+	uncontrolled(t, "A11 CVE-2026-115521 read-only root", "crun 1.8 does not have the fault yet; see also TestH3", func(t *testing.T, e engine) string {
 		for _, forge := range []string{"/proc/self/fd", "/proc/self", "/proc/thread-self/fd"} {
 			b := newBundle(t, "echo x >/written && cat /written")
 			b.spec.Root.Readonly = true
