@@ -87,6 +87,47 @@ func (x *explainer) leaves(path string, v any) {
 	}
 }
 
+// seccomp tells what the filter does, in the words of the profile.
+func (x *explainer) seccomp() {
+	sec := x.s.Linux.Seccomp
+	if sec == nil || len(x.p.Filter.Program) == 0 && !x.loadsFilter() {
+		return
+	}
+	act := func(a specs.LinuxSeccompAction, ret *uint) string {
+		if ret != nil {
+			return fmt.Sprintf("%s(%d)", a, *ret)
+		}
+		return string(a)
+	}
+	x.action(StagePrepare, "", "linux.seccomp.defaultAction", "compile a seccomp filter: %s by default", act(sec.DefaultAction, sec.DefaultErrnoRet))
+	for i, f := range sec.Flags {
+		x.action(StagePrepare, "", element("linux.seccomp.flags", i), "the filter has the flag %s", f).subject = "flag:" + string(f)
+	}
+	if sec.ListenerPath != "" {
+		x.action(StagePrepare, "", "linux.seccomp.listenerPath", "the agent for notifications listens at %s", sec.ListenerPath)
+	}
+	for i, r := range sec.Syscalls {
+		rule := act(r.Action, r.ErrnoRet)
+		for j, a := range r.Args {
+			word := " if"
+			if j > 0 {
+				word = " and"
+			}
+			rule += fmt.Sprintf("%s argument %d %s %d", word, a.Index, a.Op, a.Value)
+			if a.ValueTwo != 0 {
+				rule += fmt.Sprintf(",%d", a.ValueTwo)
+			}
+		}
+		p := x.action(StagePrepare, "", element("linux.seccomp.syscalls", i), "the filter: %s", rule)
+		p.Details, p.subject = r.Names, "seccomp:"+rule
+	}
+}
+
+// loadsFilter tells whether the program has a step that loads the filter.
+func (x *explainer) loadsFilter() bool {
+	return slices.ContainsFunc(x.p.Program, func(s Step) bool { return s.Name == "seccomp" })
+}
+
 // before tells what the runtime makes before its steps.
 func (x *explainer) before() {
 	for _, o := range x.p.Overlays {

@@ -92,6 +92,12 @@ func (e *Explanation) essence(p *Part) string {
 	if p.Call != "" {
 		out = append(out, p.Call)
 	}
+	switch n := len(p.Details); {
+	case n > 8:
+		out = append(out, fmt.Sprintf("%d system calls", n))
+	case n > 0:
+		out = append(out, p.Details...)
+	}
 	return strings.Join(out, " ")
 }
 

@@ -68,7 +68,7 @@ func (p *Part) key() string {
 
 // text is what makes two actions equal.
 func (p *Part) text() string {
-	lines := []string{p.Do, p.Call}
+	lines := append([]string{p.Do, p.Call}, p.Details...)
 	for _, s := range p.Steps {
 		lines = append(lines, s.same)
 	}
@@ -145,6 +145,10 @@ func (d *differ) stage(out *strings.Builder, stage string) {
 		if p.old != nil && p.now != nil {
 			flush()
 			old, now := d.a.briefLines([]*Part{p.old})[0], d.b.briefLines([]*Part{p.now})[0]
+			if names := changes(p.old.Details, p.now.Details); names != "" {
+				fmt.Fprintf(out, " %-9s  %s:%s\n", now.by, now.do, names)
+				continue
+			}
 			if old.do == now.do && old.more == now.more {
 				fmt.Fprintf(out, " %-9s  %s: changed in detail\n", now.by, now.do)
 				continue
@@ -163,6 +167,20 @@ func (d *differ) stage(out *strings.Builder, stage string) {
 		run = append(run, p.part())
 	}
 	flush()
+}
+
+// changes lists what is only in one of two lists of words.
+func changes(old, now []string) string {
+	text := ""
+	for _, m := range align(old, now) {
+		switch {
+		case m[1] < 0:
+			text += " -" + old[m[0]]
+		case m[0] < 0:
+			text += " +" + now[m[1]]
+		}
+	}
+	return text
 }
 
 // full prints one action with its steps.
@@ -185,6 +203,9 @@ func (d *differ) full(out *strings.Builder, p pair) {
 		text := []string{p.Do}
 		if p.Call != "" {
 			text = append(text, "    "+p.Call)
+		}
+		for _, s := range p.Details {
+			text = append(text, "    "+s)
 		}
 		for _, s := range p.Steps {
 			text = append(text, "    "+s.same)

@@ -41,6 +41,8 @@ type Part struct {
 	Do    string // the sentence
 	// Call is the system call of an action that is no step of the machine.
 	Call string
+	// Details are what the action is made of, if that is no steps: names of system calls.
+	Details []string
 	// From is what asked for it. It is empty for what the runtime does of its own accord,
 	// and for what the specification promises without a field, see Promise.
 	From    []Place
@@ -80,6 +82,7 @@ func Explain(p *Plan, s *specs.Spec, f Facts, raw []byte) *Explanation {
 	x.same = *p
 	x.same.Slots = x.slots()
 	x.cgroup()
+	x.seccomp()
 	x.before()
 	x.steps(StagePrepare, "runtime", p.Host, 0)
 	for _, c := range p.CopyUps {
@@ -246,11 +249,34 @@ func (e *Explanation) Text() string {
 		if p.Call != "" {
 			fmt.Fprintf(&b, "     %s\n", p.Call)
 		}
+		wrap(&b, p.Details)
 		for _, s := range p.Steps {
 			fmt.Fprintf(&b, "%4d %s\n", s.Number, s.Text)
 		}
 	}
 	return b.String()
+}
+
+// wrap prints words in lines of some 100 bytes.
+func wrap(b *strings.Builder, words []string) {
+	width := 0
+	for i, w := range words {
+		switch {
+		case i == 0 || width+len(w) > 100:
+			if i > 0 {
+				b.WriteByte('\n')
+			}
+			b.WriteString("     ")
+			width = 5
+		default:
+			b.WriteByte(' ')
+		}
+		b.WriteString(w)
+		width += len(w) + 1
+	}
+	if len(words) > 0 {
+		b.WriteByte('\n')
+	}
 }
 
 func (e *Explanation) head(b *strings.Builder) {

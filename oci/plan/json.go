@@ -25,6 +25,7 @@ type jsonAction struct {
 	By      string      `json:"by"`
 	Do      string      `json:"do"`
 	Call    string      `json:"call,omitempty"`
+	Details []string    `json:"details,omitempty"`
 	From    []jsonPlace `json:"from,omitempty"`
 	Promise string      `json:"promise,omitempty"`
 	Steps   []jsonStep  `json:"steps,omitempty"`
@@ -58,7 +59,7 @@ func (e *Explanation) MarshalJSON() ([]byte, error) {
 	lines := e.hasLines()
 	for i := range e.Parts {
 		part := &e.Parts[i]
-		a := jsonAction{Stage: part.Stage, By: part.By, Do: part.Do, Call: part.Call, Promise: part.Promise}
+		a := jsonAction{Stage: part.Stage, By: part.By, Do: part.Do, Call: part.Call, Details: part.Details, Promise: part.Promise}
 		for _, f := range part.From {
 			a.From = append(a.From, jsonPlace{f.Path, f.Line, lines && !f.Given})
 		}
