@@ -5,6 +5,7 @@ package plan
 import (
 	"fmt"
 	"math/bits"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -42,21 +43,25 @@ func (p *Plan) brief(s *Step) string {
 		}
 		return ""
 	case "open_tree":
-		text := "clone"
+		text := "bind"
+		if strings.Contains(arg(2), "RECURSIVE") {
+			text = "rbind"
+		}
 		if s.Args[1].Str != "" {
 			text += " " + s.Args[1].Str
 		}
-		if strings.Contains(arg(2), "RECURSIVE") {
-			text += " recursively"
-		}
 		return text
+	case "mknodat":
+		if strings.HasPrefix(arg(2), "S_IFREG") {
+			return "" // a mount point
+		}
 	case "mount_setattr":
 		text := arg(3)
 		for _, nothing := range []string{"set 0, ", "clear 0, ", ", 0"} {
 			text = strings.Replace(text, nothing, "", 1)
 		}
 		if strings.Contains(arg(2), "RECURSIVE") {
-			text = "recursively " + text
+			text = "r" + text
 		}
 		return sameBuffer(text)
 	}
@@ -143,33 +148,40 @@ func (l briefLine) String() string {
 func (e *Explanation) briefLines(parts []*Part) []briefLine {
 	lines := e.hasLines()
 	var out []briefLine
-	for i := 0; i < len(parts); {
-		p := parts[i]
-		l := briefLine{p.By, p.Do, e.essence(p), p.origin(lines)}
-		j := i + 1
-		for j < len(parts) && alike(p, parts[j]) {
-			j++
+	done := make([]bool, len(parts))
+	for i, p := range parts {
+		if done[i] {
+			continue
 		}
-		if j-i > 1 {
+		l := briefLine{p.By, p.Do, e.essence(p), p.origin(lines)}
+		same := []*Part{p}
+		for j := i + 1; j < len(parts); j++ {
+			if !done[j] && alike(p, parts[j]) {
+				same, done[j] = append(same, parts[j]), true
+			} else if p.Promise == "" || parts[j].Promise != p.Promise {
+				break // only what the specification promises is told together across others
+			}
+		}
+		if len(same) > 1 {
 			var values, more []string
-			for _, q := range parts[i:j] {
+			for _, q := range same {
 				values = append(values, fmt.Sprint(q.values...))
-				if m := e.essence(q); !slices.Contains(more, m) {
+				if m := e.essence(q); m != "" && !slices.Contains(more, m) {
 					more = append(more, m)
 				}
 			}
-			l.do = strings.NewReplacer("%q", "%s").Replace(p.format)
-			l.do = fmt.Sprintf(l.do, strings.Join(values, ", "))
+			l.do = fmt.Sprintf(verb.ReplaceAllString(p.format, "%s"), strings.Join(values, ", "))
 			l.more = strings.Join(more, ", ")
-			if last := parts[j-1].origin(lines); last != l.from {
+			if last := same[len(same)-1].origin(lines); last != l.from {
 				l.from += " to " + last
 			}
 		}
 		out = append(out, l)
-		i = j
 	}
 	return out
 }
+
+var verb = regexp.MustCompile(`%[a-z]`)
 
 // alike tells whether two parts can share a line: one sentence about one thing each, of
 // one list of names or of one and the same origin.
@@ -183,9 +195,9 @@ func alike(p, q *Part) bool {
 
 var nameLists = []string{"linux.maskedPaths", "linux.readonlyPaths", "process.env"}
 
-// list is the field that a part's origin is an element of.
+// list is the field that a part's origins are elements of.
 func (p *Part) list() string {
-	if len(p.From) != 1 {
+	if len(p.From) == 0 {
 		return ""
 	}
 	name, _, _ := strings.Cut(p.From[0].Path, "[")

@@ -31,6 +31,10 @@ func host(kind string) Facts {
 	if err := f.Cgroup.become(kind); err != nil {
 		panic(err)
 	}
+	// A few of the hierarchies tell as much.
+	f.Cgroup.Hierarchies = slices.DeleteFunc(f.Cgroup.Hierarchies, func(h Hierarchy) bool {
+		return !h.V2 && !slices.Contains([]string{"cpu,cpuacct", "memory", "devices", "systemd"}, h.Name)
+	})
 	f.Cgroup.Locate("/box")
 	return f
 }
@@ -50,8 +54,14 @@ func (in *input) mount(dest string) *specs.Mount {
 }
 
 func (in *input) namespace(typ specs.LinuxNamespaceType, path string) {
-	without(in.spec, typ)
-	in.spec.Linux.Namespaces = append(in.spec.Linux.Namespaces, specs.LinuxNamespace{Type: typ, Path: path})
+	l := in.spec.Linux
+	for i := range l.Namespaces {
+		if l.Namespaces[i].Type == typ {
+			l.Namespaces[i].Path = path
+			return
+		}
+	}
+	l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: typ, Path: path})
 }
 
 func (in *input) caps(names ...string) {

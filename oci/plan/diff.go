@@ -114,18 +114,16 @@ func (d *differ) moves() {
 }
 
 func (d *differ) stage(out *strings.Builder, stage string) {
-	// Neighbours that are only there, or only gone, share lines in the short form.
-	var run []*Part
-	sign := byte(0)
+	// In the short form neighbours share lines where they can.
+	var gone, come []*Part
 	flush := func() {
-		e := d.a
-		if sign == '+' {
-			e = d.b
+		for _, l := range d.a.briefLines(gone) {
+			fmt.Fprintf(out, "-%s\n", l)
 		}
-		for _, l := range e.briefLines(run) {
-			fmt.Fprintf(out, "%c%s\n", sign, l)
+		for _, l := range d.b.briefLines(come) {
+			fmt.Fprintf(out, "+%s\n", l)
 		}
-		run = nil
+		gone, come = nil, nil
 	}
 	for _, p := range d.pairs {
 		if p.old == nil && p.now == nil || p.part().Stage != stage {
@@ -143,28 +141,31 @@ func (d *differ) stage(out *strings.Builder, stage string) {
 			continue
 		}
 		if p.old != nil && p.now != nil {
-			flush()
+			if len(gone) == 0 || len(come) == 0 || !alike(gone[0], p.old) || !alike(come[0], p.now) {
+				flush()
+			}
 			old, now := d.a.briefLines([]*Part{p.old})[0], d.b.briefLines([]*Part{p.now})[0]
 			if names := changes(p.old.Details, p.now.Details); names != "" {
+				flush()
 				fmt.Fprintf(out, " %-9s  %s:%s\n", now.by, now.do, names)
 				continue
 			}
 			if old.do == now.do && old.more == now.more {
+				flush()
 				fmt.Fprintf(out, " %-9s  %s: changed in detail\n", now.by, now.do)
 				continue
 			}
-			fmt.Fprintf(out, "-%s\n+%s\n", old, now)
+			gone, come = append(gone, p.old), append(come, p.now)
 			continue
 		}
-		s := byte('-')
-		if p.old == nil {
-			s = '+'
-		}
-		if s != sign {
+		if p.old == nil && len(gone) > 0 || p.now == nil && len(come) > 0 {
 			flush()
-			sign = s
 		}
-		run = append(run, p.part())
+		if p.old == nil {
+			come = append(come, p.now)
+		} else {
+			gone = append(gone, p.old)
+		}
 	}
 	flush()
 }

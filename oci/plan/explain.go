@@ -86,7 +86,7 @@ func Explain(p *Plan, s *specs.Spec, f Facts, raw []byte) *Explanation {
 	x.before()
 	x.steps(StagePrepare, "runtime", p.Host, 0)
 	for _, c := range p.CopyUps {
-		x.action(StagePrepare, "openat2, read, write", x.mountOf(c.Dest), "copy the image's %s into %s", c.Dest, p.slotName(c.Slot))
+		x.action(StagePrepare, "openat2, read, write", x.mountOf(c.Dest), "copy the image's %s into the new file system", c.Dest)
 	}
 	x.clone()
 	x.accompany()
@@ -208,6 +208,9 @@ func (x *explainer) mountOf(dest string) string {
 // origin says for people where a part comes from.
 func (p *Part) origin(lines bool) string {
 	var out []string
+	if len(p.From) > 1 && !lines {
+		return p.list()
+	}
 	for _, f := range p.From {
 		switch {
 		case lines && f.Given:

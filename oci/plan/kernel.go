@@ -59,7 +59,7 @@ func (e *Explanation) needs() {
 			if known && host.before(v) && !warned[name] {
 				warned[name] = true
 				e.Warnings = append(e.Warnings[:len(e.Warnings):len(e.Warnings)],
-					fmt.Sprintf("Linux %s does not know %s (Linux %s): step %d, %s", host, name, v, s.Number, e.Parts[i].Do))
+					fmt.Sprintf("Linux %s does not know %s (Linux %s), which is needed to %s", host, name, v, e.Parts[i].Do))
 			}
 		}
 	}
