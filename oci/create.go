@@ -22,7 +22,9 @@ import (
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
+	"github.com/hako-engine/hako/oci/netdev"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
 	"github.com/hako-engine/hako/oci/spec"
@@ -69,6 +71,9 @@ type creation struct {
 	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
+
+	namespace *os.File // of the network, with devices
+	devices   []*netdev.Moved
 }
 
 func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
@@ -83,6 +88,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
 		}
+		if k.namespace != nil {
+			k.namespace.Close()
+		}
 	}()
 	if err := k.readSpec(); err != nil {
 		return nil, err
@@ -92,6 +100,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if err := k.makeCgroup(); err != nil {
 		return nil, err
+	}
+	if err := k.makeRdt(); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
 	p, err := k.compile(id)
 	if err != nil {
@@ -158,18 +169,22 @@ func (k *creation) readSpec() (err error) {
 }
 
 func (k *creation) makeDir(id string) error {
-	if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
-		return err
-	}
 	dir := filepath.Join(k.r.Root, id)
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	err := os.Mkdir(dir, 0o711)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o711)
+	}
+	if err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return classed.Errorf(errdefs.ErrAlreadyExists, "container with given ID already exists: %s", id)
 		}
 		return err
 	}
 	k.undo.Add("the state directory", func(context.Context) error { return os.RemoveAll(dir) })
-	if err := os.WriteFile(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
+	if err := rawfile.Write(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
 		return err
 	}
 	rootfs := k.spec.Root.Path
@@ -180,6 +195,9 @@ func (k *creation) makeDir(id string) error {
 		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
 		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
 	}}
+	if k.o.run {
+		k.c.spec = k.spec
+	}
 	return nil
 }
 
@@ -212,7 +230,7 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 		if m.Type == "overlay" && plan.LongOptions(m.Options) {
 			facts.LayerByLayer = longoverlay.LayerByLayer()
 		}
-		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
 		if !h.V2 {
@@ -235,7 +253,10 @@ func filter(s *specs.Spec) (plan.Filter, error) {
 		return plan.Filter{}, nil
 	}
 	f, err := seccomp.Compile(s.Linux.Seccomp, seccomp.Options{})
-	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags)}, err
+	if err == nil && f.Notify {
+		err = checkListener(s.Linux.Seccomp)
+	}
+	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags), Notify: f.Notify}, err
 }
 
 func (k *creation) setupHooks() bool {
@@ -248,28 +269,23 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
 		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
+		Listener: func(pid int, f *os.File) error {
+			st := k.c.specState(Creating)
+			st.Pid = pid
+			return sendListener(k.spec.Linux.Seccomp, pid, st, f)
+		},
 	}
 	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
 		return err
 	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
-	v2, err := k.cg.DirFD()
+	doors, err := k.cg.Doors()
 	if err != nil {
 		return err
 	}
-	if v2 != nil {
-		defer v2.Close()
-		cfg.CgroupFD = int(v2.Fd())
-	}
-	if cfg.Doors, err = k.cg.Doors(true); err != nil {
-		return err
-	}
-	defer func() {
-		for _, f := range cfg.Doors {
-			f.Close()
-		}
-	}()
+	defer doors.Close()
+	cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
 	if p.Hold {
 		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {
 			if *f, err = makeFifo(filepath.Join(k.c.dir, name)); err != nil {
@@ -281,6 +297,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	if p.NewTime {
 		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
 	}
+	k.undo.Add("network devices", k.moveDevicesBack)
 	proc, err := launch.Start(p, cfg)
 	if err != nil {
 		return err
@@ -306,6 +323,14 @@ func makeFifo(path string) (*os.File, error) {
 // place limits the new process. It goes on making mounts meanwhile.
 func (k *creation) place(pid int, p *plan.Plan) error {
 	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+		return err
+	}
+	if k.c.state.Rdt != nil {
+		if err := k.c.state.Rdt.Add(pid); err != nil {
+			return err
+		}
+	}
+	if err := k.moveDevices(pid); err != nil {
 		return err
 	}
 	if p.OOMScoreAdj != nil {

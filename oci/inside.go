@@ -80,8 +80,20 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
+	cfg.Listener = func(pid int, f *os.File) error {
+		st, err := c.State()
+		if err != nil {
+			return err
+		}
+		return sendListener(s.Linux.Seccomp, pid, st, f)
+	}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {
+		if c.state.Rdt != nil {
+			if err := c.state.Rdt.Add(pid); err != nil {
+				return err
+			}
+		}
 		if p.OOMScoreAdj != nil {
 			if err := setOOMScore(pid, *p.OOMScoreAdj); err != nil {
 				return err
@@ -124,6 +136,15 @@ func inherit(p specs.Process, of *specs.Process) specs.Process {
 	}
 	if p.OOMScoreAdj == nil {
 		p.OOMScoreAdj = of.OOMScoreAdj
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = of.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = of.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = of.ExecCPUAffinity
 	}
 	return p
 }
@@ -186,24 +207,14 @@ func (c *Container) inside(_ context.Context, cg *cgroup.Cgroup, cfg launch.Conf
 	}
 	cfg.Pidfd, cfg.CgroupFD = pidfd, -1
 	if cg != nil {
-		v2, err := cg.DirFD()
+		doors, err := cg.Doors()
 		if err != nil {
 			return nil, err
 		}
-		if v2 != nil {
-			defer v2.Close()
-			cfg.CgroupFD = int(v2.Fd())
-		}
-		if cfg.Doors, err = cg.Doors(true); err != nil {
-			return nil, err
-		}
-		defer func() {
-			for _, f := range cfg.Doors {
-				f.Close()
-			}
-		}()
-		for _, f := range cfg.Doors {
-			o.Doors = append(o.Doors, filepath.Dir(f.Name()))
+		defer doors.Close()
+		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
+		for _, d := range doors.V1 {
+			o.Doors = append(o.Doors, d.Dir)
 		}
 	}
 	p, err := compile(*o)

@@ -5,9 +5,8 @@
 //
 // In flow arguments and bundles; out flow containers, and exit codes as runc's.
 //
-// The Go runtime need not find out how many CPUs it may use: there is one goroutine.
+// The Go runtime need not follow changes of the CPU limit: there is one goroutine.
 //
-//go:debug containermaxprocs=0
 //go:debug updatemaxprocs=0
 package main
 
@@ -51,7 +50,17 @@ type app struct {
 func main() {
 	// The process lives for a few milliseconds: a collection would cost more than it gives.
 	debug.SetGCPercent(-1)
+	growStack()
 	os.Exit(Main(os.Args[1:]))
+}
+
+// growStack makes room for the deepest calls at once: growing step by step means to copy
+// the stack four times.
+//
+//go:noinline
+func growStack() byte {
+	var room [24 << 10]byte
+	return room[len(os.Args)]
 }
 
 // Main runs the command line and gives the exit code.
@@ -115,6 +124,7 @@ func Main(args []string) int {
 }
 
 func (a *app) dispatch(c command, args []string) (int, error) {
+	quietMonitor()
 	fs := newFlags(c.name)
 	help := boolFlag(fs, "help", "h", "print this help")
 	run, err := c.run(a, fs)

@@ -13,26 +13,30 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
 // Config is what a plan's execution needs from outside. The functions are called in
-// the order of the fields, each at most once; an error ends the child.
+// the order of the fields, each at most once, but for Listener, which comes when the child
+// has one; an error ends the child.
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
-	Doors                 []*os.File // see plan.Options
-	Pidfd                 *os.File   // of the process whose namespaces are joined
-	Start, Report         *os.File   // with plan.Hold: see plan.SlotStart and plan.SlotReport
-	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
-	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
+	Doors                 []int    // descriptors, see plan.Options
+	Pidfd                 *os.File // of the process whose namespaces are joined
+	Start, Report         *os.File // with plan.Hold: see plan.SlotStart and plan.SlotReport
+	CgroupFD              int      // cgroup v2 directory to clone into, -1 for none
+	TimeOffsets           string   // content of timens_offsets, with plan.NewTime
 
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
 	IDMaps  func(pid int) error                          // writes the maps
-	Place   func(pid int) error                          // cgroup, limits
-	Hooks   func(pid int) error
-	Ready   func(pid int) error // the process is created (with plan.Hold), or about to be executed
+	// Listener takes a seccomp listener of the process pid; it does not own it.
+	Listener func(pid int, f *os.File) error
+	Place    func(pid int) error // cgroup, limits
+	Hooks    func(pid int) error
+	Ready    func(pid int) error // the process is created (with plan.Hold), or about to be executed
 }
 
 // Process is the child. It is a child of the calling process, which has to wait for it.
@@ -85,7 +89,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // Start executes a plan. The process that it gives is being executed already, or waits
 // for its start (plan.Hold).
 func Start(p *plan.Plan, c Config) (_ *Process, err error) {
-	r := &runner{p: p, c: c}
+	r := &runner{p: p, c: c, sync: -1}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return nil, err
@@ -104,23 +108,21 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 }
 
 type runner struct {
-	p       *plan.Plan
-	c       Config
-	slots   []int64
-	buffers []byte
-	own     []int // descriptors to close at the end
-	fixed   int   // slots below this were not filled by steps of the host
-	sync    int   // the parent's end
-	proc    *Process
-	taken   bool // the child was replaced by its clone
+	p        *plan.Plan
+	c        Config
+	slots    []int64
+	buffers  []byte
+	own      []int // descriptors to close at the end
+	sync     int   // the parent's end
+	proc     *Process
+	taken    bool     // the child was replaced by its clone
+	listener *os.File // one that is to be handed on
 }
 
 func (r *runner) close() {
-	for _, fd := range r.own {
-		unix.Close(fd)
-	}
-	if r.sync > 0 {
-		unix.Close(r.sync)
+	rawfile.CloseAll(append(r.own, r.sync)...)
+	if r.listener != nil {
+		r.listener.Close()
 	}
 	runtime.KeepAlive(r.c)
 }
@@ -159,11 +161,19 @@ func (r *runner) prepare() error {
 			r.slots[s], err = r.high(fd)
 		}
 	}
-	set(plan.SlotSync, pair[1])
+	// keep is set for a descriptor that is ours: close-on-exec, and open until the end.
+	keep := func(s plan.Slot, fd int) {
+		if fd >= 3+r.p.Preserve {
+			r.slots[s] = int64(fd)
+			return
+		}
+		set(s, fd)
+	}
+	keep(plan.SlotSync, pair[1])
 	r.slots[plan.SlotReport] = r.slots[plan.SlotSync]
 	if r.p.Hold {
-		set(plan.SlotReport, int(r.c.Report.Fd()))
-		set(plan.SlotStart, int(r.c.Start.Fd()))
+		keep(plan.SlotReport, int(r.c.Report.Fd()))
+		keep(plan.SlotStart, int(r.c.Start.Fd()))
 	}
 	if !r.p.Terminal {
 		null := -1
@@ -178,21 +188,24 @@ func (r *runner) prepare() error {
 				}
 				r.own = append(r.own, null)
 			}
-			set(s, null)
+			keep(s, null)
 		}
 	}
 	if r.c.Pidfd != nil {
-		set(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
+		keep(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
 	}
 	if r.p.ConsoleSent {
 		set(plan.SlotConsole, pair[1]) // only the number matters
 	}
 	for i, s := range r.p.Slots {
-		for prefix, files := range map[string][]*os.File{"preserve": r.c.Preserve, "door": r.c.Doors} {
-			if digits, ok := strings.CutPrefix(s, prefix); ok {
-				if n, e := strconv.Atoi(digits); e == nil && n < len(files) {
-					set(plan.Slot(i), int(files[n].Fd()))
-				}
+		if digits, ok := strings.CutPrefix(s, "preserve"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Preserve) {
+				set(plan.Slot(i), int(r.c.Preserve[n].Fd()))
+			}
+		}
+		if digits, ok := strings.CutPrefix(s, "door"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Doors) {
+				keep(plan.Slot(i), r.c.Doors[n])
 			}
 		}
 	}
@@ -218,8 +231,8 @@ func (r *runner) prepare() error {
 	if err != nil {
 		return err
 	}
-	set(plan.SlotLoader, loader)
 	r.own = append(r.own, loader)
+	keep(plan.SlotLoader, loader)
 	return err
 }
 
@@ -240,6 +253,18 @@ func openNull() (int, error) {
 // runHost executes the parent's steps.
 func (r *runner) runHost() error {
 	before := append([]int64(nil), r.slots...)
+	for _, n := range r.p.UserNamespaces {
+		f, err := userNamespace(n.UIDs, n.GIDs)
+		if err != nil {
+			return fmt.Errorf("make a user namespace for the ids of mounts: %w", err)
+		}
+		fd, err := r.high(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.slots[n.Slot], before[n.Slot] = fd, fd
+	}
 	for _, o := range r.p.Overlays {
 		f, err := r.c.Overlay(o)
 		if err != nil {
@@ -291,8 +316,11 @@ func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error 
 	return &StepError{Step: steps[i], Index: base + i + 1, Total: total, Errno: unix.Errno(errno)}
 }
 
+// maxLazy leaves room below every usual limit of open files.
+const maxLazy = 128
+
 func (r *runner) clone() (err error) {
-	m := &machine{slots: append([]int64(nil), r.slots...)}
+	m := &machine{slots: append([]int64(nil), r.slots...), lazy: maxLazy}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return err
 	}
@@ -305,9 +333,12 @@ func (r *runner) clone() (err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(r.c.CgroupFD)
 	}
-	if r.p.NewTime {
+	switch {
+	case r.p.NewTime:
 		r.proc.Pid, err = cloneInNewTime(m, args, r.c.TimeOffsets)
-	} else {
+	case len(r.p.Affinity) > 0:
+		r.proc.Pid, err = cloneOn(r.p.Affinity, m, args)
+	default:
 		r.proc.Pid, err = m.clone(args)
 	}
 	runtime.KeepAlive(m)
@@ -360,13 +391,7 @@ func (r *runner) accompany() error {
 		}
 		return f(p.Pid)
 	}
-	goOn := func() error {
-		_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EPIPE {
-			return r.expect(0) // what it said before it went
-		}
-		return err
-	}
+	goOn := r.goOn
 	if r.p.IDMaps {
 		if err := r.expect(plan.MsgMaps); err != nil {
 			return err
@@ -411,6 +436,15 @@ func (r *runner) accompany() error {
 	return call(r.c.Ready)
 }
 
+// goOn answers the child that waits.
+func (r *runner) goOn() error {
+	_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
+	if err == unix.EPIPE {
+		return r.expect(0) // what it said before it went
+	}
+	return err
+}
+
 // peek gives the failure that the child may have reported already.
 func (r *runner) peek() error {
 	var b [8]byte
@@ -425,14 +459,21 @@ func (r *runner) peek() error {
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
 	for {
+		if r.listener != nil {
+			if err := r.await(); err != nil {
+				return err
+			}
+		}
 		var b [8]byte
 		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
 		}
-		if err == unix.ECONNRESET { // it ended without reading our answer
-			return r.died()
+		if err == unix.ECONNRESET {
+			// It ended without reading our answer. The kernel says so once, before it gives
+			// what the child had sent: the reason.
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
@@ -454,6 +495,13 @@ func (r *runner) expect(want int32) error {
 			}
 		case word == plan.MsgPid:
 			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
+				return err
+			}
+			if err := r.handOn(); err != nil {
+				return err
+			}
+		case word == plan.MsgListener:
+			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
 		case want != 0 && word == want:
@@ -539,5 +587,10 @@ func (r *runner) takePid(pid, from int) error {
 	r.proc.PidFD.Close()
 	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	reap(old)
+	if attr := r.p.Scheduler; len(attr) > 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
+			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
+		}
+	}
 	return nil
 }

@@ -130,9 +130,22 @@ func (x *explainer) loadsFilter() bool {
 
 // before tells what the runtime makes before its steps.
 func (x *explainer) before() {
+	for _, n := range x.p.UserNamespaces {
+		x.action(StagePrepare, "clone(CLONE_NEWUSER), write", x.mapsOf(n), "make a user namespace that holds the maps of mounts: users %s, groups %s", idMapText(n.UIDs), idMapText(n.GIDs))
+	}
 	for _, o := range x.p.Overlays {
 		x.action(StagePrepare, "mount, in a mount namespace of its own", "root.path", "mount an overlay of %d layers into %s", len(o.Lower), x.p.slotName(o.Slot))
 	}
+}
+
+// mapsOf finds what asks for a user namespace of mounts.
+func (x *explainer) mapsOf(n UserNamespace) string {
+	for i, m := range x.s.Mounts {
+		if len(m.UIDMappings) > 0 && slices.Equal(m.UIDMappings, n.UIDs) {
+			return element("mounts", i) + ".uidMappings"
+		}
+	}
+	return "linux.uidMappings"
 }
 
 func (x *explainer) clone() {
@@ -173,6 +186,14 @@ func (x *explainer) accompany() {
 	if p := x.s.Process; p != nil {
 		for i, r := range p.Rlimits {
 			x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
+		}
+	}
+	if l.IntelRdt != nil {
+		if raw, err := json.Marshal(l.IntelRdt); err == nil {
+			var tree map[string]any
+			if json.Unmarshal(raw, &tree) == nil {
+				x.leaves("linux.intelRdt", tree)
+			}
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(l.NetDevices)) {

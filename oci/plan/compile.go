@@ -82,6 +82,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	}
 	c.pivot()
 	c.protect()
+	c.propagate()
 	c.names()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
@@ -95,7 +96,7 @@ func (c *compiler) begin() {
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names), newBuilder(c.p, names)
+	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}
@@ -116,7 +117,7 @@ func (c *compiler) prologue() {
 	b := c.child
 	if defence.CheckedCwd {
 		b.do("close descriptors of the runtime")
-		b.add(&Step{Op: CloseAll})
+		b.next(CloseAll, nil)
 	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
@@ -257,7 +258,7 @@ func (c *compiler) refork() {
 	pid, buf := b.slot("pid"), b.buffer()
 	exit, inside := b.label(), b.label()
 	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.add(&Step{Op: Branch, Args: []Arg{in(pid)}}).onOK(inside).onFail(exit)
+	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
 	b.here(exit)
 	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
 	b.poke(buf, 4, in(pid))
@@ -336,7 +337,7 @@ func (c *compiler) rootfs() (err error) {
 		layers = append(layers, m)
 	}
 	for _, r := range c.o.Root {
-		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options})
+		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options, UIDMappings: r.UIDMappings, GIDMappings: r.GIDMappings})
 		if err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -351,9 +352,19 @@ func (c *compiler) rootfs() (err error) {
 		if m.bind {
 			source.do("open the root file system %s", m.source)
 			source.clone(atCwd, m.source, m.rec, m.slot)
+			if err := c.mapIDs(source, m); err != nil {
+				return err
+			}
 			c.ownPropagation(source, m)
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
+			}
+			continue
+		}
+		c.label(m)
+		if m.typ == "overlay" && m.idmap {
+			if err := c.mappedOverlay(source, m); err != nil {
+				return err
 			}
 			continue
 		}
@@ -366,6 +377,9 @@ func (c *compiler) rootfs() (err error) {
 		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
+		if err := c.mapIDs(source, m); err != nil {
+			return err
+		}
 	}
 	c.root = c.child.slot("root")
 	c.p.RootSlot = c.root
@@ -382,9 +396,12 @@ func (c *compiler) rootfs() (err error) {
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
+	if p == unix.MS_UNBINDABLE {
+		p = unix.MS_PRIVATE // copies are still to be made
+	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED || p == unix.MS_UNBINDABLE {
+	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
@@ -486,15 +503,17 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return err
 		}
+		if m.remount {
+			c.remount(m)
+			continue
+		}
 		if m.bind && !path.IsAbs(m.source) {
 			m.source = path.Join(c.o.Bundle, m.source)
 		}
 		if err := c.checkDestination(m); err != nil {
 			return err
 		}
-		if c.spec.Linux.MountLabel != "" && c.f.SELinux && slices.Contains([]string{"tmpfs", "devpts", "mqueue", "overlay"}, m.typ) {
-			m.data = append(m.data, "context="+c.spec.Linux.MountLabel)
-		}
+		c.label(m)
 		m.slot = c.host.slot(fmt.Sprintf("mount%d", i))
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {
@@ -541,10 +560,10 @@ func (c *compiler) directories() {
 		c.at("process.cwd")
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		first := len(c.child.steps)
+		first := c.child.n
 		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
 		// Whichever part of the path it is that cannot be opened or made.
-		for _, s := range c.child.steps[first:] {
+		for s := range c.child.since(first) {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -565,11 +584,16 @@ func (c *compiler) pivot() {
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	b.call(sysChdir, str("/"))
-	p := c.rootPropagation
+}
+
+// propagate gives the root the propagation that it is to have. It comes after the last
+// copy of a mount: one that is unbindable cannot be copied.
+func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
+		p := c.rootPropagation
 		c.at("linux.rootfsPropagation")
-		b.do("set the propagation of / to %s", s)
-		b.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
+		c.child.do("set the propagation of / to %s", s)
+		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
 }
 
@@ -664,7 +688,7 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
-	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	b.next(Branch, []Arg{in(used)}).onFail(again)
 	handle(b.attach(mask, target))
 	b.set(used, num(1)).onOK(done)
 	b.here(again)

@@ -2,7 +2,10 @@
 
 package plan
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
 
 // Facts is what compiling needs to know of the host. It is data: probing fills it,
 // tests write it down.
@@ -73,10 +76,13 @@ type Options struct {
 type Filter struct {
 	Program []unix.SockFilter
 	Flags   uint32
+	Notify  bool // a listener is to be handed to the parent
 }
 
 // Mount is a mount as in the specification.
 type Mount struct {
 	Type, Source string
 	Options      []string
+	// Maps of the ids, see option idmap; nil: those of the container's user namespace.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
 }

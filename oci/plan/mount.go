@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/internal/defence"
@@ -36,15 +37,19 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 		add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(source)))
 	}
 	for _, o := range data {
-		if k, v, ok := strings.Cut(o, "="); ok {
-			add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v)))
-		} else {
-			add(b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(k), none))
-		}
+		add(b.option(fs, o))
 	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
 	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps
+}
+
+// option sets one mount option, "key" or "key=value".
+func (b *builder) option(fs Slot, o string) *Step {
+	if k, v, ok := strings.Cut(o, "="); ok {
+		return b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v))
+	}
+	return b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(o), none)
 }
 
 func (b *builder) config(fs Slot, cmd uint64, name string, key, value Arg) *Step {
@@ -67,11 +72,17 @@ func (b *builder) attach(from, to Slot) *Step {
 	return b.call(sysMoveMount, in(from), str(""), in(to), str(""), flags(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, "F_EMPTY_PATH|T_EMPTY_PATH"))
 }
 
+// attachIn attaches on a directory that this plan has made in a tmpfs of its own: only
+// there is a name as good as a descriptor. Links are not followed.
+func (b *builder) attachIn(from, dir Slot, name string) *Step {
+	return b.call(sysMoveMount, in(from), str(""), in(dir), str(name), flags(unix.MOVE_MOUNT_F_EMPTY_PATH, "F_EMPTY_PATH"))
+}
+
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
 	// The parent opens a terminal in the devpts before the child runs.
-	movable := m.typ == "tmpfs" && !m.copyUp || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	movable := m.typ == "tmpfs" && !m.copyUp && !m.idmap || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
 	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
 		// The kernel lists mounts in the order in which they were made. What comes after
@@ -99,7 +110,7 @@ func (c *compiler) prepare(m *mount) error {
 			attr &^= unix.MOUNT_ATTR_RDONLY
 			m.readOnlyLater = true
 		}
-		data = c.ownedByRoot(data, m.child)
+		data = c.ownedByRoot(data, m.child || m.idmap)
 		m.fresh = !m.copyUp
 		if m.copyUp {
 			if c.f.Rootless {
@@ -130,6 +141,12 @@ func (c *compiler) prepare(m *mount) error {
 		b.clone(atCwd, "/sys", true, m.slot)
 		b.setattr(m.slot, true, attr, 0, unix.MS_SLAVE)
 		b.here(done)
+	}
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
+	if m.relabel {
+		c.relabel(m)
 	}
 	if m.propagation != 0 {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
@@ -177,6 +194,9 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 	}
 	b.do("bind %s on %s", m.source, m.dest)
 	b.clone(atCwd, m.source, m.rec, m.slot)
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
 	c.ownPropagation(b, m)
 	if m.set|m.clr != 0 {
 		b.setattr(m.slot, false, m.set, m.clr, 0)
@@ -238,6 +258,7 @@ func (c *compiler) place(m *mount) {
 	} else {
 		b.do("mount %s", m.dest)
 	}
+	defer func() { c.mounted = append(c.mounted, m) }()
 	target := b.slot("target")
 	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
 	switch parent, rel := c.freshParent(m.dest); {
@@ -246,8 +267,8 @@ func (c *compiler) place(m *mount) {
 			b.call(sysMkdirat, in(parent.slot), str(rel), num(0o755))
 			parent.made = append(parent.made, rel)
 		}
-		f := unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		b.call(sysOpenat, in(parent.slot), str(rel), openFlag(f), none).into(target)
+		b.attachIn(m.slot, parent.slot, rel)
+		return
 	case m.typ == "proc" || m.typ == "sysfs":
 		s := c.openOrMake(b, m.dest, true, inRoot|unix.RESOLVE_NO_SYMLINKS, target)
 		for _, s := range s {
@@ -260,7 +281,6 @@ func (c *compiler) place(m *mount) {
 		}
 	}
 	b.attach(m.slot, target)
-	c.mounted = append(c.mounted, m)
 	if m.typ == "proc" && m.dest == "/proc" && !m.bind {
 		c.procMounted = true
 	}
@@ -358,18 +378,30 @@ func (c *compiler) mountCgroup(m *mount) {
 	b.create("tmpfs", "cgroup", []string{"mode=755"}, attr&^unix.MOUNT_ATTR_RDONLY, m.slot)
 	m.fresh, m.readOnlyLater = true, attr&unix.MOUNT_ATTR_RDONLY != 0
 	c.place(m)
-	target, sub := b.slot("target"), b.slot("hierarchy")
+	sub := b.slot("hierarchy")
+	// One call for all of them, unless something is still to be mounted below.
+	together := !c.cgroupns && !c.noMountns && !slices.ContainsFunc(c.spec.Mounts, func(o specs.Mount) bool {
+		return strings.HasPrefix(path.Clean("/"+o.Destination), m.dest+"/")
+	})
 	for _, h := range c.f.Cgroup.Hierarchies {
 		b.do("mount %s", path.Join(m.dest, h.Name))
-		c.hierarchy(h, attr, sub)
+		if together {
+			b.clone(atCwd, h.Dir, false, sub)
+		} else {
+			c.hierarchy(h, attr, sub)
+		}
 		b.call(sysMkdirat, in(m.slot), str(h.Name), num(0o755))
-		b.call(sysOpenat, in(m.slot), str(h.Name), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC), none).into(target)
-		b.attach(sub, target)
+		b.attachIn(sub, m.slot, h.Name)
 		if names := strings.Split(h.Name, ","); len(names) > 1 {
 			for _, n := range names {
 				b.call(sysSymlinkat, str(h.Name), in(m.slot), str(n))
 			}
 		}
+	}
+	if together {
+		b.do("limit what can be done in %s", m.dest)
+		b.setattr(m.slot, true, attr, 0, unix.MS_PRIVATE)
+		m.readOnlyLater = false
 	}
 }
 

@@ -5,6 +5,7 @@ package plan
 import (
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -85,8 +86,12 @@ func (c *compiler) atNamespace(typ string) OriginRef {
 
 // atMount finds the entry that made m, by its slot.
 func (c *compiler) atMount(m *mount) OriginRef {
-	if i, err := strconv.Atoi(c.p.Slots[m.slot][len("mount"):]); err == nil {
-		return c.at("mounts", i)
+	if m.slot >= 0 {
+		if n, ok := strings.CutPrefix(c.p.Slots[m.slot], "mount"); ok {
+			if i, err := strconv.Atoi(n); err == nil {
+				return c.at("mounts", i)
+			}
+		}
 	}
 	return c.at("mounts")
 }
