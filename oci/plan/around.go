@@ -119,7 +119,10 @@ func (x *explainer) seccomp() {
 			}
 		}
 		p := x.action(StagePrepare, "", element("linux.seccomp.syscalls", i), "the filter: %s", rule)
-		p.Details, p.subject = r.Names, "seccomp:"+rule
+		p.subject = "seccomp:" + rule
+		for _, name := range r.Names {
+			p.Details = append(p.Details, visible(name))
+		}
 	}
 }
 
@@ -149,9 +152,14 @@ func (x *explainer) mapsOf(n UserNamespace) string {
 }
 
 func (x *explainer) clone() {
+	for i, n := range x.s.Linux.Namespaces {
+		if n.Type == specs.TimeNamespace && x.p.NewTime {
+			x.action(StageClone, "unshare(CLONE_NEWTIME)", element("linux.namespaces", i), "make the time namespace for the children of this thread")
+		}
+	}
 	p := x.action(StageClone, "clone("+x.p.cloneText()+")", "", "clone the container's first process")
 	for i, n := range x.s.Linux.Namespaces {
-		if n.Path == "" {
+		if n.Path == "" && x.p.CloneFlags&NamespaceFlag(string(n.Type)) != 0 {
 			p.From = append(p.From, x.place(element("linux.namespaces", i)))
 		}
 	}

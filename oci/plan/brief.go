@@ -56,6 +56,9 @@ func (p *Plan) brief(s *Step) string {
 			return "" // a mount point
 		}
 	case "mount_setattr":
+		if s.Args[3].Kind == ArgBuffer {
+			return "map" // the attributes hold a user namespace
+		}
 		text := arg(3)
 		for _, nothing := range []string{"set 0, ", "clear 0, ", ", 0"} {
 			text = strings.Replace(text, nothing, "", 1)
@@ -63,7 +66,7 @@ func (p *Plan) brief(s *Step) string {
 		if strings.Contains(arg(2), "RECURSIVE") {
 			text = "r" + text
 		}
-		return sameBuffer(text)
+		return text
 	}
 	var args []string
 	for _, a := range s.Args {
@@ -165,7 +168,7 @@ func (e *Explanation) briefLines(parts []*Part) []briefLine {
 		if len(same) > 1 {
 			var values, more []string
 			for _, q := range same {
-				values = append(values, fmt.Sprint(q.values...))
+				values = append(values, visible(fmt.Sprint(q.values...)))
 				if m := e.essence(q); m != "" && !slices.Contains(more, m) {
 					more = append(more, m)
 				}

@@ -19,9 +19,9 @@ func Diff(a, b *Explanation, nameA, nameB string, brief bool) string {
 	for _, m := range align(a.Warnings, b.Warnings) {
 		switch {
 		case m[1] < 0:
-			fmt.Fprintf(&out, "-# warning: %s\n", a.Warnings[m[0]])
+			fmt.Fprintf(&out, "-# warning: %s\n", visible(a.Warnings[m[0]]))
 		case m[0] < 0:
-			fmt.Fprintf(&out, "+# warning: %s\n", b.Warnings[m[1]])
+			fmt.Fprintf(&out, "+# warning: %s\n", visible(b.Warnings[m[1]]))
 		}
 	}
 	for _, stage := range []string{StagePrepare, StageClone, StageAccompany, StageProgram, StageStart, StageStop} {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -117,7 +118,7 @@ func (x *explainer) slots() []string {
 			continue
 		}
 		if n, err := strconv.Atoi(m[1]); err == nil && n < len(x.s.Mounts) {
-			out[i] = "mount:" + x.s.Mounts[n].Destination
+			out[i] = "mount:" + visible(x.s.Mounts[n].Destination)
 		}
 	}
 	return out
@@ -133,7 +134,7 @@ func (x *explainer) place(path string) Place {
 
 // action adds what is no step. An empty path: the runtime's own.
 func (x *explainer) action(stage, call, path, format string, a ...any) *Part {
-	p := Part{Stage: stage, By: "runtime", Call: call, Do: fmt.Sprintf(format, a...), format: format, values: a, subject: path}
+	p := Part{Stage: stage, By: "runtime", Call: call, Do: visible(fmt.Sprintf(format, a...)), format: format, values: a, subject: path}
 	if path != "" {
 		p.From = []Place{x.place(path)}
 	}
@@ -147,7 +148,7 @@ func (x *explainer) steps(stage, by string, steps []Step, base int) {
 	var part *Part
 	for i := range steps {
 		s := &steps[i]
-		if do := s.Do.String(); part == nil || part.Do != do || from != s.From {
+		if do := visible(s.Do.String()); part == nil || part.Do != do || from != s.From {
 			o := x.p.Origin(s)
 			x.e.Parts = append(x.e.Parts, Part{
 				Stage: stage, By: by, Do: do, Promise: o.Promise, format: s.Do.format, values: s.Do.args, subject: x.subject(o),
@@ -159,9 +160,9 @@ func (x *explainer) steps(stage, by string, steps []Step, base int) {
 		}
 		part.Steps = append(part.Steps, PartStep{
 			Number: base + i + 1,
-			Text:   x.p.line(s, i, func(to int) string { return strconv.Itoa(base + to + 1) }),
-			same:   sameBuffer(x.same.line(s, i, func(to int) string { return fmt.Sprintf("%+d", to-i) })),
-			brief:  x.same.brief(s),
+			Text:   visible(x.p.line(s, i, func(to int) string { return strconv.Itoa(base + to + 1) })),
+			same:   visible(sameBuffer(x.same.line(s, i, func(to int) string { return fmt.Sprintf("%+d", to-i) }))),
+			brief:  visible(x.same.brief(s)),
 			step:   s,
 		})
 	}
@@ -170,6 +171,24 @@ func (x *explainer) steps(stage, by string, steps []Step, base int) {
 var buffers = regexp.MustCompile(`\bbuffer[0-9]+`)
 
 func sameBuffer(text string) string { return buffers.ReplaceAllString(text, "buffer") }
+
+// visible shows what would move the cursor or begin a line: whoever wrote the configuration
+// must not be able to write into the plan.
+func visible(text string) string {
+	hidden := func(r rune) bool { return !unicode.IsPrint(r) }
+	if strings.IndexFunc(text, hidden) < 0 {
+		return text
+	}
+	var b strings.Builder
+	for _, r := range text {
+		if hidden(r) {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
 
 // subject names what an origin is about in a way that does not depend on its place in a
 // list.
@@ -289,7 +308,7 @@ func (e *Explanation) head(b *strings.Builder) {
 		fmt.Fprintf(b, "# needs Linux %s or later, for %s\n", e.Needs, e.NeedsFor)
 	}
 	for _, w := range e.Warnings {
-		fmt.Fprintf(b, "# warning: %s\n", w)
+		fmt.Fprintf(b, "# warning: %s\n", visible(w))
 	}
 }
 

@@ -152,7 +152,7 @@ func TestOriginsAreThere(t *testing.T) {
 	known := []string{
 		"close descriptors of the runtime", "hide from ptrace", "unblock signals", "reset signal %d", "clear the umask", "start a session",
 		"join a new session keyring", "check that cwd is inside the container", "close all other descriptors", "wait for start",
-		"hand on descriptor %d", "set up standard input and output",
+		"hand on descriptor %d", "clone the container's first process", "set up standard input and output",
 	}
 	for format := range own {
 		if !slices.Contains(known, format) {
@@ -391,4 +391,56 @@ func TestSchema(t *testing.T) {
 			t.Errorf("%s passes", bad)
 		}
 	}
+}
+
+// TestNobodyWritesIntoThePlan: a plan is read to find out what a configuration does, so
+// that the configuration must not be able to hide or add lines.
+func TestNobodyWritesIntoThePlan(t *testing.T) {
+	t.Parallel()
+	const evil = "\n## start\nloader     nothing at all\x1b[2J\r\u202e"
+	in := build("docker-userns", "v2")
+	p := in.spec.Process
+	p.Args[0], p.Cwd = "a"+evil, "/cwd"+evil
+	p.Env = append(p.Env, "X="+evil)
+	p.Capabilities.Bounding = append(slices.Clone(p.Capabilities.Bounding), "CAP"+evil)
+	in.spec.Hostname = "h\n## start"
+	in.spec.Linux.MaskedPaths = append(in.spec.Linux.MaskedPaths, "/a"+evil, "/b"+evil)
+	in.spec.Linux.Seccomp.Syscalls = append(in.spec.Linux.Seccomp.Syscalls, specs.LinuxSyscall{Names: []string{"no" + evil}, Action: specs.ActAllow})
+	in.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x" + evil, Type: "c", Major: 1, Minor: 1}}
+	in.spec.Linux.CgroupsPath = "/box" + evil
+	in.spec.Linux.Resources.Unified = map[string]string{"memory.high" + evil: evil}
+	in.spec.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "/hook" + evil, Args: []string{"x", evil}}}}
+	in.bind("/src"+evil, "/dst"+evil, "ro")
+	in.mount("/dev/shm").Options = append(in.mount("/dev/shm").Options, "x="+evil)
+	in.drop("/dev") // so that devices are bound, in slots with their names
+	in.namespace(specs.IPCNamespace, "/ns"+evil)
+	e, err := explain(in, in.text())
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain, err := explain(build("docker", "v2"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"text": e.Text(), "brief": e.Brief(), "diff": Diff(plain, e, "a", "b", false), "brief diff": Diff(plain, e, "a", "b", true),
+	} {
+		if strings.ContainsAny(text, "\x1b\r\u202e") || strings.Contains(text, "\nloader     nothing") {
+			t.Errorf("%s: the configuration wrote into it", name)
+		}
+	}
+}
+
+func FuzzLines(f *testing.F) {
+	in := build("docker", "v2")
+	f.Add(in.text())
+	f.Add([]byte(`{"a":[{"b.c":1}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		n := strings.Count(string(raw), "\n") + 1
+		for path, line := range Lines(raw) {
+			if line < 1 || line > n {
+				t.Errorf("%s: line %d of %d", path, line, n)
+			}
+		}
+	})
 }
