@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -76,7 +77,10 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		if *asJSON {
-			return 0, printJSON(e)
+			enc := json.NewEncoder(os.Stdout)
+			enc.SetIndent("", "  ")
+			enc.SetEscapeHTML(false)
+			return 0, enc.Encode(e)
 		}
 		text := e.Text()
 		switch {

@@ -5,7 +5,6 @@ package plan
 import (
 	"fmt"
 	"math/bits"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -173,7 +172,7 @@ func (e *Explanation) briefLines(parts []*Part) []briefLine {
 					more = append(more, m)
 				}
 			}
-			l.do = fmt.Sprintf(verb.ReplaceAllString(p.format, "%s"), strings.Join(values, ", "))
+			l.do = fmt.Sprintf(strings.NewReplacer("%d", "%s", "%q", "%s").Replace(p.format), strings.Join(values, ", "))
 			l.more = strings.Join(more, ", ")
 			if last := same[len(same)-1].origin(lines); last != l.from {
 				l.from += " to " + last
@@ -183,8 +182,6 @@ func (e *Explanation) briefLines(parts []*Part) []briefLine {
 	}
 	return out
 }
-
-var verb = regexp.MustCompile(`%[a-z]`)
 
 // alike tells whether two parts can share a line: one sentence about one thing each, of
 // one list of names or of one and the same origin.

@@ -4,7 +4,6 @@ package plan
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -105,19 +104,14 @@ type explainer struct {
 	lines map[string]int
 }
 
-var numbered = regexp.MustCompile(`^mount([0-9]+)$`)
-
 // slots names the slots of mounts by their destination: their numbers change with every
 // entry that is added before them.
 func (x *explainer) slots() []string {
 	out := make([]string, len(x.p.Slots))
 	for i, name := range x.p.Slots {
 		out[i] = name
-		m := numbered.FindStringSubmatch(name)
-		if m == nil {
-			continue
-		}
-		if n, err := strconv.Atoi(m[1]); err == nil && n < len(x.s.Mounts) {
+		number, ok := strings.CutPrefix(name, "mount")
+		if n, err := strconv.Atoi(number); ok && err == nil && n >= 0 && n < len(x.s.Mounts) {
 			out[i] = "mount:" + visible(x.s.Mounts[n].Destination)
 		}
 	}
@@ -168,9 +162,15 @@ func (x *explainer) steps(stage, by string, steps []Step, base int) {
 	}
 }
 
-var buffers = regexp.MustCompile(`\bbuffer[0-9]+`)
-
-func sameBuffer(text string) string { return buffers.ReplaceAllString(text, "buffer") }
+// sameBuffer leaves the numbers of buffers out of a line.
+func sameBuffer(line string) string {
+	const name = "buffer"
+	before, after, ok := strings.Cut(line, name)
+	if !ok {
+		return line
+	}
+	return before + name + sameBuffer(strings.TrimLeft(after, "0123456789"))
+}
 
 // visible shows what would move the cursor or begin a line: whoever wrote the configuration
 // must not be able to write into the plan.

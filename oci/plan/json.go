@@ -2,7 +2,10 @@
 
 package plan
 
-import "encoding/json"
+import (
+	"bytes"
+	"encoding/json"
+)
 
 // The JSON form of an explanation; docs/plan.md documents it, and a test holds it to
 // docs/plan.schema.json.
@@ -72,7 +75,12 @@ func (e *Explanation) MarshalJSON() ([]byte, error) {
 		}
 		out.Actions = append(out.Actions, a)
 	}
-	return json.Marshal(out)
+	// "->" stays readable.
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(out)
+	return b.Bytes(), err
 }
 
 func (p *Plan) jsonStep(ps *PartStep, base int) jsonStep {
