@@ -64,8 +64,10 @@ func (f *Facts) set(key, value string) (err error) {
 			return fmt.Errorf("not the release of a kernel")
 		}
 		f.Kernel = value
-		// Capabilities came in these releases (capabilities(7)), layers one by one with 6.7.
+		// Capabilities came in these releases (capabilities(7)), layers one by one with 6.7,
+		// procfs of other PID namespaces with 6.17.
 		f.LayerByLayer = !v.before(version{6, 7})
+		f.ProcOfOthers = !v.before(version{6, 17})
 		switch {
 		case v.before(version{5, 8}):
 			f.LastCap = 37
