@@ -223,7 +223,13 @@ func (k *creation) makeCgroup() (err error) {
 }
 
 func (k *creation) compile(id string) (*plan.Plan, error) {
-	return k.compileFor(id, probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups))
+	facts := probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups)
+	for _, m := range k.o.Rootfs {
+		if m.Type == "overlay" && plan.LongOptions(m.Options) {
+			facts.LayerByLayer = longoverlay.LayerByLayer()
+		}
+	}
+	return k.compileFor(id, facts)
 }
 
 func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
@@ -232,9 +238,6 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 		Preserve: len(k.o.PreserveFDs), Hooks: k.setupHooks(),
 	}
 	for _, m := range k.o.Rootfs {
-		if m.Type == "overlay" && plan.LongOptions(m.Options) {
-			facts.LayerByLayer = longoverlay.LayerByLayer()
-		}
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {

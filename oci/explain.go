@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"path/filepath"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/plan"
 )
@@ -66,6 +68,10 @@ func (r *Runtime) facts(id string, o CreateOptions, change func(*plan.Facts) err
 		}
 	}
 	f := probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups)
+	// A creation looks only at what its configuration needs. Here it is for people, and
+	// for other configurations too.
+	probeLabels(&f, &specs.Process{ApparmorProfile: "any", SelinuxLabel: "any"})
+	f.LayerByLayer, f.ProcOfOthers = longoverlay.LayerByLayer(), procOfOthers()
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return nil, f, fmt.Errorf("read the kernel's release: %w", err)

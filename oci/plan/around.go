@@ -236,6 +236,13 @@ func (x *explainer) hooks(stage, name, where string, hooks []specs.Hook) {
 // start tells what happens from start on.
 func (x *explainer) start() {
 	h := x.s.Hooks
+	if x.p.LoaderForks {
+		path := "linux.namespaces"
+		if i := slices.IndexFunc(x.s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace }); i >= 0 {
+			path = element(path, i)
+		}
+		x.action(StageProgram, "clone, setsid", path, "enter the PID namespace, and start a session there").By = "loader"
+	}
 	if x.p.Hold {
 		x.action(StageStart, "read", "", "wait for start").By = "loader"
 	}

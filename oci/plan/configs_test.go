@@ -207,6 +207,12 @@ func configs() []config {
 			without(in.spec, specs.UTSNamespace)
 		}},
 		{"kubernetes-shared-pid", "kubernetes", func(in *input) { in.namespace(specs.PIDNamespace, "/proc/77/ns/pid") }},
+		{"kubernetes-shared-pid-new-kernel", "kubernetes", func(in *input) {
+			in.namespace(specs.PIDNamespace, "/proc/77/ns/pid")
+			if err := in.facts.Change("kernel=6.17"); err != nil {
+				panic(err)
+			}
+		}},
 		{"kubernetes-guaranteed", "kubernetes", func(in *input) {
 			in.spec.Process.OOMScoreAdj = number(-997)
 			in.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: number[int64](1 << 30)}
@@ -266,6 +272,10 @@ func configs() []config {
 			in.spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedFIFO, Priority: 3}
 			in.spec.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 5}
 			in.spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
+		}},
+		{"host-mounts", "default", func(in *input) { without(in.spec, specs.MountNamespace) }},
+		{"memory-policy", "default", func(in *input) {
+			in.spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0-1"}
 		}},
 		{"no-dev", "default", func(in *input) {
 			for _, dest := range []string{"/dev", "/dev/pts", "/dev/shm", "/dev/mqueue"} {
