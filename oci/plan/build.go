@@ -64,7 +64,7 @@ func (b *builder) next(op Op, args []Arg) *Step {
 	*last = (*last)[:len(*last)+1]
 	b.n++
 	s := &(*last)[len(*last)-1]
-	s.Op, s.Do, s.Class, s.Args = op, b.words, b.class, b.keep(args)
+	s.Op, s.Do, s.Class, s.Args, s.From = op, b.words, b.class, b.keep(args), b.p.at
 	s.Fill, s.Expect, s.labels = NoSlot, -1, [2]label{-1, -1}
 	return s
 }
