@@ -25,7 +25,7 @@ const (
 	// writer wait for a new mapping. It costs no memory.
 	mapSize = 1 << 30
 	// maxGroup bounds how many updates share one transaction.
-	maxGroup = 256
+	maxGroup      = 256
 	togetherLimit = 5 * time.Millisecond
 )
 
