@@ -24,6 +24,7 @@ import (
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
+	"github.com/hako-engine/hako/oci/netdev"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
 	"github.com/hako-engine/hako/oci/spec"
@@ -70,6 +71,9 @@ type creation struct {
 	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
+
+	namespace *os.File // of the network, with devices
+	devices   []*netdev.Moved
 }
 
 func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
@@ -84,6 +88,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
 		}
+		if k.namespace != nil {
+			k.namespace.Close()
+		}
 	}()
 	if err := k.readSpec(); err != nil {
 		return nil, err
@@ -93,6 +100,14 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if err := k.makeCgroup(); err != nil {
 		return nil, err
+	}
+	if err := k.makeRdt(); err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	if p := k.spec.Process; p != nil {
+		withEnv, s := *p, *k.spec
+		withEnv.Env = withHome(p, k.c.state.Rootfs)
+		s.Process, k.spec = &withEnv, &s
 	}
 	p, err := k.compile(id)
 	if err != nil {
@@ -215,7 +230,7 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		if m.Type == "overlay" && plan.LongOptions(m.Options) {
 			facts.LayerByLayer = longoverlay.LayerByLayer()
 		}
-		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options})
+		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
 		if !h.V2 {
@@ -238,7 +253,10 @@ func filter(s *specs.Spec) (plan.Filter, error) {
 		return plan.Filter{}, nil
 	}
 	f, err := seccomp.Compile(s.Linux.Seccomp, seccomp.Options{})
-	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags)}, err
+	if err == nil && f.Notify {
+		err = checkListener(s.Linux.Seccomp)
+	}
+	return plan.Filter{Program: f.Program, Flags: uint32(f.Flags), Notify: f.Notify}, err
 }
 
 func (k *creation) setupHooks() bool {
@@ -251,6 +269,11 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
 		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
+		Listener: func(pid int, f *os.File) error {
+			st := k.c.specState(Creating)
+			st.Pid = pid
+			return sendListener(k.spec.Linux.Seccomp, pid, st, f)
+		},
 	}
 	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
 		return err
@@ -274,6 +297,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	if p.NewTime {
 		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
 	}
+	k.undo.Add("network devices", k.moveDevicesBack)
 	proc, err := launch.Start(p, cfg)
 	if err != nil {
 		return err
@@ -299,6 +323,14 @@ func makeFifo(path string) (*os.File, error) {
 // place limits the new process. It goes on making mounts meanwhile.
 func (k *creation) place(pid int, p *plan.Plan) error {
 	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+		return err
+	}
+	if k.c.state.Rdt != nil {
+		if err := k.c.state.Rdt.Add(pid); err != nil {
+			return err
+		}
+	}
+	if err := k.moveDevices(pid); err != nil {
 		return err
 	}
 	if p.OOMScoreAdj != nil {

@@ -64,6 +64,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	p := inherit(*o.Process, s.Process)
+	p.Env = withHome(&p, procRoot(c.Pid()))
 	facts, err := c.insideFacts(&p)
 	if err != nil {
 		return nil, err
@@ -80,8 +81,20 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
 	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
+	cfg.Listener = func(pid int, f *os.File) error {
+		st, err := c.State()
+		if err != nil {
+			return err
+		}
+		return sendListener(s.Linux.Seccomp, pid, st, f)
+	}
 	var limits []plan.Rlimit
 	cfg.Place = func(pid int) error {
+		if c.state.Rdt != nil {
+			if err := c.state.Rdt.Add(pid); err != nil {
+				return err
+			}
+		}
 		if p.OOMScoreAdj != nil {
 			if err := setOOMScore(pid, *p.OOMScoreAdj); err != nil {
 				return err
@@ -124,6 +137,15 @@ func inherit(p specs.Process, of *specs.Process) specs.Process {
 	}
 	if p.OOMScoreAdj == nil {
 		p.OOMScoreAdj = of.OOMScoreAdj
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = of.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = of.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = of.ExecCPUAffinity
 	}
 	return p
 }

@@ -292,6 +292,11 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 			return fmt.Errorf("container %q: %w", c.ID(), err)
 		}
 	}
+	if c.state.Rdt != nil {
+		if err := c.state.Rdt.Delete(); err != nil {
+			return fmt.Errorf("container %q: %w", c.ID(), err)
+		}
+	}
 	if err := c.removeDir(); err != nil {
 		return err
 	}

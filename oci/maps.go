@@ -7,9 +7,10 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hako-engine/hako/oci/launch"
 )
 
 // writeMaps gives a new user namespace its ids.
@@ -18,19 +19,11 @@ func writeMaps(pid int, l *specs.Linux) error {
 		return rootlessMaps(pid, l)
 	}
 	for file, m := range map[string][]specs.LinuxIDMapping{"uid_map": l.UIDMappings, "gid_map": l.GIDMappings} {
-		if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, file), mapText(m)); err != nil {
+		if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, file), launch.MapText(m)); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func mapText(m []specs.LinuxIDMapping) string {
-	var b strings.Builder
-	for _, e := range m {
-		fmt.Fprintf(&b, "%d %d %d\n", e.ContainerID, e.HostID, e.Size)
-	}
-	return b.String()
 }
 
 // rootlessMaps writes the maps that an unprivileged user may write, or asks the
@@ -47,7 +40,7 @@ func rootlessMaps(pid int, l *specs.Linux) error {
 					return err
 				}
 			}
-			if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, k.file), mapText(k.maps)); err != nil {
+			if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, k.file), launch.MapText(k.maps)); err != nil {
 				return err
 			}
 			continue

@@ -21,6 +21,9 @@ import (
 func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]string) plan.Facts {
 	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
 	probeLabels(&f, s.Process)
+	if s.Linux.MountLabel != "" {
+		f.SELinux = selinux()
+	}
 	f.Sources = make(map[string]plan.Source, len(s.Mounts))
 	for _, m := range s.Mounts {
 		if m.Source == "" || m.Type != "bind" && !isBind(m.Options) {
@@ -43,7 +46,25 @@ func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]
 		f.Sources[src] = info
 	}
 	f.Cgroup = cgroupFacts(layout, paths)
+	f.ProcOfOthers = s.Linux != nil && slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+		return n.Type == specs.PIDNamespace && n.Path != ""
+	}) && procOfOthers()
 	return f
+}
+
+// procOfOthers tells whether procfs takes the PID namespace that it shows as an option.
+func procOfOthers() bool {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	ns, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(ns)
+	return unix.FsconfigSetFd(fs, "pidns", ns) == nil
 }
 
 func probeLabels(f *plan.Facts, p *specs.Process) {
@@ -55,9 +76,11 @@ func probeLabels(f *plan.Facts, p *specs.Process) {
 		f.AppArmor = err == nil && len(b) > 0 && b[0] == 'Y'
 	}
 	if p.SelinuxLabel != "" {
-		f.SELinux = unix.Access("/sys/fs/selinux/enforce", unix.F_OK) == nil
+		f.SELinux = selinux()
 	}
 }
+
+func selinux() bool { return unix.Access("/sys/fs/selinux/enforce", unix.F_OK) == nil }
 
 func isBind(options []string) bool {
 	for _, o := range options {

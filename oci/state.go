@@ -20,6 +20,7 @@ import (
 
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/internal/rawfile"
+	"github.com/hako-engine/hako/oci/rdt"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
@@ -44,6 +45,7 @@ type state struct {
 	StartTime   uint64            `json:"startTime"` // of the pid, in clock ticks since boot
 	Cgroups     map[string]string `json:"cgroups,omitempty"`
 	Rootless    bool              `json:"rootless,omitempty"`
+	Rdt         *rdt.Group        `json:"rdt,omitempty"`
 }
 
 // marshal gives the text of state.json. encoding/json would give the same, after half
@@ -98,6 +100,11 @@ func (s *state) marshal() ([]byte, error) {
 	words(`,"cgroups":`, s.Cgroups)
 	if s.Rootless {
 		b = append(b, `,"rootless":true`...)
+	}
+	if s.Rdt != nil {
+		raw, err := json.Marshal(s.Rdt)
+		failed = errors.Join(failed, err)
+		b = append(append(b, `,"rdt":`...), raw...)
 	}
 	return append(b, '}'), failed
 }

@@ -18,7 +18,8 @@ import (
 )
 
 // Config is what a plan's execution needs from outside. The functions are called in
-// the order of the fields, each at most once; an error ends the child.
+// the order of the fields, each at most once, but for Listener, which comes when the child
+// has one; an error ends the child.
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
@@ -31,9 +32,11 @@ type Config struct {
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
 	IDMaps  func(pid int) error                          // writes the maps
-	Place   func(pid int) error                          // cgroup, limits
-	Hooks   func(pid int) error
-	Ready   func(pid int) error // the process is created (with plan.Hold), or about to be executed
+	// Listener takes a seccomp listener of the process pid; it does not own it.
+	Listener func(pid int, f *os.File) error
+	Place    func(pid int) error // cgroup, limits
+	Hooks    func(pid int) error
+	Ready    func(pid int) error // the process is created (with plan.Hold), or about to be executed
 }
 
 // Process is the child. It is a child of the calling process, which has to wait for it.
@@ -105,19 +108,22 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 }
 
 type runner struct {
-	p       *plan.Plan
-	c       Config
-	slots   []int64
-	buffers []byte
-	own     []int // descriptors to close at the end
-	fixed   int   // slots below this were not filled by steps of the host
-	sync    int   // the parent's end
-	proc    *Process
-	pending [2]int32
+	p        *plan.Plan
+	c        Config
+	slots    []int64
+	buffers  []byte
+	own      []int // descriptors to close at the end
+	sync     int   // the parent's end
+	proc     *Process
+	taken    bool     // the child was replaced by its clone
+	listener *os.File // one that is to be handed on
 }
 
 func (r *runner) close() {
 	rawfile.CloseAll(append(r.own, r.sync)...)
+	if r.listener != nil {
+		r.listener.Close()
+	}
 	runtime.KeepAlive(r.c)
 }
 
@@ -147,6 +153,9 @@ func (r *runner) prepare() error {
 	}
 	r.sync = pair[0]
 	r.own = append(r.own, pair[1])
+	if err := unix.SetsockoptInt(r.sync, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return fmt.Errorf("ask for the sender of words: %w", err)
+	}
 	set := func(s plan.Slot, fd int) {
 		if err == nil {
 			r.slots[s], err = r.high(fd)
@@ -244,6 +253,18 @@ func openNull() (int, error) {
 // runHost executes the parent's steps.
 func (r *runner) runHost() error {
 	before := append([]int64(nil), r.slots...)
+	for _, n := range r.p.UserNamespaces {
+		f, err := userNamespace(n.UIDs, n.GIDs)
+		if err != nil {
+			return fmt.Errorf("make a user namespace for the ids of mounts: %w", err)
+		}
+		fd, err := r.high(int(f.Fd()))
+		f.Close()
+		if err != nil {
+			return err
+		}
+		r.slots[n.Slot], before[n.Slot] = fd, fd
+	}
 	for _, o := range r.p.Overlays {
 		f, err := r.c.Overlay(o)
 		if err != nil {
@@ -312,9 +333,12 @@ func (r *runner) clone() (err error) {
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(r.c.CgroupFD)
 	}
-	if r.p.NewTime {
+	switch {
+	case r.p.NewTime:
 		r.proc.Pid, err = cloneInNewTime(m, args, r.c.TimeOffsets)
-	} else {
+	case len(r.p.Affinity) > 0:
+		r.proc.Pid, err = cloneOn(r.p.Affinity, m, args)
+	default:
 		r.proc.Pid, err = m.clone(args)
 	}
 	runtime.KeepAlive(m)
@@ -367,13 +391,7 @@ func (r *runner) accompany() error {
 		}
 		return f(p.Pid)
 	}
-	goOn := func() error {
-		_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
-		if err == unix.EPIPE {
-			return r.expect(0) // what it said before it went
-		}
-		return err
-	}
+	goOn := r.goOn
 	if r.p.IDMaps {
 		if err := r.expect(plan.MsgMaps); err != nil {
 			return err
@@ -415,7 +433,22 @@ func (r *runner) accompany() error {
 	if err := r.expect(want); err != nil {
 		return err
 	}
+	// The clone may have been quicker to say that it is ready than the child to name it.
+	if r.p.LoaderForks && !r.taken && want != 0 {
+		if err := r.expect(plan.MsgPid); err != nil {
+			return err
+		}
+	}
 	return call(r.c.Ready)
+}
+
+// goOn answers the child that waits.
+func (r *runner) goOn() error {
+	_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
+	if err == unix.EPIPE {
+		return r.expect(0) // what it said before it went
+	}
+	return err
 }
 
 // peek gives the failure that the child may have reported already.
@@ -432,14 +465,21 @@ func (r *runner) peek() error {
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
 	for {
+		if r.listener != nil {
+			if err := r.await(); err != nil {
+				return err
+			}
+		}
 		var b [8]byte
-		oob := make([]byte, unix.CmsgSpace(4))
+		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
 		}
-		if err == unix.ECONNRESET { // it ended without reading our answer
-			return r.died()
+		if err == unix.ECONNRESET {
+			// It ended without reading our answer. The kernel says so once, before it gives
+			// what the child had sent: the reason.
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
@@ -460,7 +500,14 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg)); err != nil {
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || want == word {
+				return err
+			}
+			if err := r.handOn(); err != nil {
+				return err
+			}
+		case word == plan.MsgListener:
+			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
 		case want != 0 && word == want:
@@ -500,21 +547,45 @@ func (r *runner) died() error {
 }
 
 func (r *runner) takeConsole(oob []byte) error {
+	if r.proc.Console != nil {
+		return errors.New("a second terminal came from the container")
+	}
 	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
+	for i := range msgs {
+		if msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil && len(fds) == 1 {
+			r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
+			return nil
+		}
 	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
-	}
-	r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
-	return nil
+	return fmt.Errorf("no terminal came with the message: %v", err)
 }
 
-// takePid replaces the child by the one that it has cloned.
-func (r *runner) takePid(pid int) error {
+// sender gives the process that sent a message, as the kernel says; 0 if it does not.
+func sender(oob []byte) int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for i := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+			return int(cred.Pid)
+		}
+	}
+	return 0
+}
+
+// takePid replaces the child by the one that it has cloned. The clone is visible in the
+// container, where it can be traced: only the child itself, which is not, may name it.
+// Else the container could name any process of the host as its own.
+func (r *runner) takePid(pid, from int) error {
 	old := r.proc.Pid
+	if from != old || r.taken || !r.p.Refork && !r.p.LoaderForks {
+		return fmt.Errorf("a process id came from process %d, not from the container's first process %d", from, old)
+	}
+	r.taken = true
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return fmt.Errorf("pidfd_open: %w", err)
@@ -522,5 +593,10 @@ func (r *runner) takePid(pid int) error {
 	r.proc.PidFD.Close()
 	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	reap(old)
+	if attr := r.p.Scheduler; len(attr) > 0 {
+		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
+			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
+		}
+	}
 	return nil
 }

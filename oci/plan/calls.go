@@ -16,6 +16,7 @@ var (
 	sysClose        = sysCall{unix.SYS_CLOSE, "close"}
 	sysCloseRange   = sysCall{unix.SYS_CLOSE_RANGE, "close_range"}
 	sysFsopen       = sysCall{unix.SYS_FSOPEN, "fsopen"}
+	sysFspick       = sysCall{unix.SYS_FSPICK, "fspick"}
 	sysFsconfig     = sysCall{unix.SYS_FSCONFIG, "fsconfig"}
 	sysFsmount      = sysCall{unix.SYS_FSMOUNT, "fsmount"}
 	sysOpenTree     = sysCall{unix.SYS_OPEN_TREE, "open_tree"}
@@ -27,6 +28,7 @@ var (
 	sysFchownat     = sysCall{unix.SYS_FCHOWNAT, "fchownat"}
 	sysFchmodat     = sysCall{unix.SYS_FCHMODAT, "fchmodat"}
 	sysFchown       = sysCall{unix.SYS_FCHOWN, "fchown"}
+	sysFsetxattr    = sysCall{unix.SYS_FSETXATTR, "fsetxattr"}
 	sysFchdir       = sysCall{unix.SYS_FCHDIR, "fchdir"}
 	sysChdir        = sysCall{unix.SYS_CHDIR, "chdir"}
 	sysChroot       = sysCall{unix.SYS_CHROOT, "chroot"}

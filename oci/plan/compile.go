@@ -81,6 +81,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	}
 	c.pivot()
 	c.protect()
+	c.propagate()
 	c.names()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
@@ -196,7 +197,15 @@ func (c *compiler) namespaces() error {
 		h.call(sysOpenat, atCwd, str(n.Path), openFlag(unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC), none).into(slot)
 		b.do("join the %s namespace %s", n.Type, n.Path)
 		b.call(sysSetns, in(slot), flags(n.Flag, "CLONE_NEW"+strings.ToUpper(shortName(n.Type))))
-		refork = refork || n.Type == "pid"
+		switch {
+		case n.Type == "pid" && c.f.ProcOfOthers && defence.LateFork && !c.userns && !c.f.Rootless:
+			// Whoever is in that namespace with CAP_SYS_PTRACE reaches through /proc what a
+			// process in it has open, and its root: it enters as the loader, when there is
+			// nothing of the host left.
+			c.p.LoaderForks, b.pidns = true, slot
+		case n.Type == "pid":
+			refork = true
+		}
 		if n.Type == "user" {
 			c.becomeRoot()
 		}
@@ -327,7 +336,7 @@ func (c *compiler) rootfs() (err error) {
 		layers = append(layers, m)
 	}
 	for _, r := range c.o.Root {
-		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options})
+		m, err := parseMount(specs.Mount{Destination: "/", Type: r.Type, Source: r.Source, Options: r.Options, UIDMappings: r.UIDMappings, GIDMappings: r.GIDMappings})
 		if err != nil {
 			return fmt.Errorf("root file system: %w", err)
 		}
@@ -342,9 +351,19 @@ func (c *compiler) rootfs() (err error) {
 		if m.bind {
 			source.do("open the root file system %s", m.source)
 			source.clone(atCwd, m.source, m.rec, m.slot)
+			if err := c.mapIDs(source, m); err != nil {
+				return err
+			}
 			c.ownPropagation(source, m)
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
+			}
+			continue
+		}
+		c.label(m)
+		if m.typ == "overlay" && m.idmap {
+			if err := c.mappedOverlay(source, m); err != nil {
+				return err
 			}
 			continue
 		}
@@ -357,6 +376,9 @@ func (c *compiler) rootfs() (err error) {
 		}
 		source.do("mount the root file system (%s)", m.typ)
 		source.create(m.typ, m.source, c.splitLong(m), m.set|m.recSet, m.slot)
+		if err := c.mapIDs(source, m); err != nil {
+			return err
+		}
 	}
 	c.root = c.child.slot("root")
 	c.p.RootSlot = c.root
@@ -372,9 +394,12 @@ func (c *compiler) rootfs() (err error) {
 	b := c.child
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
+	if p == unix.MS_UNBINDABLE {
+		p = unix.MS_PRIVATE // copies are still to be made
+	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED || p == unix.MS_UNBINDABLE {
+	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
@@ -474,15 +499,17 @@ func (c *compiler) mounts() error {
 		if err != nil {
 			return err
 		}
+		if m.remount {
+			c.remount(m)
+			continue
+		}
 		if m.bind && !path.IsAbs(m.source) {
 			m.source = path.Join(c.o.Bundle, m.source)
 		}
 		if err := c.checkDestination(m); err != nil {
 			return err
 		}
-		if c.spec.Linux.MountLabel != "" && c.f.SELinux && slices.Contains([]string{"tmpfs", "devpts", "mqueue", "overlay"}, m.typ) {
-			m.data = append(m.data, "context="+c.spec.Linux.MountLabel)
-		}
+		c.label(m)
 		m.slot = c.host.slot(fmt.Sprintf("mount%d", i))
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {
@@ -523,7 +550,7 @@ func (c *compiler) enterCgroup() {
 
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
-	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
+	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
 		first := c.child.n
@@ -549,10 +576,15 @@ func (c *compiler) pivot() {
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
 	b.call(sysChdir, str("/"))
-	p := c.rootPropagation
+}
+
+// propagate gives the root the propagation that it is to have. It comes after the last
+// copy of a mount: one that is unbindable cannot be copied.
+func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
-		b.do("set the propagation of / to %s", s)
-		b.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
+		p := c.rootPropagation
+		c.child.do("set the propagation of / to %s", s)
+		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
 }
 
@@ -581,7 +613,8 @@ func (c *compiler) protect() {
 	for _, p := range l.ReadonlyPaths {
 		skip := b.label()
 		b.do("make %s read-only", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
+		dir, name := c.within(p)
+		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
 		b.clone(in(target), "", true, copySlot)
 		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		b.attach(copySlot, target)
@@ -607,12 +640,32 @@ func (c *compiler) protect() {
 	for _, p := range l.MaskedPaths {
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
+		at, name := c.within(p)
+		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
 		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
 		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// within gives the mount that a path to protect lies on, and the name there. A path of
+// procfs or sysfs is looked up from that mount: who can exchange directories of the root
+// meanwhile would else make it seem to be missing, and it would stay unprotected.
+func (c *compiler) within(p string) (Slot, string) {
+	p = path.Clean(p)
+	if !defence.OwnProc {
+		return c.root, p
+	}
+	for _, m := range slices.Backward(c.mounted) {
+		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
+			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
+				return m.slot, rel
+			}
+			break
+		}
+	}
+	return c.root, p
 }
 
 // cover attaches a mask. The first use takes the detached mount itself: only an

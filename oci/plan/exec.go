@@ -18,6 +18,9 @@ func Exec(s *specs.Spec, p *specs.Process, f Facts, o Options) (*Plan, error) {
 	c := &compiler{spec: &specs.Spec{Process: p, Linux: s.Linux}, f: f, o: o}
 	c.begin()
 	c.join()
+	if err := c.affinity(p.ExecCPUAffinity); err != nil {
+		return nil, err
+	}
 	c.execConsole(p)
 	if err := c.process(p); err != nil {
 		return nil, err

@@ -2,7 +2,10 @@
 
 package plan
 
-import "golang.org/x/sys/unix"
+import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
 
 // Facts is what compiling needs to know of the host. It is data: probing fills it,
 // tests write it down.
@@ -15,6 +18,9 @@ type Facts struct {
 	// LayerByLayer: overlay takes its layers one by one (Linux 6.7). Only looked at where
 	// it matters, see LongOptions.
 	LayerByLayer bool
+	// ProcOfOthers: procfs of a PID namespace can be mounted from outside (Linux 6.17). Only
+	// looked at where a PID namespace is joined.
+	ProcOfOthers bool
 	LastCap      int // highest capability that the kernel knows
 	// Sources describes the sources of bind mounts by their absolute path.
 	Sources map[string]Source
@@ -71,10 +77,13 @@ type Options struct {
 type Filter struct {
 	Program []unix.SockFilter
 	Flags   uint32
+	Notify  bool // a listener is to be handed to the parent
 }
 
 // Mount is a mount as in the specification.
 type Mount struct {
 	Type, Source string
 	Options      []string
+	// Maps of the ids, see option idmap; nil: those of the container's user namespace.
+	UIDMappings, GIDMappings []specs.LinuxIDMapping
 }

@@ -37,15 +37,22 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 		add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(source)))
 	}
 	for _, o := range data {
-		if k, v, ok := strings.Cut(o, "="); ok {
-			add(b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v)))
-		} else {
-			add(b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(k), none))
-		}
+		add(b.option(fs, o))
+	}
+	if typ == "proc" && b.pidns != NoSlot {
+		add(b.call(sysFsconfig, in(fs), flags(unix.FSCONFIG_SET_FD, "SET_FD"), str("pidns"), none, in(b.pidns)))
 	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
 	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps
+}
+
+// option sets one mount option, "key" or "key=value".
+func (b *builder) option(fs Slot, o string) *Step {
+	if k, v, ok := strings.Cut(o, "="); ok {
+		return b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str(k), str(v))
+	}
+	return b.config(fs, unix.FSCONFIG_SET_FLAG, "SET_FLAG", str(o), none)
 }
 
 func (b *builder) config(fs Slot, cmd uint64, name string, key, value Arg) *Step {
@@ -78,7 +85,7 @@ func (b *builder) attachIn(from, dir Slot, name string) *Step {
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
 	// The parent opens a terminal in the devpts before the child runs.
-	movable := m.typ == "tmpfs" && !m.copyUp || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
+	movable := m.typ == "tmpfs" && !m.copyUp && !m.idmap || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
 	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
 	if m.child {
 		// The kernel lists mounts in the order in which they were made. What comes after
@@ -106,7 +113,7 @@ func (c *compiler) prepare(m *mount) error {
 			attr &^= unix.MOUNT_ATTR_RDONLY
 			m.readOnlyLater = true
 		}
-		data = c.ownedByRoot(data, m.child)
+		data = c.ownedByRoot(data, m.child || m.idmap)
 		m.fresh = !m.copyUp
 		if m.copyUp {
 			if c.f.Rootless {
@@ -137,6 +144,12 @@ func (c *compiler) prepare(m *mount) error {
 		b.clone(atCwd, "/sys", true, m.slot)
 		b.setattr(m.slot, true, attr, 0, unix.MS_SLAVE)
 		b.here(done)
+	}
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
+	if m.relabel {
+		c.relabel(m)
 	}
 	if m.propagation != 0 {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
@@ -184,6 +197,9 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 	}
 	b.do("bind %s on %s", m.source, m.dest)
 	b.clone(atCwd, m.source, m.rec, m.slot)
+	if err := c.mapIDs(b, m); err != nil {
+		return err
+	}
 	c.ownPropagation(b, m)
 	if m.set|m.clr != 0 {
 		b.setattr(m.slot, false, m.set, m.clr, 0)
@@ -263,7 +279,7 @@ func (c *compiler) place(m *mount) {
 		}
 	default:
 		c.openOrMake(b, m.dest, dir, inRoot, target)
-		if c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
+		if defence.OwnProc && c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
 			c.notInProc(b, m.dest, target)
 		}
 	}

@@ -23,6 +23,10 @@ type mount struct {
 	propagationRec bool
 	data           []string // options for the file system
 	copyUp         bool
+	remount        bool
+	idmap, ridmap  bool
+	relabel        bool // a file system that takes its SELinux label as an attribute
+	uids, gids     []specs.LinuxIDMapping
 	readOnlyLater  bool // read-only once everything below is in place
 
 	slot  Slot
@@ -58,7 +62,7 @@ var superblock = map[string]string{
 
 // MountOptions lists the options that are not handed to the file system.
 func MountOptions() []string {
-	out := []string{"bind", "rbind", "tmpcopyup"}
+	out := []string{"bind", "rbind", "tmpcopyup", "remount", "idmap", "ridmap"}
 	for name := range attrs {
 		out = append(out, name, "r"+name)
 	}
@@ -80,9 +84,11 @@ func parseMount(s specs.Mount) (*mount, error) {
 	if strings.IndexByte(s.Destination, 0) >= 0 || strings.IndexByte(s.Source, 0) >= 0 || strings.IndexByte(s.Type, 0) >= 0 {
 		return nil, fmt.Errorf("mount %q: NUL in a name", m.dest)
 	}
-	if len(s.UIDMappings)+len(s.GIDMappings) > 0 {
-		return nil, fmt.Errorf("mount %s: id-mapped mounts are not supported", m.dest)
+	m.uids, m.gids = s.UIDMappings, s.GIDMappings
+	if (len(m.uids) == 0) != (len(m.gids) == 0) {
+		return nil, fmt.Errorf("mount %s: uidMappings and gidMappings must be given together", m.dest)
 	}
+	m.idmap = len(m.uids) > 0
 	for _, o := range s.Options {
 		if strings.IndexByte(o, 0) >= 0 {
 			return nil, fmt.Errorf("mount %s: NUL in option %q", m.dest, o)
@@ -117,13 +123,20 @@ func parseMount(s specs.Mount) (*mount, error) {
 			m.bind, m.rec = true, true
 		case "tmpcopyup":
 			m.copyUp = true
-		case "idmap", "ridmap":
-			return nil, fmt.Errorf("mount %s: id-mapped mounts are not supported", m.dest)
+		case "idmap":
+			m.idmap = true
+		case "ridmap":
+			m.idmap, m.ridmap = true, true
 		case "remount":
-			return nil, fmt.Errorf("mount %s: option remount is not supported", m.dest)
+			m.remount = true
 		default:
 			m.data = append(m.data, o)
 		}
+	}
+	if m.remount {
+		// "remount,bind" restricts mount(2) to the flags of the mount. They are all that
+		// there is without options for the file system.
+		return m, nil
 	}
 	if m.typ == "bind" {
 		m.bind = true

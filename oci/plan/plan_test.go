@@ -5,6 +5,7 @@ package plan
 import (
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -113,6 +114,42 @@ func goldens() map[string]golden {
 	s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
 	s.Linux.GIDMappings = s.Linux.UIDMappings
 	out["user-namespace"] = golden{s, unified(), opts}
+
+	s, f = base(true), unified()
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	s.Linux.GIDMappings = s.Linux.UIDMappings
+	own := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 1}, {ContainerID: 1, HostID: 1000, Size: 9}}
+	s.Mounts = append(s.Mounts,
+		specs.Mount{Destination: "/data", Source: "/data", Options: []string{"rbind", "idmap"}},
+		specs.Mount{Destination: "/mine", Source: "/mine", Options: []string{"rbind", "ridmap", "rnoatime"}, UIDMappings: own, GIDMappings: own},
+		specs.Mount{Destination: "/scratch", Type: "tmpfs", Options: []string{"size=1m"}, UIDMappings: own, GIDMappings: own})
+	f.Sources = map[string]Source{"/data": {Exists: true, Dir: true}, "/mine": {Exists: true, Dir: true}}
+	o = opts
+	o.Root = []Mount{{Type: "overlay", Source: "overlay", Options: []string{"idmap", "lowerdir=/l2:/l\\:1", "upperdir=/s/fs", "workdir=/s/work", "volatile"}}}
+	out["idmapped"] = golden{s, f, o}
+
+	s = base(true)
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 10}}
+	s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedFIFO, Priority: 3, Flags: []specs.LinuxSchedulerFlag{"SCHED_FLAG_RESET_ON_FORK"}}
+	s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 5}
+	s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX32"}
+	s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0-1,70", Flags: []specs.MemoryPolicyFlagType{"MPOL_F_STATIC_NODES"}}
+	s.Linux.RootfsPropagation = "rslave"
+	s.Linux.MountLabel = "system_u:object_r:container_file_t:s0:c1,c2"
+	s.Process.SelinuxLabel = "system_u:system_r:container_t:s0:c1,c2"
+	s.Process.ApparmorProfile = "docker-default"
+	s.Mounts = append(s.Mounts,
+		specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Options: []string{"remount", "ro", "size=1m"}},
+		specs.Mount{Destination: "/sys", Options: []string{"remount", "bind", "rro", "rslave"}})
+	f = unified()
+	f.SELinux, f.AppArmor = true, true
+	out["labels-and-scheduling"] = golden{s, f, opts}
+
+	o = opts
+	o.Filter = Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fc00000}}, Notify: true}
+	out["seccomp-notify"] = golden{base(true), unified(), o}
 
 	s = base(true)
 	s.Process.Terminal, s.Process.ConsoleSize = true, &specs.Box{Width: 80, Height: 24}
@@ -242,11 +279,39 @@ func TestUnknownCapabilitiesWarn(t *testing.T) {
 
 func TestImpossibleRequestsAreErrors(t *testing.T) {
 	for name, change := range map[string]func(*specs.Spec){
-		"mount on /":          func(s *specs.Spec) { s.Mounts[0].Destination = "/" },
-		"tmpfs on /proc":      func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
-		"mount in /proc":      func(s *specs.Spec) { s.Mounts[1].Destination = "/proc/self/attr" },
-		"remount":             func(s *specs.Spec) { s.Mounts[1].Options = []string{"remount"} },
-		"id-mapped":           func(s *specs.Spec) { s.Mounts[1].Options = []string{"idmap"} },
+		"mount on /":         func(s *specs.Spec) { s.Mounts[0].Destination = "/" },
+		"tmpfs on /proc":     func(s *specs.Spec) { s.Mounts[0].Type = "tmpfs" },
+		"mount in /proc":     func(s *specs.Spec) { s.Mounts[1].Destination = "/proc/self/attr" },
+		"idmap without maps": func(s *specs.Spec) { s.Mounts[1].Options = []string{"idmap"} },
+		"only uids mapped": func(s *specs.Spec) {
+			s.Mounts[1].UIDMappings = []specs.LinuxIDMapping{{Size: 1}}
+		},
+		"memory mode": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: "MPOL_X"} },
+		"memory flag": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0", Flags: []specs.MemoryPolicyFlagType{"MPOL_F_X"}}
+		},
+		"memory nodes": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "1-0"}
+		},
+		"memory without nodes": func(s *specs.Spec) { s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind} },
+		"local with nodes": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolLocal, Nodes: "0"}
+		},
+		"nice":              func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Nice: 20} },
+		"priority of other": func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Priority: 1} },
+		"no priority":       func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedRR} },
+		"deadline of batch": func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Deadline: 1} },
+		"scheduler flag": func(s *specs.Spec) {
+			s.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedOther, Flags: []specs.LinuxSchedulerFlag{"SCHED_FLAG_X"}}
+		},
+		"I/O class": func(s *specs.Spec) { s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_X"} },
+		"I/O priority": func(s *specs.Spec) {
+			s.Process.IOPriority = &specs.LinuxIOPriority{Class: "IOPRIO_CLASS_BE", Priority: 8}
+		},
+		"personality": func(s *specs.Spec) { s.Linux.Personality = &specs.LinuxPersonality{Domain: "MSDOS"} },
+		"personality flag": func(s *specs.Spec) {
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: "LINUX", Flags: []specs.LinuxPersonalityFlag{"X"}}
+		},
 		"bind without source": func(s *specs.Spec) { s.Mounts[1] = specs.Mount{Destination: "/x", Type: "bind"} },
 		"copyup of proc":      func(s *specs.Spec) { s.Mounts[0].Options = []string{"tmpcopyup"} },
 		"rlimit":              func(s *specs.Spec) { s.Process.Rlimits[0].Type = "RLIMIT_X" },
@@ -263,6 +328,18 @@ func TestImpossibleRequestsAreErrors(t *testing.T) {
 		change(s)
 		if _, err := Container(s, unified(), Options{ID: "box"}); err == nil {
 			t.Errorf("%s: no error", name)
+		}
+	}
+}
+
+func TestBits(t *testing.T) {
+	for list, want := range map[string]string{
+		"": "", "0": "0100000000000000", "0-3,7": "8f00000000000000", "64": "00000000000000000100000000000000", " 1 , 2 ": "0600000000000000",
+		"3-1": "!", "-1": "!", "a": "!", "100": "!", "1,": "!", "0-99999999": "!",
+	} {
+		got, err := Bits(list, 100)
+		if s := fmt.Sprintf("%x", got); err == nil && s != want || err != nil && want != "!" {
+			t.Errorf("%q: %s %v, want %s", list, s, err, want)
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -15,8 +16,14 @@ func (p *Plan) Text() string {
 	var b strings.Builder
 	total := len(p.Host) + len(p.Program)
 	fmt.Fprintf(&b, "# %d steps: %d by the runtime, %d by the container's first process\n", total, len(p.Host), len(p.Program))
-	if len(p.Host)+len(p.Overlays) > 0 {
+	if len(p.Affinity) > 0 {
+		fmt.Fprintf(&b, "# cloned on the CPUs of the mask %x\n", p.Affinity)
+	}
+	if len(p.Host)+len(p.Overlays)+len(p.UserNamespaces) > 0 {
 		b.WriteString("\n## runtime\n")
+		for _, n := range p.UserNamespaces {
+			fmt.Fprintf(&b, "make a user namespace for the ids of mounts, uids %s, gids %s\n     clone3(CLONE_NEWUSER) -> %s\n", mapsText(n.UIDs), mapsText(n.GIDs), p.slotName(n.Slot))
+		}
 		for _, o := range p.Overlays {
 			fmt.Fprintf(&b, "mount an overlay of %d layers\n     mount(2) in a mount namespace of its own -> %s\n", len(o.Lower), p.slotName(o.Slot))
 		}
@@ -30,6 +37,9 @@ func (p *Plan) Text() string {
 	if p.Hold {
 		b.WriteString("     the loader waits for start\n")
 	}
+	if len(p.Scheduler) > 0 {
+		fmt.Fprintf(&b, "     the runtime sets the scheduler to %s\n", p.SchedulerName)
+	}
 	if n := len(p.Filter.Program); n > 0 {
 		fmt.Fprintf(&b, "     the loader loads the seccomp filter (%d instructions)\n", n)
 	}
@@ -38,6 +48,15 @@ func (p *Plan) Text() string {
 		fmt.Fprintf(&b, "# warning: %s\n", w)
 	}
 	return b.String()
+}
+
+// mapsText prints maps as container:host:size.
+func mapsText(maps []specs.LinuxIDMapping) string {
+	out := make([]string, len(maps))
+	for i, m := range maps {
+		out[i] = fmt.Sprintf("%d:%d:%d", m.ContainerID, m.HostID, m.Size)
+	}
+	return strings.Join(out, ",")
 }
 
 func (p *Plan) cloneText() string {

@@ -129,59 +129,35 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	b.fail(unix.ENOEXEC) // not reached
 }
 
-func (c *compiler) schedule(p *specs.Process) error {
+// label gives what is mounted the SELinux label of the container's files.
+func (c *compiler) label(m *mount) {
+	label := c.spec.Linux.MountLabel
+	if label == "" || m.bind {
+		return
+	}
+	if !c.f.SELinux {
+		if w := fmt.Sprintf("linux.mountLabel %q has no effect: SELinux is not enabled on the host", label); !slices.Contains(c.p.Warnings, w) {
+			c.p.Warnings = append(c.p.Warnings, w)
+		}
+		return
+	}
+	switch m.typ {
+	case "proc", "sysfs", "cgroup", "cgroup2": // labelled by the policy
+	case "mqueue":
+		m.relabel = true
+	default:
+		m.data = append(m.data, "context="+label)
+	}
+}
+
+// relabel sets the label of a file system that takes no option for it.
+func (c *compiler) relabel(m *mount) {
 	b := c.child
-	if s := p.Scheduler; s != nil {
-		policy, ok := schedPolicies[s.Policy]
-		if !ok {
-			return fmt.Errorf("process.scheduler: unknown policy %q", s.Policy)
-		}
-		var fl uint64
-		for _, f := range s.Flags {
-			bit, ok := schedFlags[f]
-			if !ok {
-				return fmt.Errorf("process.scheduler: unknown flag %q", f)
-			}
-			fl |= bit
-		}
-		attr := append(halves(48, uint32(policy)), words(fl)...)
-		attr = append(attr, halves(uint32(s.Nice), uint32(s.Priority))...)
-		attr = append(attr, words(s.Runtime, s.Deadline, s.Period)...)
-		b.do("set the scheduler to %s", s.Policy)
-		b.call(sysSchedSetattr, num(0), data(attr, fmt.Sprintf("{%s nice=%d priority=%d}", s.Policy, s.Nice, s.Priority)), num(0))
-	}
-	if io := p.IOPriority; io != nil {
-		class, ok := ioClasses[io.Class]
-		if !ok {
-			return fmt.Errorf("process.ioPriority: unknown class %q", io.Class)
-		}
-		if io.Priority < 0 || io.Priority > 7 {
-			return fmt.Errorf("process.ioPriority: priority %d is not within 0 and 7", io.Priority)
-		}
-		b.do("set the I/O priority to %s/%d", io.Class, io.Priority)
-		b.call(sysIoprioSet, num(1), num(0), num(class<<13|uint64(io.Priority)))
-	}
-	if l := c.spec.Linux; l != nil && l.Personality != nil {
-		domain, ok := map[specs.LinuxPersonalityDomain]uint64{"LINUX": 0, "LINUX32": 8}[l.Personality.Domain]
-		if !ok {
-			return fmt.Errorf("linux.personality: unknown domain %q", l.Personality.Domain)
-		}
-		b.do("set the personality to %s", l.Personality.Domain)
-		b.call(sysPersonality, num(domain))
-	}
-	return nil
+	dir, label := b.slot("target"), c.spec.Linux.MountLabel
+	b.do("label %s", m.dest)
+	b.call(sysOpenat, in(m.slot), str("."), openFlag(unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC), none).into(dir)
+	b.call(sysFsetxattr, in(dir), str("security.selinux"), str(label), num(len(label)+1), none)
 }
-
-var schedPolicies = map[specs.LinuxSchedulerPolicy]uint64{
-	"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6,
-}
-
-var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
-	"SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
-	"SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
-}
-
-var ioClasses = map[specs.IOPriorityClass]uint64{"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
 
 // labels asks the security modules for the label of the next exec, through the host's
 // procfs.
@@ -338,20 +314,46 @@ func (c *compiler) filterNeedsAdmin(p *specs.Process) bool {
 // allow what only the runtime does.
 func (c *compiler) filter(p *specs.Process, caps capSets) {
 	b := c.child
-	if !c.filterNeedsAdmin(p) {
+	if !c.filterNeedsAdmin(p) && !c.o.Filter.Notify {
 		c.p.Filter = c.o.Filter // the loader does it, after start
 		return
 	}
 	b.do("load the seccomp filter")
+	if p.NoNewPrivileges {
+		c.notify(c.loadFilter())
+		return
+	}
 	const admin = 1 << unix.CAP_SYS_ADMIN
 	if caps.effective&admin == 0 {
 		c.capset(capSets{caps.effective | admin, caps.permitted | admin, caps.inheritable})
 	}
-	b.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(c.o.Filter.Flags), Arg{Kind: ArgFilter, Filter: c.o.Filter.Program, Slot: NoSlot})
+	load := c.loadFilter()
+	if c.o.Filter.Notify {
+		c.notify(load)
+	}
 	if caps.permitted&admin == 0 || caps.effective&admin == 0 {
 		b.do("give up the capability to load filters")
 		c.capset(caps)
 	}
+}
+
+func (c *compiler) loadFilter() *Step {
+	f := c.o.Filter
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+}
+
+// notify makes the step that loads the filter ask for a listener, and lets the parent
+// take it. Of the calls that the filter can stop, this takes write and read.
+func (c *compiler) notify(load *Step) {
+	b := c.child
+	listener, word := b.slot("listener"), b.buffer()
+	load.Args[1] = flags(uint64(c.o.Filter.Flags)|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, fmt.Sprintf("%d|NEW_LISTENER", c.o.Filter.Flags))
+	load.into(listener)
+	b.do("hand the seccomp listener to the parent")
+	b.poke(word, 0, flags(uint64(1<<64-1+MsgListener+1), "LISTENER"))
+	b.poke(word, 4, in(listener))
+	b.call(sysWrite, in(SlotSync), word, num(8)).expect(8)
+	b.call(sysRead, in(SlotSync), b.buffer(), num(1)).expect(1)
 }
 
 // lookup finds the program as the container's user, so that a wrong name is an error

@@ -183,6 +183,17 @@ type Plan struct {
 	// other way than mount(2).
 	Overlays []Overlay
 
+	// UserNamespaces are made by the parent before its steps.
+	UserNamespaces []UserNamespace
+
+	// Affinity is a mask of the CPUs on which the process is born; nil: any.
+	Affinity []byte
+
+	// Scheduler is a struct sched_attr that the parent sets with LoaderForks, because not
+	// every policy survives the fork; nil: none.
+	Scheduler     []byte
+	SchedulerName string // its policy
+
 	// CopyUps are directories of the image that the parent copies into detached
 	// tmpfs mounts before the clone.
 	CopyUps []CopyUp
@@ -217,14 +228,15 @@ const BufferSize = 256
 
 // Words that the child sends over the sync socket instead of a step index.
 const (
-	MsgMaps    = -1  // ready for the maps of the user namespace
-	MsgMounted = -2  // mounts are made, hooks may run
-	MsgReady   = -3  // everything is done but start and exec
-	MsgPid     = -4  // the second word is the pid of the process (after a second clone)
-	MsgExec    = -5  // exec failed: errno
-	MsgConsole = -6  // the terminal comes with it
-	MsgFilter  = -7  // loading the seccomp filter failed: errno
-	MsgClone   = -8  // the second clone failed: errno
-	MsgHold    = -9  // waiting for start failed: errno
-	MsgSession = -10 // starting the session or taking the terminal failed: errno
+	MsgMaps     = -1  // ready for the maps of the user namespace
+	MsgMounted  = -2  // mounts are made, hooks may run
+	MsgReady    = -3  // everything is done but start and exec
+	MsgPid      = -4  // the second word is the pid of the process (after a second clone)
+	MsgExec     = -5  // exec failed: errno
+	MsgConsole  = -6  // the terminal comes with it
+	MsgFilter   = -7  // loading the seccomp filter failed: errno
+	MsgClone    = -8  // the second clone failed: errno
+	MsgHold     = -9  // waiting for start failed: errno
+	MsgListener = -11 // the second word is the number of a seccomp listener
+	MsgSession  = -10 // starting the session or taking the terminal failed: errno
 )

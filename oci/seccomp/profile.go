@@ -138,6 +138,9 @@ func parse(p *specs.LinuxSeccomp) (*profile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("default action: %w", err)
 	}
+	if p.DefaultAction == specs.ActNotify {
+		return nil, invalid("SCMP_ACT_NOTIFY cannot be the default action: nobody would be there to decide")
+	}
 	out := &profile{fallback: fallback, muxed: [2]bool{true, true}, rules: make([]rule, 0, len(p.Syscalls))}
 	switch p.DefaultAction {
 	case specs.ActErrno, specs.ActKill, specs.ActKillThread, specs.ActKillProcess:
@@ -206,7 +209,7 @@ func answer(a specs.LinuxSeccompAction, errno *uint) (uint32, error) {
 	case specs.ActLog:
 		ret = unix.SECCOMP_RET_LOG
 	case specs.ActNotify:
-		return 0, ErrNotify
+		ret = unix.SECCOMP_RET_USER_NOTIF
 	case "":
 		return 0, invalid("no action")
 	default:

@@ -41,13 +41,8 @@ import (
 // MaxInstructions is the kernel's limit for one program (BPF_MAXINSNS).
 const MaxInstructions = 4096
 
-// Errors of Compile that ask for something else than a better profile.
-var (
-	// ErrTooLong says that the program would exceed MaxInstructions.
-	ErrTooLong = fmt.Errorf("the seccomp profile compiles to more than %d instructions: %w", MaxInstructions, errdefs.ErrOutOfRange)
-	// ErrNotify says that the profile uses SCMP_ACT_NOTIFY.
-	ErrNotify = fmt.Errorf("SCMP_ACT_NOTIFY: %w", errdefs.ErrNotImplemented)
-)
+// ErrTooLong says that the program would exceed MaxInstructions.
+var ErrTooLong = fmt.Errorf("the seccomp profile compiles to more than %d instructions: %w", MaxInstructions, errdefs.ErrOutOfRange)
 
 // Options say for which machine a profile is compiled.
 type Options struct {
@@ -60,6 +55,9 @@ type Options struct {
 type Filter struct {
 	Program []unix.SockFilter
 	Flags   uint // SECCOMP_FILTER_FLAG_* for seccomp(2)
+	// Notify: some calls are decided by a listener (SCMP_ACT_NOTIFY), which is to be
+	// asked for with SECCOMP_FILTER_FLAG_NEW_LISTENER.
+	Notify bool
 }
 
 // Compile compiles a profile. An error for a profile that is wrong is
@@ -83,11 +81,15 @@ func compile(p *specs.LinuxSeccomp, machine string) (Filter, error) {
 	if err != nil {
 		return Filter{}, err
 	}
-	flags, err := filterFlags(p.Flags)
+	profile, err := parse(p)
 	if err != nil {
 		return Filter{}, err
 	}
-	profile, err := parse(p)
+	notify, err := profile.notify()
+	if err != nil {
+		return Filter{}, err
+	}
+	flags, err := filterFlags(p.Flags, notify)
 	if err != nil {
 		return Filter{}, err
 	}
@@ -106,10 +108,26 @@ func compile(p *specs.LinuxSeccomp, machine string) (Filter, error) {
 	if b.full {
 		return Filter{}, ErrTooLong
 	}
-	return Filter{Program: b.program(), Flags: flags}, nil
+	return Filter{Program: b.program(), Flags: flags, Notify: notify}, nil
 }
 
-func filterFlags(list []specs.LinuxSeccompFlag) (uint, error) {
+// notify tells whether a listener is needed.
+func (p *profile) notify() (bool, error) {
+	found := false
+	for _, r := range p.rules {
+		if r.ret != unix.SECCOMP_RET_USER_NOTIF {
+			continue
+		}
+		for _, c := range r.calls {
+			if found = true; c.name == "write" {
+				return false, invalid("SCMP_ACT_NOTIFY cannot decide over write: it takes a write to hand the listener over")
+			}
+		}
+	}
+	return found, nil
+}
+
+func filterFlags(list []specs.LinuxSeccompFlag, notify bool) (uint, error) {
 	if list == nil {
 		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
@@ -117,14 +135,20 @@ func filterFlags(list []specs.LinuxSeccompFlag) (uint, error) {
 	for _, f := range list {
 		switch f {
 		case "SECCOMP_FILTER_FLAG_TSYNC":
-			flags |= unix.SECCOMP_FILTER_FLAG_TSYNC
+			// There is one thread when the filter is loaded. The kernel refuses this flag
+			// together with a listener.
+			if !notify {
+				flags |= unix.SECCOMP_FILTER_FLAG_TSYNC
+			}
 		case specs.LinuxSeccompFlagLog:
 			flags |= unix.SECCOMP_FILTER_FLAG_LOG
 		case specs.LinuxSeccompFlagSpecAllow:
 			flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 		case specs.LinuxSeccompFlagWaitKillableRecv:
-			// It says how to wait for a listener. The kernel refuses it without one, and
-			// a profile without SCMP_ACT_NOTIFY has none.
+			// It says how to wait for a listener. The kernel refuses it without one.
+			if notify {
+				flags |= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+			}
 		default:
 			return 0, invalid("unknown flag %q", short(string(f)))
 		}
@@ -144,7 +168,7 @@ type Features struct {
 func Supported() Features {
 	return Features{
 		Actions: []specs.LinuxSeccompAction{
-			specs.ActAllow, specs.ActErrno, specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActLog, specs.ActTrace, specs.ActTrap,
+			specs.ActAllow, specs.ActErrno, specs.ActKill, specs.ActKillProcess, specs.ActKillThread, specs.ActLog, specs.ActNotify, specs.ActTrace, specs.ActTrap,
 		},
 		Operators: []specs.LinuxSeccompOperator{
 			specs.OpEqualTo, specs.OpGreaterEqual, specs.OpGreaterThan, specs.OpLessEqual, specs.OpLessThan, specs.OpMaskedEqual, specs.OpNotEqual,

@@ -506,8 +506,8 @@ func TestErrors(t *testing.T) {
 		"none":                {nil, "", errdefs.ErrInvalidArgument, "there is none"},
 		"no action":           {&specs.LinuxSeccomp{}, "", errdefs.ErrInvalidArgument, "default action: no action"},
 		"unknown action":      {&specs.LinuxSeccomp{DefaultAction: "SCMP_ACT_SHOUT"}, "", errdefs.ErrInvalidArgument, "SCMP_ACT_SHOUT"},
-		"notify":              {allow(callRule(specs.ActNotify, nil, "mount")), "", errdefs.ErrNotImplemented, "rule 0 (mount): SCMP_ACT_NOTIFY"},
-		"default notify":      {&specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "", ErrNotify, ""},
+		"notify of write":     {allow(callRule(specs.ActNotify, nil, "write")), "", errdefs.ErrInvalidArgument, "SCMP_ACT_NOTIFY cannot decide over write"},
+		"default notify":      {&specs.LinuxSeccomp{DefaultAction: specs.ActNotify}, "", errdefs.ErrInvalidArgument, "cannot be the default"},
 		"errno for allow":     {allow(callRule(specs.ActAllow, uintp(1), "mount")), "", errdefs.ErrInvalidArgument, "takes no errno"},
 		"errno too large":     {allow(callRule(specs.ActErrno, uintp(4096), "mount")), "", errdefs.ErrInvalidArgument, "4096"},
 		"trace too large":     {allow(callRule(specs.ActTrace, uintp(65536), "mount")), "", errdefs.ErrInvalidArgument, "65536"},
@@ -625,4 +625,23 @@ func FuzzCompile(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestNotify(t *testing.T) {
+	all := []specs.LinuxSeccompFlag{"SECCOMP_FILTER_FLAG_TSYNC", specs.LinuxSeccompFlagLog, specs.LinuxSeccompFlagWaitKillableRecv}
+	for name, k := range map[string]struct {
+		action specs.LinuxSeccompAction
+		call   string
+		notify bool
+		flags  uint
+	}{
+		"notify":          {specs.ActNotify, "mkdirat", true, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV},
+		"of nothing here": {specs.ActNotify, "no_such_call", false, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_TSYNC},
+		"no notify":       {specs.ActErrno, "mkdirat", false, unix.SECCOMP_FILTER_FLAG_LOG | unix.SECCOMP_FILTER_FLAG_TSYNC},
+	} {
+		f, err := Compile(&specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Flags: all, Syscalls: []specs.LinuxSyscall{{Names: []string{k.call}, Action: k.action}}}, Options{})
+		if err != nil || f.Notify != k.notify || f.Flags != k.flags {
+			t.Errorf("%s: notify %t, flags %#x, %v", name, f.Notify, f.Flags, err)
+		}
+	}
 }

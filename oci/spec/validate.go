@@ -127,14 +127,10 @@ func Validate(s *specs.Spec) error {
 	if len(s.Hostname) > 64 || len(s.Domainname) > 64 {
 		return invalid("hostname, domainname: longer than 64 bytes")
 	}
-	if s.Linux.IntelRdt != nil {
-		return invalid("linux.intelRdt is not supported")
-	}
-	if s.Linux.MemoryPolicy != nil {
-		return invalid("linux.memoryPolicy is not supported")
-	}
-	if len(s.Linux.NetDevices) > 0 {
-		return invalid("linux.netDevices is not supported")
+	for _, check := range []func(*specs.Spec) error{mounts, intelRdt, netDevices, seccomp} {
+		if err := check(s); err != nil {
+			return err
+		}
 	}
 	return hooks(s.Hooks)
 }
@@ -164,9 +160,6 @@ func ValidateProcess(p *specs.Process) error {
 	}
 	if uint64(p.User.UID) == 1<<32-1 || uint64(p.User.GID) == 1<<32-1 || slices.Contains(p.User.AdditionalGids, 1<<32-1) {
 		return invalid("process.user: %d is not an id", uint32(1<<32-1))
-	}
-	if p.ExecCPUAffinity != nil {
-		return invalid("process.execCPUAffinity is not supported")
 	}
 	return nil
 }
@@ -209,6 +202,14 @@ func namespaces(s *specs.Spec) error {
 	if len(s.Linux.TimeOffsets) > 0 && !isNew(s.Linux, specs.TimeNamespace) {
 		return invalid("linux.timeOffsets: they need a new time namespace")
 	}
+	for clock, o := range s.Linux.TimeOffsets {
+		if clock != "monotonic" && clock != "boottime" {
+			return invalid("linux.timeOffsets: no such clock as %.40q, there are monotonic and boottime", clock)
+		}
+		if o.Nanosecs >= 1e9 {
+			return invalid("linux.timeOffsets: %s: %d nanoseconds are not less than a second", clock, o.Nanosecs)
+		}
+	}
 	return nil
 }
 
@@ -233,17 +234,94 @@ func maps(l *specs.Linux) error {
 	if !has(l, specs.UserNamespace) {
 		return invalid("linux.uidMappings, gidMappings: they need a user namespace")
 	}
-	for _, m := range [][]specs.LinuxIDMapping{l.UIDMappings, l.GIDMappings} {
+	return ranges("linux.uidMappings, gidMappings", l.UIDMappings, l.GIDMappings)
+}
+
+// ranges checks the maps of a user namespace.
+func ranges(field string, lists ...[]specs.LinuxIDMapping) error {
+	for _, m := range lists {
 		if len(m) == 0 || len(m) > maxMaps {
-			return invalid("linux.uidMappings, gidMappings: %d entries, at least 1 and at most %d are possible", len(m), maxMaps)
+			return invalid("%s: %d entries, at least 1 and at most %d are possible", field, len(m), maxMaps)
 		}
 		for _, e := range m {
 			if e.Size == 0 || uint64(e.ContainerID)+uint64(e.Size) > 1<<32-1 || uint64(e.HostID)+uint64(e.Size) > 1<<32-1 {
-				return invalid("linux.uidMappings, gidMappings: %d:%d:%d is out of range", e.ContainerID, e.HostID, e.Size)
+				return invalid("%s: %d:%d:%d is out of range", field, e.ContainerID, e.HostID, e.Size)
 			}
 		}
 	}
 	return nil
+}
+
+func mounts(s *specs.Spec) error {
+	for _, m := range s.Mounts {
+		if len(m.UIDMappings)+len(m.GIDMappings) == 0 {
+			continue
+		}
+		if err := ranges("mounts: "+m.Destination+": uidMappings, gidMappings", m.UIDMappings, m.GIDMappings); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func intelRdt(s *specs.Spec) error {
+	r := s.Linux.IntelRdt
+	if r == nil {
+		return nil
+	}
+	if id := r.ClosID; id == "." || id == ".." || id != "/" && strings.ContainsAny(id, "/\n\x00") || len(id) > 255 {
+		return invalid("linux.intelRdt.closID: %.40q is neither the name of a directory nor /", id)
+	}
+	for _, line := range append([]string{r.L3CacheSchema, r.MemBwSchema}, r.Schemata...) {
+		if strings.ContainsAny(line, "\n\x00") {
+			return invalid("linux.intelRdt: %.40q holds a line break", line)
+		}
+	}
+	if r.MemBwSchema != "" && !strings.HasPrefix(r.MemBwSchema, "MB:") {
+		return invalid("linux.intelRdt.memBwSchema: %.40q does not start with MB:", r.MemBwSchema)
+	}
+	return nil
+}
+
+// maxInterface is the length of a network device's name.
+const maxInterface = 15
+
+func netDevices(s *specs.Spec) error {
+	if len(s.Linux.NetDevices) == 0 {
+		return nil
+	}
+	if !has(s.Linux, specs.NetworkNamespace) {
+		return invalid("linux.netDevices: they need a network namespace")
+	}
+	taken := map[string]string{}
+	for host, d := range s.Linux.NetDevices {
+		name := d.Name
+		if name == "" {
+			name = host
+		}
+		for _, n := range []string{host, name} {
+			template := n == name && strings.HasSuffix(n, "%d") && strings.Count(n, "%") == 1
+			if n == "" || len(n) > maxInterface || n == "." || n == ".." || strings.ContainsAny(n, "/: \t\n\v\f\r\x00") || strings.Contains(n, "%") && !template {
+				return invalid("linux.netDevices: %.40q cannot be the name of a network device", n)
+			}
+		}
+		if other, ok := taken[name]; ok && !strings.HasSuffix(name, "%d") {
+			return invalid("linux.netDevices: %s and %s would both be called %s", host, other, name)
+		}
+		taken[name] = host
+	}
+	return nil
+}
+
+func seccomp(s *specs.Spec) error {
+	p := s.Linux.Seccomp
+	if p == nil {
+		return nil
+	}
+	if p.ListenerMetadata != "" && p.ListenerPath == "" {
+		return invalid("linux.seccomp.listenerMetadata: there is no listenerPath")
+	}
+	return noNUL("linux.seccomp.listenerPath", p.ListenerPath)
 }
 
 // ipcSysctls belong to the IPC namespace, as everything below fs/mqueue does.

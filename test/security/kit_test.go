@@ -217,15 +217,36 @@ func battery(t *testing.T, row string, race bool, controls []engine, f attack) {
 			t.Errorf("no control was hit (%s): the attack does not work", strings.Join(names, ", "))
 		}
 	}
-	hit := f(t, ours)
+	verdict(t, row, seen, f(t, ours))
+}
+
+// uncontrolled is battery for a row whose attack no control at hand can show, for the reason given.
+func uncontrolled(t *testing.T, row, why string, f attack) {
+	t.Helper()
+	verdict(t, row, "none: "+why, f(t, hako(t)))
+}
+
+// compared records a row whose control is the same request with the protection switched off.
+func compared(t *testing.T, row, control, controlHit, hit string) {
+	t.Helper()
+	if controlHit == "" {
+		t.Errorf("the control (%s) was not hit: the attack does not work", control)
+		verdict(t, row, control+": not hit", hit)
+		return
+	}
+	verdict(t, row, "HIT "+control+": "+controlHit, hit)
+}
+
+func verdict(t *testing.T, row, control, hit string) {
+	t.Helper()
 	if hit != "" {
 		t.Errorf("hako is hit: %s", hit)
 		hit = "HIT " + hit
 	} else {
 		hit = "safe"
 	}
-	results.add(row, clip(seen, 64), hit)
-	t.Logf("%s: control: %s; hako: %s", row, seen, hit)
+	results.add(row, clip(control, 64), hit)
+	t.Logf("%s: control: %s; hako: %s", row, control, hit)
 }
 
 func clip(s string, n int) string {

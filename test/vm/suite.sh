@@ -3,14 +3,14 @@
 # systemd. Without arguments these are the tests that depend on the kernel and the cgroup
 # layout. The machine has no Go: test binaries are compiled here and handed in with the
 # folders testdata and with bin/. MODES="minimal systemd" picks the modes, RUN is go
-# test's -run, VERBOSE=1 its -v.
+# test's -run, VERBOSE=1 its -v, TIMEOUT its -timeout of one package.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 GO=${GO:-go}
 export CGO_ENABLED=0
 packages=("$@")
-[ ${#packages[@]} -gt 0 ] || packages=(./oci/... ./cmd/hako-oci/... ./test/vm/...)
+[ ${#packages[@]} -gt 0 ] || packages=(./oci/... ./cmd/hako-oci/... ./internal/longoverlay ./test/vm/...)
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -32,20 +32,19 @@ for binary in bin/*; do
 	[ ! -d "cmd/${binary#bin/}" ] || { mkdir -p "$tmp/tests/cmd/${binary#bin/}" && cp "$binary" "$tmp/tests/cmd/${binary#bin/}/.built"; }
 done
 
-# Clients that are no packages of Debian's, if this machine has them as static binaries.
+# Docker's client is no package of Debian 12's by this version: handed in if it is a static
+# binary here.
 peers=()
-for c in docker; do
-	path=$(command -v "$c" || true)
-	if [ -n "$path" ] && ! ldd "$path" >/dev/null 2>&1; then peers+=(-f "$path:/usr/local/bin/$c"); fi
-done
+docker=$(command -v docker || true)
+if [ -n "$docker" ] && ! ldd "$docker" >/dev/null 2>&1; then peers=(-f "$docker:/usr/local/bin/docker"); fi
 
 status=0
 for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1200 -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1800 -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
-		"RUN='${RUN:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
+		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done
 exit $status

@@ -12,5 +12,4 @@ var (
 	CheckedCwd   = present("A3")
 	OwnProc      = present("A4")
 	InRoot       = present("A5")
-	KnownSender  = present("A2-sender")
 )

@@ -22,6 +22,4 @@ const (
 	OwnProc = true
 	// InRoot: names of the container resolve inside its root (A5, A6).
 	InRoot = true
-	// KnownSender: words on the sync socket count only when the child itself sends them (A2).
-	KnownSender = true
 )

@@ -140,6 +140,13 @@ func run(op string, next func() string) {
 			fmt.Println(i.Name, i.Flags)
 		}
 		say("", err)
+	case "addresses":
+		i, err := net.InterfaceByName(next())
+		var addrs []net.Addr
+		if err == nil {
+			addrs, err = i.Addrs()
+		}
+		say(addrs, err)
 	case "tty":
 		var ws [4]uint16
 		_, _, e := syscall.RawSyscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&ws)))
@@ -150,6 +157,28 @@ func run(op string, next func() string) {
 	case "stdin":
 		b, err := io.ReadAll(os.Stdin)
 		say("got "+string(b), err)
+	case "uname":
+		var u syscall.Utsname
+		err := syscall.Uname(&u)
+		var m []byte
+		for _, c := range u.Machine {
+			if c != 0 {
+				m = append(m, byte(c))
+			}
+		}
+		say(string(m), err)
+	case "scheduler": // policy, flags, nice, priority
+		var a [56]byte
+		_, _, e := syscall.RawSyscall6(sysSchedGetattr, 0, uintptr(unsafe.Pointer(&a)), 56, 0, 0, 0)
+		say(fmt.Sprint(word(a[4:]), word(a[8:]), int32(word(a[16:])), word(a[20:])), errno(e))
+	case "ioprio": // class, priority
+		v, _, e := syscall.RawSyscall(sysIoprioGet, 1, 0, 0)
+		say(fmt.Sprint(v>>13, v&7), errno(e))
+	case "mempolicy": // mode with flags, nodes
+		var mode int32
+		var nodes [16]uint64
+		_, _, e := syscall.RawSyscall6(sysGetMempolicy, uintptr(unsafe.Pointer(&mode)), uintptr(unsafe.Pointer(&nodes)), 1024, 0, 0, 0)
+		say(fmt.Sprint(mode, nodes[0]), errno(e))
 	case "unshare":
 		say("unshared", syscall.Unshare(syscall.CLONE_NEWUTS))
 	case "mknod":
@@ -195,8 +224,10 @@ func run(op string, next func() string) {
 
 // ofRuntime tells the descriptors that the Go runtime opens itself.
 func ofRuntime(link string) bool {
-	return strings.Contains(link, "eventpoll") || strings.Contains(link, "eventfd") || strings.HasPrefix(link, "/sys/")
+	return strings.Contains(link, "eventpoll") || strings.Contains(link, "eventfd") || strings.HasPrefix(link, "/sys/fs/cgroup/") || strings.HasPrefix(link, "/sys/kernel/mm/")
 }
+
+func word(b []byte) uint32 { return *(*uint32)(unsafe.Pointer(&b[0])) }
 
 func errno(e syscall.Errno) error {
 	if e == 0 {

@@ -1,0 +1,3 @@
+package main
+
+const sysSchedGetattr, sysIoprioGet, sysGetMempolicy = 315, 252, 239

@@ -1,0 +1,3 @@
+package main
+
+const sysSchedGetattr, sysIoprioGet, sysGetMempolicy = 275, 31, 236
