@@ -200,9 +200,7 @@ func (k *creation) makeDir(id string) error {
 		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
 		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
 	}}
-	if k.o.run {
-		k.c.spec = k.spec
-	}
+	k.c.keep(k.spec)
 	return nil
 }
 
