@@ -329,6 +329,7 @@ func (s *Service) startExec(ctx context.Context, p *process) (wire.Message, erro
 	if err != nil {
 		p.startOver(stopped)
 		p.failed()
+		p.streams.close() // callers read the output to its end before they delete the process
 		return nil, fmt.Errorf("start %s: %w", p, err)
 	}
 	p.mu.Lock()

@@ -163,7 +163,7 @@ func eventsCommand(a *app, fs *flag.FlagSet) (action, error) {
 			if err != nil {
 				return err
 			}
-			return out.Encode(event{"stats", c.ID(), s})
+			return out.Encode(event{"stats", c.ID(), eventData(s)})
 		}
 		if *once {
 			return 0, stats()
