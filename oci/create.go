@@ -70,6 +70,8 @@ type creation struct {
 	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
+	// hookFailed: what was made is destroyed as by Delete, with hooks.
+	hookFailed bool
 
 	namespace *os.File // of the network, with devices
 	devices   []*netdev.Moved
@@ -86,6 +88,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
+			if k.hookFailed {
+				k.c.poststop(context.WithoutCancel(ctx), k.spec)
+			}
 		}
 		if k.namespace != nil {
 			k.namespace.Close()
@@ -115,13 +120,16 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if hook := k.spec.Hooks; o.run && hook != nil && !k.needsHold() {
 		if err := k.c.poststart(ctx, k.spec); err != nil {
+			k.hookFailed = true
 			return nil, err
 		}
 	}
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			if derr := k.c.Delete(context.WithoutCancel(ctx), true); !errdefs.IsNotFound(derr) {
+				err = errors.Join(err, derr)
+			}
 			k.proc.Kill() // the caller never hears of this child
 			return nil, err
 		}

@@ -21,6 +21,7 @@ import (
 )
 
 // Start lets a created container's process execute its program. It returns when it has.
+// When a hook fails the container is deleted.
 func (c *Container) Start(ctx context.Context) error {
 	unlock, err := c.lock()
 	if err != nil {
@@ -42,13 +43,15 @@ func (c *Container) Start(ctx context.Context) error {
 		return err
 	}
 	if err := c.startContainerHooks(ctx, s); err != nil {
-		c.killInit()
-		return err
+		return c.abandon(ctx, err)
 	}
 	if err := c.release(ctx, s); err != nil {
 		return fmt.Errorf("container %q: unable to start container process: %w", c.ID(), classify(err))
 	}
-	return c.poststart(ctx, s)
+	if err := c.poststart(ctx, s); err != nil {
+		return c.abandon(ctx, err)
+	}
+	return nil
 }
 
 // release writes the byte that the loader waits for, and learns how exec went: the
@@ -134,8 +137,6 @@ func (c *Container) signalInit(sig unix.Signal) error {
 	}
 	return nil
 }
-
-func (c *Container) killInit() { _ = c.signalInit(unix.SIGKILL) }
 
 // Kill sends a signal to the container's first process. Signal 0 asks whether it lives.
 func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
@@ -263,6 +264,11 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
+	return c.remove(ctx, force)
+}
+
+// remove is Delete by somebody who holds the lock.
+func (c *Container) remove(ctx context.Context, force bool) error {
 	st, err := c.Status()
 	if err != nil && !force {
 		return err
