@@ -21,6 +21,7 @@ import (
 	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/netdev"
@@ -73,6 +74,11 @@ type creation struct {
 	// hookFailed: what was made is destroyed as by Delete, with hooks.
 	hookFailed bool
 
+	// With the cgroup driver systemd.
+	systemd     *systemd.Manager
+	properties  []systemd.Property
+	unitStarted bool
+
 	namespace *os.File // of the network, with devices
 	devices   []*netdev.Moved
 }
@@ -80,9 +86,6 @@ type creation struct {
 func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Container, err error) {
 	if err := CheckID(id); err != nil {
 		return nil, err
-	}
-	if r.CgroupDriver == "systemd" {
-		return nil, fmt.Errorf("create container %s: %w", id, cgroup.ErrSystemdDriver)
 	}
 	k := &creation{r: r, o: o, ctx: ctx}
 	defer func() {
@@ -94,6 +97,9 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		}
 		if k.namespace != nil {
 			k.namespace.Close()
+		}
+		if err == nil && k.systemd != nil {
+			k.systemd.Close()
 		}
 	}()
 	if err := k.readSpec(); err != nil {
@@ -205,6 +211,12 @@ func (k *creation) makeCgroup() (err error) {
 	if k.layout, err = cgroup.Detect(); err != nil {
 		return err
 	}
+	if k.r.CgroupDriver == "systemd" {
+		if err := k.makeUnit(); err != nil {
+			return fmt.Errorf("container %s: %w", k.c.ID(), err)
+		}
+		return nil
+	}
 	path := k.spec.Linux.CgroupsPath
 	if path == "" {
 		path = k.c.ID()
@@ -230,7 +242,7 @@ func (k *creation) compile(id string) (*plan.Plan, error) {
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
-		if !h.V2 {
+		if !h.V2 && k.r.CgroupDriver != "systemd" {
 			o.Doors = append(o.Doors, h.Name)
 		}
 	}
@@ -277,22 +289,26 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
-	v2, err := k.cg.DirFD()
-	if err != nil {
-		return err
-	}
-	if v2 != nil {
-		defer v2.Close()
-		cfg.CgroupFD = int(v2.Fd())
-	}
-	if cfg.Doors, err = k.cg.Doors(true); err != nil {
-		return err
+	// Systemd moves it instead.
+	if k.systemd == nil {
+		v2, err := k.cg.DirFD()
+		if err != nil {
+			return err
+		}
+		if v2 != nil {
+			defer v2.Close()
+			cfg.CgroupFD = int(v2.Fd())
+		}
+		if cfg.Doors, err = k.cg.Doors(true); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		for _, f := range cfg.Doors {
 			f.Close()
 		}
 	}()
+	k.undo.Add("the systemd unit", k.undoUnit)
 	if p.Hold {
 		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {
 			if *f, err = makeFifo(filepath.Join(k.c.dir, name)); err != nil {
@@ -329,6 +345,11 @@ func makeFifo(path string) (*os.File, error) {
 
 // place limits the new process. It goes on making mounts meanwhile.
 func (k *creation) place(pid int, p *plan.Plan) error {
+	if k.systemd != nil {
+		if err := k.startUnit(pid); err != nil {
+			return err
+		}
+	}
 	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
 		return err
 	}
@@ -436,6 +457,13 @@ func (r *Runtime) Plan(id string, o CreateOptions) (*plan.Plan, error) {
 		return nil, err
 	}
 	path := k.spec.Linux.CgroupsPath
+	if r.CgroupDriver == "systemd" {
+		u, err := systemd.Parse(path, id, os.Geteuid() != 0)
+		if err != nil {
+			return nil, err
+		}
+		path = u.Path("")
+	}
 	if path == "" {
 		path = "/" + id
 	}

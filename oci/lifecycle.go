@@ -233,7 +233,7 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	if err := c.cgroup().Apply(r); err != nil {
 		return fmt.Errorf("container %q: %w", c.ID(), err)
 	}
-	return nil
+	return c.updateUnit(r)
 }
 
 // Purge removes what is left of a container whose creation was killed. It is
@@ -288,6 +288,10 @@ func (c *Container) remove(ctx context.Context, force bool) error {
 			if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
 				c.r.log().Warn("cannot kill what is left in the cgroup", "id", c.ID(), "error", err)
 			}
+		}
+		if err := c.stopUnit(); err != nil {
+			// Without its cgroup the unit ends by itself.
+			c.r.log().Warn("cannot stop the systemd unit", "id", c.ID(), "error", err)
 		}
 		err := c.cgroup().Delete()
 		if err != nil {

@@ -25,9 +25,6 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// ErrSystemdDriver answers a request for the systemd cgroup driver.
-var ErrSystemdDriver = fmt.Errorf("the systemd cgroup driver is not available in this version: %w", errdefs.ErrNotImplemented)
-
 // Mode says which versions of cgroups the machine mounts.
 type Mode string
 
