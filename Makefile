@@ -9,7 +9,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-unit test-vm lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-unit test-security test-vm lint bench fuzz install uninstall man quickstart clean
 
 all: build
 
@@ -42,6 +42,11 @@ lint: ## formatting, vet, staticcheck, shell scripts
 	GOARCH=arm64 $(GO) vet ./oci/... ./shim/... ./network/...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 	@command -v shellcheck >/dev/null && shellcheck $$(git ls-files '*.sh' .ci/run) || echo "shellcheck is not installed: shell scripts were not checked"
+
+# make test runs the same battery with 50 starts for each race.
+SECURITY_STARTS ?= 2000
+test-security: ## the battery of published escapes, as root, with many starts for each race
+	HAKO_SECURITY_STARTS=$(SECURITY_STARTS) $(GO) test -count=1 -timeout 2h -v ./test/security
 
 test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppArmor, systemd
 	@GO='$(GO)' test/vm/suite.sh

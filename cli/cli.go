@@ -52,6 +52,8 @@ type app struct {
 	host  string
 	debug bool
 	c     *client.Client
+	// noHelp is why help was asked for in vain: a command that does not exist.
+	noHelp error
 }
 
 // Main runs the command line and gives the exit code.
@@ -64,6 +66,9 @@ func Main(args []string, s Streams, o Options) int {
 	err := root.ExecuteContext(ctx)
 	if a.c != nil {
 		a.c.Close()
+	}
+	if err == nil {
+		err = a.noHelp
 	}
 	if err == nil {
 		return 0
@@ -128,13 +133,39 @@ the default socket, in that order.`,
 		}
 	}
 	// The long forms that docker's users may be used to: hako container ls, hako image prune.
-	container := group("container", "Manage containers", append(a.containerCommands(), a.containerPruneCommand())...)
-	image := group("image", "Manage images", append(a.imageCommands(), a.imageInspectCommand(), a.imagePruneCommand())...)
+	container := group("container", "Manage containers", append(longForms(a.containerCommands(), "ps", "ls"), a.containerPruneCommand())...)
+	image := group("image", "Manage images", append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imageInspectCommand(), a.imagePruneCommand())...)
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true
 	tidyUsage(root)
+	// One line of usage, where cobra has a second one for commands that hold others.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}\n  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}\n  {{.CommandPath}} [command]{{end}}",
+		"\n  {{.UseLine}}", 1))
+	help := root.HelpFunc()
+	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
+		if names := cmd.Flags().Args(); cmd.HasSubCommands() && len(names) > 0 {
+			a.noHelp = unknownCommand(cmd, names[0])
+			return
+		}
+		help(cmd, args)
+	})
 	return root
+}
+
+// longForms gives commands the names that they have in a group, in pairs of the short
+// and the long name; the short one works there, too.
+func longForms(cmds []*cobra.Command, names ...string) []*cobra.Command {
+	for _, c := range cmds {
+		for i := 0; i < len(names); i += 2 {
+			if c.Name() == names[i] {
+				c.Use = names[i+1] + strings.TrimPrefix(c.Use, names[i])
+				c.Aliases = append([]string{names[i]}, map[string][]string{"ls": {"list"}, "rm": {"remove"}}[names[i+1]]...)
+				break
+			}
+		}
+	}
+	return cmds
 }
 
 // tidyUsage drops cobra's own "[flags]": the usage lines say [OPTIONS] where there are some.
@@ -157,7 +188,7 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 // group makes a command that only holds others.
 func group(use, short string, cmds ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
-		Use: use, Short: short,
+		Use: use + " COMMAND", Short: short,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return unknownCommand(cmd, args[0])
@@ -190,7 +221,7 @@ func (a *app) client() (*client.Client, error) {
 	}
 	opts := []client.Opt{client.WithHost(a.address()), client.WithTLSClientConfigFromEnv(), client.WithAPIVersionFromEnv(), client.WithUserAgent("hako")}
 	if a.debug {
-		opts = append(opts, client.WithHTTPRequestHook(debugRequests(a.Err)))
+		opts = append(opts, client.WithHTTPRequestHook(debugRequests(a.Err)), client.WithHTTPResponseHook(debugResponses(a.Err)))
 	}
 	c, err := client.New(opts...)
 	if err != nil {

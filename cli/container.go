@@ -544,9 +544,9 @@ func hostPort(ip, port string) string {
 
 func (a *app) containerPruneCommand() *cobra.Command {
 	var force bool
-	cmd := &cobra.Command{Use: "prune", Short: "Remove all stopped containers", Args: cobra.NoArgs}
-	filter := filterFlag(cmd.Flags(), "containers")
-	cmd.Flags().BoolVar(&force, "force", false, "do not ask")
+	cmd := &cobra.Command{Use: "prune [OPTIONS]", Short: "Remove all stopped containers", Args: cobra.NoArgs}
+	filter := cmd.Flags().StringArray("filter", nil, "only containers that match KEY=VALUE")
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if !force && !a.confirm("This removes all stopped containers.") {
 			return nil

@@ -242,9 +242,28 @@ func inspectPrint(w io.Writer, objects []any, format string) error {
 	for _, o := range objects {
 		var b bytes.Buffer
 		if err := t.Execute(&b, o); err != nil {
-			return &exitError{exitUsage, "bad --format template: " + templateCause(err)}
+			b.Reset()
+			if t.Execute(&b, jsonForm(o)) != nil {
+				return &exitError{exitUsage, "bad --format template: " + templateCause(err)}
+			}
 		}
 		fmt.Fprintln(w, b.String())
 	}
 	return nil
+}
+
+// jsonForm is an object with the names that the API gives its fields, {{.Id}} and not
+// {{.ID}}, as docker's templates may use either. Numbers stay as they were written.
+func jsonForm(o any) any {
+	raw, err := json.Marshal(o)
+	if err != nil {
+		return nil
+	}
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	var v any
+	if d.Decode(&v) != nil {
+		return nil
+	}
+	return v
 }

@@ -1,11 +1,14 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"time"
 
+	"github.com/moby/moby/client"
 	"golang.org/x/term"
 )
 
@@ -57,9 +60,23 @@ func paint(on bool, code, s string) string {
 	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
-func debugRequests(w io.Writer) func(*http.Request) error {
+// sentAt is the context's key for when a request was sent.
+type sentAt struct{}
+
+// debugRequests says what is asked for, at once, since an answer may take long.
+func debugRequests(w io.Writer) client.RequestHook {
 	return func(r *http.Request) error {
 		fmt.Fprintf(w, "hako: debug: %s %s\n", r.Method, r.URL.RequestURI())
+		*r = *r.WithContext(context.WithValue(r.Context(), sentAt{}, time.Now()))
 		return nil
+	}
+}
+
+// debugResponses says how long the answer took, to its first byte.
+func debugResponses(w io.Writer) client.ResponseHook {
+	return func(r *http.Response) {
+		if sent, ok := r.Request.Context().Value(sentAt{}).(time.Time); ok {
+			fmt.Fprintf(w, "hako: debug: %s %s: %s after %v\n", r.Request.Method, r.Request.URL.RequestURI(), r.Status, time.Since(sent).Round(time.Microsecond))
+		}
 	}
 }

@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -37,7 +39,7 @@ func (a *app) versionCommand() *cobra.Command {
 			v := struct {
 				Client clientVersion
 				Server *client.ServerVersionResult
-			}{Client: clientVersion{version.Version, client.MaxAPIVersion, version.Revision(), runtime.Version(), runtime.GOOS, runtime.GOARCH}}
+			}{Client: clientVersion{version.Version, cmp.Or(os.Getenv(client.EnvOverrideAPIVersion), client.MaxAPIVersion), version.Revision(), runtime.Version(), runtime.GOOS, runtime.GOARCH}}
 			var serverErr error
 			if !clientOnly {
 				c, err := a.client()
@@ -51,9 +53,13 @@ func (a *app) versionCommand() *cobra.Command {
 					v.Server, v.Client.APIVersion = &res, c.ClientVersion()
 				}
 			}
+			atMost := "" // until a daemon has agreed to it
+			if v.Server == nil {
+				atMost = " (at most)"
+			}
 			switch format {
 			case "":
-				rows := [][]string{{"Client:"}, {" Version:", v.Client.Version}, {" API version:", v.Client.APIVersion}, {" Go version:", v.Client.GoVersion}, {" Git commit:", v.Client.GitCommit}, {" OS/Arch:", v.Client.Os + "/" + v.Client.Arch}}
+				rows := [][]string{{"Client:"}, {" Version:", v.Client.Version}, {" API version:", v.Client.APIVersion + atMost}, {" Go version:", v.Client.GoVersion}, {" Git commit:", v.Client.GitCommit}, {" OS/Arch:", v.Client.Os + "/" + v.Client.Arch}}
 				if v.Server != nil {
 					rows = append(rows, []string{""}, []string{"Server: " + v.Server.Platform.Name}, []string{" Version:", v.Server.Version},
 						[]string{" API version:", fmt.Sprintf("%s (minimum %s)", v.Server.APIVersion, v.Server.MinAPIVersion)}, []string{" OS/Arch:", v.Server.Os + "/" + v.Server.Arch})

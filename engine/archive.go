@@ -211,7 +211,8 @@ func (e *Engine) GetArchive(ctx context.Context, ref, p string) (io.ReadCloser, 
 		done()
 		return nil, ps, pathError(err, ref, p)
 	}
-	name := path.Base(inside)
+	// Of the path asked for: inside is / where that is a volume of a stopped container.
+	name := path.Base(path.Clean("/" + p))
 	if strings.HasSuffix(p, "/.") || p == "." || name == "/" {
 		name = "."
 	}
@@ -242,7 +243,7 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 		return err
 	}
 	defer root.Close()
-	f, st, err := openAt(root, "/", "/")
+	f, _, err := openAt(root, "/", "/")
 	if err != nil {
 		return err
 	}
@@ -251,7 +252,6 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 	if err := w.below(ctx, f, ""); err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}
-	_ = st
 	if err := w.tw.Close(); err != nil {
 		return fmt.Errorf("export container %s: %w", ref, err)
 	}

@@ -29,9 +29,9 @@ func (e *Engine) Changes(ctx context.Context, ref string) ([]Change, error) {
 	return withoutInjected(list), nil
 }
 
-// injected are the files that every container gets bound over by the engine: the
-// places for them in its layer are not the container's changes.
-var injected = []string{"/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
+// injected are the files that every container gets from the engine. Those below /etc are
+// bound over; the places for them in its layer are not the container's changes.
+var injected = []string{"/" + rootMark, "/etc/hostname", "/etc/hosts", "/etc/resolv.conf"}
 
 func withoutInjected(list []snapshot.Change) []Change {
 	out := make([]Change, 0, len(list))

@@ -100,16 +100,23 @@ func TestValidate(t *testing.T) {
 		"cannot use max-file without max-size":                                                             {Log: LogConfig{Options: map[string]string{"max-file": "3"}}},
 		"Invalid signal: SIGNOPE":                                                                          {StopSignal: "SIGNOPE"},
 		`invalid exposed port: "0/tcp"`:                                                                    {ExposedPorts: []string{"0/tcp"}},
-		`invalid --security-opt: "nope=1"`:                                                                 {SecurityOpt: []string{"nope=1"}},
-		`sysctl "kernel.core_pattern" is not in a separate kernel namespace`:                               {Sysctls: map[string]string{"kernel.core_pattern": "|/x"}},
-		`sysctl "kernel.shm_rmid_forced" is not allowed`:                                                   {Sysctls: map[string]string{"kernel.shm_rmid_forced": "1\nkernel.core_pattern=|/x"}},
-		`sysctl "net.ipv4.ip_forward" not allowed in host network namespace`:                               {NetworkMode: "host", Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}},
-		`sysctl "kernel.msgmax" not allowed in host ipc namespace`:                                         {IpcMode: "host", Sysctls: map[string]string{"kernel.msgmax": "1"}},
-		"unknown or invalid runtime name: nope":                                                            {Runtime: "nope"},
-		"Interval in Healthcheck cannot be less than 1ms":                                                  {Healthcheck: &Healthcheck{Interval: 1}},
-		"invalid device permissions: q":                                                                    {Resources: Resources{Devices: []Device{{HostPath: "/dev/null", Permissions: "q"}}}},
-		`bad format for add-host: "x"`:                                                                     {ExtraHosts: []string{"x"}},
-		"SHM size can not be less than 0":                                                                  {ShmSize: -1},
+		`invalid --security-opt: "nope=1": known are apparmor, label, no-new-privileges, seccomp, systempaths, writable-cgroups`: {SecurityOpt: []string{"nope=1"}},
+		`invalid --security-opt: "no-new-privileges:x": expected true or false`:                                                  {SecurityOpt: []string{"no-new-privileges:x"}},
+		`invalid --security-opt: "systempaths=x": expected systempaths=unconfined`:                                               {SecurityOpt: []string{"systempaths=x"}},
+		`invalid --security-opt: "apparmor=": expected unconfined or the name of a profile`:                                      {SecurityOpt: []string{"apparmor="}},
+		`invalid --security-opt: "seccomp": expected unconfined, builtin or a profile`:                                           {SecurityOpt: []string{"seccomp"}},
+		`invalid --security-opt: "label": expected label=disable or label=user:, role:, type:, level:, filetype:`:                {SecurityOpt: []string{"label"}},
+		"--security-opt apparmor=mine: AppArmor is not enabled on the host":                                                      {SecurityOpt: []string{"apparmor=mine"}},
+		"invalid seccomp profile: not JSON":                                                                                      {SecurityOpt: []string{"seccomp=/etc/profile.json"}},
+		`sysctl "kernel.core_pattern" is not in a separate kernel namespace`:                                                     {Sysctls: map[string]string{"kernel.core_pattern": "|/x"}},
+		`sysctl "kernel.shm_rmid_forced" is not allowed`:                                                                         {Sysctls: map[string]string{"kernel.shm_rmid_forced": "1\nkernel.core_pattern=|/x"}},
+		`sysctl "net.ipv4.ip_forward" not allowed in host network namespace`:                                                     {NetworkMode: "host", Sysctls: map[string]string{"net.ipv4.ip_forward": "1"}},
+		`sysctl "kernel.msgmax" not allowed in host ipc namespace`:                                                               {IpcMode: "host", Sysctls: map[string]string{"kernel.msgmax": "1"}},
+		"unknown or invalid runtime name: nope":                                                                                  {Runtime: "nope"},
+		"Interval in Healthcheck cannot be less than 1ms":                                                                        {Healthcheck: &Healthcheck{Interval: 1}},
+		"invalid device permissions: q":                                                                                          {Resources: Resources{Devices: []Device{{HostPath: "/dev/null", Permissions: "q"}}}},
+		`bad format for add-host: "x"`:                                                                                           {ExtraHosts: []string{"x"}},
+		"SHM size can not be less than 0":                                                                                        {ShmSize: -1},
 	} {
 		err := c.validate(goldenHost(), nil)
 		if err == nil || err.Error() != want || !errdefs.IsInvalidArgument(err) {
@@ -210,13 +217,19 @@ func FuzzAccounts(f *testing.F) {
 
 func TestNetFiles(t *testing.T) {
 	t.Parallel()
+	const loopback = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n" +
+		"ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
 	ep := network.Endpoint{IPv4: netip.MustParsePrefix("10.1.2.3/24")}
 	got := string(hostsFile(hostsInput{hostname: "box", domain: "dom", endpoints: []network.Endpoint{ep},
 		extra: []string{"a:1.1.1.1", "six:::1", "gw:host-gateway"}, gateway: netip.MustParseAddr("10.1.2.1"),
 		links: []network.HostEntry{{Addr: netip.MustParseAddr("10.1.2.9"), Names: []string{"db", "pg"}}}}))
-	want := "127.0.0.1\tlocalhost\n1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
+	want := loopback + "1.1.1.1\ta\n::1\tsix\n10.1.2.1\tgw\n10.1.2.9\tdb pg\n10.1.2.3\tbox.dom box\n"
 	if got != want {
 		t.Errorf("hosts:\n%s\nwant\n%s", got, want)
+	}
+	got = string(hostsFile(hostsInput{hostname: "web.site.org", endpoints: []network.Endpoint{ep}, noIPv6: true}))
+	if want := "127.0.0.1\tlocalhost\n10.1.2.3\tweb.site.org web\n"; got != want {
+		t.Errorf("hosts without IPv6:\n%s\nwant\n%s", got, want)
 	}
 	got = string(hostsFile(hostsInput{hostname: "h", base: []byte("1.2.3.4 base\n\n"), extra: []string{"a:1.1.1.1"}}))
 	if want := "1.2.3.4 base\n1.1.1.1\ta\n"; got != want {

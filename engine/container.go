@@ -25,7 +25,7 @@ type record struct {
 	// StoppedByUser keeps unless-stopped containers stopped after a restart.
 	StoppedByUser bool `json:"stoppedByUser,omitempty"`
 	// Networks are those that it shall be on when it runs.
-	Networks []EndpointSettings `json:"networks,omitempty"`
+	Networks []EndpointSettings `json:"networks"`
 	// Started tells that it ran at least once: only such ones are started by a policy.
 	Started bool `json:"started,omitempty"`
 }
@@ -59,6 +59,8 @@ type container struct {
 type run struct {
 	bundle  string
 	started time.Time
+	// memory is the directory of its memory cgroup; "" for one without a limit.
+	memory string
 	// shim and pid change when the connection to a shim is made anew.
 	shim atomicShim
 	pid  atomic.Int64
@@ -110,7 +112,15 @@ func (c *container) view() Container {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	v := c.rec.Container
-	v.ExecIDs = slices.Sorted(maps.Keys(c.execs))
+	if v.Attached = c.rec.Networks; v.Attached == nil {
+		v.Attached = []EndpointSettings{}
+	}
+	v.ExecIDs = nil
+	for _, id := range slices.Sorted(maps.Keys(c.execs)) {
+		if c.execs[id].state != execEnded { // an ended one can be inspected, but is the container's no more
+			v.ExecIDs = append(v.ExecIDs, id)
+		}
+	}
 	return v
 }
 

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -207,7 +208,7 @@ func (e *Engine) lookupImage(ctx context.Context, c Config) (image.Image, error)
 		return img, &classed{text: "No such image: " + familiarTag(c.Image), class: errdefs.ErrNotFound, cause: err}
 	}
 	if err != nil {
-		return img, fmt.Errorf("find image %s: %w", c.Image, err)
+		return img, err
 	}
 	return img, nil
 }
@@ -246,11 +247,26 @@ func (e *Engine) resolveModes(c *Config) error {
 	if c.IpcMode == "" {
 		c.IpcMode = "private"
 	}
+	if c.CgroupnsMode == "" {
+		c.CgroupnsMode = "host"
+		if e.host.CgroupV2 && !c.Privileged {
+			c.CgroupnsMode = "private"
+		}
+	}
+	for _, l := range c.Links {
+		ref, _, _ := strings.Cut(l, ":")
+		if _, err := e.containers.get(ref); err != nil {
+			return badRequest(fmt.Errorf("could not get container for %s: %w", ref, err))
+		}
+	}
 	return nil
 }
 
 // adjustResources sets Docker's implied limits, and tells what the kernel cannot do.
 func adjustResources(r *Resources, h hostFacts) (warnings []string) {
+	if r.PidsLimit != nil && *r.PidsLimit <= 0 {
+		r.PidsLimit = nil
+	}
 	if r.Memory > 0 && !h.SwapLimit && r.MemorySwap >= 0 {
 		if r.MemorySwap > 0 {
 			warnings = append(warnings, "Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
@@ -378,10 +394,41 @@ func (e *Engine) prepareSnapshot(ctx context.Context, v Container, img image.Ima
 	if size := v.Config.StorageOpt["size"]; size != "" {
 		return notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
 	}
-	if _, err := sn.Prepare(ctx, v.SnapshotKey, chain, opts...); err != nil {
+	mounts, err := sn.Prepare(ctx, v.SnapshotKey, chain, opts...)
+	if err != nil {
 		return fmt.Errorf("prepare file system: %w", err)
 	}
-	return nil
+	return markRoot(mounts)
+}
+
+// rootMark is the file by which programs and scripts tell that they run in a container.
+const rootMark = ".dockerenv"
+
+// markRoot puts it into a new container's layer.
+func markRoot(mounts []mount.Mount) error {
+	if len(mounts) != 1 {
+		return nil
+	}
+	dir := mounts[0].Source
+	if mounts[0].Type == "overlay" {
+		d, err := parseOverlay(mounts[0].Options)
+		if err != nil {
+			return err
+		}
+		dir = d.upper
+	}
+	if dir == "" {
+		return nil
+	}
+	// With O_EXCL a name that the image gave to something else is left alone, and not followed.
+	f, err := os.OpenFile(filepath.Join(dir, rootMark), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("make /%s: %w", rootMark, err)
+	}
+	return f.Close()
 }
 
 func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {
@@ -538,10 +585,29 @@ func validateMount(m Mount) error {
 		if m.Source != "" {
 			return bad("field Source must not be specified")
 		}
+		for _, o := range m.Options {
+			if name, value, has := strings.Cut(o, "="); !validTmpfsOption(name, has) {
+				return invalidf("invalid tmpfs option %q", slices.DeleteFunc([]string{name, value}, func(s string) bool { return s == "" }))
+			}
+		}
 	default:
 		return invalidf("mount type %q unknown", m.Kind)
 	}
 	return nil
+}
+
+// validTmpfsOption tells whether an option is one of mount(8)'s flags or of tmpfs(5).
+func validTmpfsOption(name string, hasValue bool) bool {
+	switch name {
+	case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge":
+		return hasValue
+	case "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "remount",
+		"mand", "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+		"bind", "rbind", "unbindable", "runbindable", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+		"noswap", "inode32", "inode64":
+		return !hasValue
+	}
+	return false
 }
 
 // bindSource finds, or makes, the host path of a bind. The path is the client's, who

@@ -109,6 +109,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	if r.cancel != nil {
 		r.cancel()
 	}
+	exit.OOMKilled = exit.OOMKilled || oomKilled(r.memory) // before the cgroup goes
 	var g errgroup.Group
 	g.Go(func() error { return e.releaseShim(ctx, v, r) })
 	g.Go(func() error { return e.releaseNetwork(ctx, v) })

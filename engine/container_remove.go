@@ -8,6 +8,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 // RemoveContainer removes a container with its file system and log. It is durable
@@ -155,7 +157,7 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	g.Go(func() error { return os.RemoveAll(e.dir(c.id)) })
 	g.Go(func() error { return RemoveBundle(e.bundle(c.id)) })
 	if err := g.Wait(); err != nil {
-		_ = c.change(StatusDead, func(s *State) { s.Error = err.Error() })
+		_ = c.change(StatusDead, func(s *State) { s.Error = errtext.Plain(err) })
 		c.mu.Lock()
 		c.removing = false
 		c.mu.Unlock()

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/network"
@@ -73,7 +74,7 @@ func (e *Engine) startHeld(ctx context.Context, c *container) error {
 	}
 	code, err := startError(err)
 	c.mu.Lock()
-	c.rec.State.Error = err.Error()
+	c.rec.State.Error = errtext.Plain(err)
 	c.rec.State.ExitCode = code
 	pending := c.pending
 	c.pending = nil
@@ -119,7 +120,9 @@ func startError(err error) (code int, _ error) {
 // taskError marks an error of the shim or runtime on the way to the process.
 type taskError struct{ err error }
 
-func (t *taskError) Error() string { return "failed to create task for container: " + plainText(t.err) }
+func (t *taskError) Error() string {
+	return "failed to create task for container: " + errtext.Plain(t.err)
+}
 func (t *taskError) Unwrap() error { return t.err }
 
 // start does it: what does not depend on each other runs side by side.
@@ -131,6 +134,19 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	want := c.rec.Networks
 	c.mu.Unlock()
 	v := c.view()
+	for _, l := range v.Config.Links {
+		ref, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = strings.TrimPrefix(ref, "/")
+		}
+		other, err := e.containers.get(ref)
+		if err != nil {
+			return badRequest(fmt.Errorf("could not get container for %s: %w", ref, err))
+		}
+		if o := other.view(); o.State.Pid == 0 {
+			return conflictf("Cannot link to a non running container: /%s AS /%s/%s", o.Name, v.Name, alias)
+		}
+	}
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
 
@@ -173,6 +189,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		endpoints []network.Endpoint
 		shim      Shim
 		created   bool
+		memory    string
 		done      func()
 	)
 	g, gctx := errgroup.WithContext(ctx)
@@ -196,13 +213,15 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return err
 		}
-		if _, err := shim.Create(gctx, client.CreateOptions{
+		pid, err := shim.Create(gctx, client.CreateOptions{
 			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
-		}); err != nil {
+		})
+		if err != nil {
 			return &taskError{err}
 		}
 		created = true
+		memory = memoryCgroup(v, pid)
 		return nil
 	})
 	err = g.Wait()
@@ -227,6 +246,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		return &taskError{err}
 	}
 	r := newRun(shim, bundle, pid, time.Now().UTC())
+	r.memory = memory
 	u.Release()
 	shown := endpoints
 	if len(shown) == 0 {
@@ -404,7 +424,7 @@ func openSubpath(m Mount) (*os.File, error) {
 	defer root.Close()
 	f, err := root.Open(m.Subpath, unix.O_PATH, 0)
 	if err != nil {
-		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, err)
+		return nil, invalidf("cannot access path %s in volume %s: %v", m.Subpath, m.Source, errtext.Plain(err))
 	}
 	return f, nil
 }
@@ -492,7 +512,7 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	cfg := network.EndpointConfig{
 		ID: v.ID, Network: n.ID, Netns: netns, Name: v.Name, Hostname: v.Hostname,
-		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority,
+		Aliases: s.Aliases, IPv4: s.IPv4, IPv6: s.IPv6, MAC: s.MAC, GatewayPriority: s.GatewayPriority, DNS: v.Config.DNS,
 	}
 	if isUserDefined(n.Name) {
 		cfg.Aliases = append([]string{shortID(v.ID)}, s.Aliases...)
@@ -505,7 +525,7 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	}
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
-		text := strings.TrimPrefix(plainText(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
+		text := strings.TrimPrefix(errtext.Plain(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
 		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
 			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}

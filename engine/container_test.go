@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 var bg = context.Background()
@@ -233,7 +235,7 @@ func TestStartIsUndone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := n.e.StartContainer(bg, id); err == nil || !strings.Contains(err.Error(), plainText(c.err)) {
+		if err := n.e.StartContainer(bg, id); err == nil || !strings.Contains(err.Error(), errtext.Plain(c.err)) {
 			t.Errorf("%s broken: %v", c.step, err)
 		}
 		for frames := 0; ; frames++ {

@@ -34,12 +34,11 @@ func (e *Engine) WaitContainer(ctx context.Context, ref string, cond WaitConditi
 		return ch, nil
 	}
 	c.waiters = append(c.waiters, waiter{cond, ch})
-	stop := context.AfterFunc(ctx, func() {
+	context.AfterFunc(ctx, func() { // of one that is not there any more, without harm
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.waiters = slices.DeleteFunc(c.waiters, func(w waiter) bool { return w.ch == ch })
 	})
-	_ = stop // the function removes a waiter that is not there any more without harm
 	return ch, nil
 }
 

@@ -1,11 +1,11 @@
 package engine
 
 import (
-	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 // classed is an error whose text is exactly what a client shall read, and whose
@@ -50,23 +50,7 @@ func notImplementedf(format string, args ...any) error {
 // to a client, which would then pull it.
 func badRequest(err error) error {
 	if errdefs.IsNotFound(err) {
-		return &classed{text: err.Error(), class: errdefs.ErrInvalidArgument}
+		return &classed{text: errtext.Plain(err), class: errdefs.ErrInvalidArgument}
 	}
 	return err
-}
-
-// plainText is an error's text without the class that wrapping put at its end, where
-// the text already says it.
-func plainText(err error) string {
-	text := err.Error()
-	for _, class := range []error{errdefs.ErrNotFound, errdefs.ErrPermissionDenied, errdefs.ErrInvalidArgument, errdefs.ErrFailedPrecondition, errdefs.ErrUnknown, errdefs.ErrInternal, errdefs.ErrAlreadyExists, errdefs.ErrResourceExhausted} {
-		if errors.Is(err, class) {
-			short, cut := strings.CutSuffix(text, ": "+class.Error())
-			// EACCES reads like its class. Clients look for the words, so they stay once.
-			if cut && (class != errdefs.ErrPermissionDenied || strings.HasSuffix(short, class.Error())) {
-				text = short
-			}
-		}
-	}
-	return text
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -194,7 +195,12 @@ func (e *Engine) startExec(ctx context.Context, id string, attach bool) (Attachm
 
 // execError gives Docker's exit code and text for an exec that could not start.
 func execError(err error) (int, error) {
-	text := "OCI runtime exec failed: exec failed: unable to start container process: " + plainText(err)
+	const cannot = "unable to start container process: "
+	text := errtext.Plain(err)
+	if _, after, ok := strings.Cut(text, cannot); ok { // what lies before names ids that mean nothing to a user
+		text = after
+	}
+	text = "OCI runtime exec failed: exec failed: " + cannot + text
 	lower := strings.ToLower(err.Error())
 	switch {
 	case errdefs.IsInvalidArgument(err):
@@ -295,6 +301,10 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := sec.apparmorProfile(e.host)
+	if err != nil {
+		return nil, err
+	}
 	caps, err := capabilities(v.Config.Privileged || x.cfg.Privileged, v.Config.CapAdd, v.Config.CapDrop)
 	if err != nil {
 		return nil, err
@@ -317,6 +327,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		User:            specs.User{UID: acc.UID, GID: acc.GID, AdditionalGids: acc.Groups},
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
+		ApparmorProfile: profile,
 		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}

@@ -24,6 +24,7 @@ type hostFacts struct {
 	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
 	OOMScoreAdj  int
 	Seccomp      bool
+	AppArmor     bool
 	SwapLimit    bool
 	Caps         uint64   // the daemon's bounding set; 0: unknown
 	ThermalPaths []string // per CPU, masked in containers
@@ -88,6 +89,7 @@ func probeHost() (hostFacts, error) {
 	}
 	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	h.Seccomp = err == nil
+	h.AppArmor = readLine("/sys/module/apparmor/parameters/enabled") == "Y"
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 	h.SwapLimit = err == nil || h.CgroupV2
 	return h, nil

@@ -49,6 +49,7 @@ type hostsInput struct {
 	gateway          netip.Addr
 	links            []network.HostEntry
 	base             []byte // the host's own file, with the host's network
+	noIPv6           bool   // not even ::1 is there
 }
 
 func hostsFile(in hostsInput) []byte {
@@ -67,21 +68,23 @@ func hostsFile(in hostsInput) []byte {
 		}
 	}
 	entries = append(entries, in.links...)
-	own := []string{in.hostname}
+	full := in.hostname
 	if in.domain != "" {
-		own = []string{in.hostname + "." + in.domain, in.hostname}
+		full += "." + in.domain
 	}
-	v6 := len(in.endpoints) == 0
+	own := []string{full}
+	if short, _, ok := strings.Cut(full, "."); ok {
+		own = append(own, short)
+	}
 	for _, ep := range in.endpoints {
 		for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
 			if p.IsValid() {
 				entries = append(entries, network.HostEntry{Addr: p.Addr(), Names: own})
 			}
 		}
-		v6 = v6 || ep.IPv6.IsValid()
 	}
 	if in.base == nil {
-		return network.Hosts(v6, entries)
+		return network.Hosts(!in.noIPv6, entries)
 	}
 	// The host's own lines instead of the usual ones.
 	_, lines, _ := bytes.Cut(network.Hosts(false, entries), []byte("\n"))
@@ -114,7 +117,8 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 		return nil // the files are the other container's
 	}
 	hostNet := c.NetworkMode == "host"
-	in := hostsInput{hostname: v.Hostname, domain: c.Domainname, endpoints: eps, extra: c.ExtraHosts, links: e.linkEntries(v, eps)}
+	in := hostsInput{hostname: v.Hostname, domain: c.Domainname, endpoints: eps, extra: c.ExtraHosts, links: e.linkEntries(v, eps),
+		noIPv6: c.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" || c.Sysctls["net.ipv6.conf.lo.disable_ipv6"] == "1"}
 	if hostNet {
 		in.base, _ = os.ReadFile("/etc/hosts")
 		if in.base == nil {
@@ -128,16 +132,12 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 		}
 		in.gateway = gw
 	}
-	hostname := v.Hostname
-	if c.Domainname != "" {
-		hostname += "." + c.Domainname
-	}
 	host, _ := os.ReadFile(hostResolvConf) // a missing one is an empty one
 	for _, f := range []struct {
 		path string
 		data []byte
 	}{
-		{v.HostnamePath, network.Hostname(hostname)},
+		{v.HostnamePath, network.Hostname(v.Hostname)},
 		{v.HostsPath, hostsFile(in)},
 		{v.ResolvPath, containerResolvConf(host, c, eps)},
 	} {
@@ -151,8 +151,8 @@ func (e *Engine) writeNetFiles(ctx context.Context, v Container, eps []network.E
 // linkEntries are the hosts entries of --link: the other container's address on a
 // common network.
 func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []network.HostEntry {
-	links := v.Config.Links
-	for _, s := range v.Config.Endpoints {
+	links, networks := v.Config.Links, v.Attached
+	for _, s := range networks {
 		links = append(slices.Clone(links), s.Links...)
 	}
 	var out []network.HostEntry
@@ -171,8 +171,8 @@ func (e *Engine) linkEntries(v Container, eps []network.Endpoint) []network.Host
 				continue
 			}
 			names := []string{alias}
-			for _, n := range []string{o.Name, shortID(o.ID)} {
-				if n != alias {
+			for _, n := range []string{o.Hostname, o.Name} {
+				if !slices.Contains(names, n) {
 					names = append(names, n)
 				}
 			}

@@ -185,8 +185,7 @@ func TestRemoveImage(t *testing.T) {
 func TestNetworksOfContainers(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	net, err := n.e.CreateNetwork(bg, NetworkConfig{Name: "n1"})
-	if err != nil {
+	if _, err := n.e.CreateNetwork(bg, NetworkConfig{Name: "n1"}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := n.e.CreateNetwork(bg, NetworkConfig{Name: "n1"}); !errdefs.IsConflict(err) || err.Error() != "network with name n1 already exists" {
@@ -227,7 +226,6 @@ func TestNetworksOfContainers(t *testing.T) {
 	if _, err := n.e.Networks(bg, Filters{"nonsense": {"x"}}); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
 	}
-	_ = net
 }
 
 func TestEvents(t *testing.T) {

@@ -95,7 +95,12 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	shim, err := e.opt.Shims.Connect(cctx, bundle)
 	switch {
 	case errdefs.IsNotFound(err):
-		if rerr != nil && !v.State.live() { // prepared, but never ran
+		recorded := !v.State.live() && v.State.StartedAt.Equal(rf.StartedAt)
+		if rerr != nil && !v.State.live() || recorded {
+			// It never ran, or its end is in the record already, and the daemon died while it
+			// removed the bundle: the exit file may be gone.
+			e.reap(v)
+			e.emptyBundle(v)
 			e.takeDead(ctx, c, true)
 			return
 		}
@@ -113,14 +118,21 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	}
 	st, err := shim.State(cctx, c.id, "")
 	switch {
+	case errdefs.IsNotFound(err) && rerr == nil:
+		// It ran, and the daemon died between deleting the task and ending the shim: how it
+		// ended stands in the exit file.
+		if err := shim.Shutdown(cctx); err != nil {
+			e.log.Warn("end shim", "container", c.id, "error", err)
+		}
+		shim.Close()
+		e.adopt(c, newRun(absentShim{}, bundle, 0, startTime(rf, v)), rf)
+		e.finish(c, e.reap(v))
 	case errdefs.IsNotFound(err) || err == nil && st.Status == client.StatusCreated:
 		// The daemon died in the middle of a start: nobody got an answer, so it is undone.
 		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {
 			e.log.Error("undo an unfinished start", "container", c.id, "error", derr)
 		}
-		if err := RemoveBundle(bundle); err != nil {
-			e.log.Error("undo an unfinished start", "container", c.id, "error", err)
-		}
+		e.emptyBundle(v)
 		e.takeDead(ctx, c, true)
 	case err != nil:
 		e.log.Warn("a shim does not answer, it is tried again in the background", "container", c.id, "error", err)
@@ -139,6 +151,18 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	}
 }
 
+// emptyBundle removes what a start left, but not the mark of a container that removes
+// itself and never ran.
+func (e *Engine) emptyBundle(v Container) {
+	err := RemoveBundle(e.bundle(v.ID))
+	if err == nil && v.Config.AutoRemove && v.State.Status == StatusCreated {
+		err = os.Mkdir(e.bundle(v.ID), 0o710)
+	}
+	if err != nil {
+		e.log.Error("remove bundle", "container", v.ID, "error", err)
+	}
+}
+
 func startTime(rf runFile, v Container) time.Time {
 	if !rf.StartedAt.IsZero() {
 		return rf.StartedAt
@@ -148,6 +172,9 @@ func startTime(rf runFile, v Container) time.Time {
 
 // adopt makes a run of an earlier daemon the container's.
 func (e *Engine) adopt(c *container, r *run, rf runFile) {
+	if pid := int(r.pid.Load()); pid != 0 {
+		r.memory = memoryCgroup(c.view(), pid)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Whatever the record says, this is what the kernel says.

@@ -64,6 +64,13 @@ func TestCrashOfTheDaemon(t *testing.T) {
 	if err := n.e.UnpauseContainer(bg, paused); err != nil {
 		t.Error(err)
 	}
+	n.crash() // a second time
+	if s := n.state_(idle); s.Status != StatusCreated {
+		t.Errorf("idle, after two crashes: %+v", s)
+	}
+	if s := n.state_(ended); s.ExitCode != 9 {
+		t.Errorf("ended, after two crashes: %+v", s)
+	}
 	for _, id := range []string{running, paused, ended, lost, always, idle} {
 		if err := n.e.RemoveContainer(bg, id, RemoveOptions{Force: true}); err != nil {
 			t.Error(err)
@@ -88,6 +95,51 @@ func TestCrashAfterExit(t *testing.T) {
 	n.crash()
 	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 143 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// TestCrashBeforeShutdown: the task is deleted, the shim still lives.
+func TestCrashBeforeShutdown(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.run("cc", Config{})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	s := n.shims.live[n.e.bundle(id)]
+	if _, err := s.Delete(bg, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	n.shims.exits = map[string]int{n.e.bundle(id): 8}
+	n.boot()
+	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 8 {
+		t.Errorf("%+v", s)
+	}
+	if n.shims.count() != 0 || n.nets.taken() != 0 {
+		t.Error("something is left")
+	}
+}
+
+// TestCrashInCleanup: an end that is recorded is not asked for again.
+func TestCrashInCleanup(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.run("cc", Config{Cmd: []string{"exit", "6"}})
+	n.wait(id, WaitNotRunning)
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	started := n.state_(id).StartedAt
+	if err := os.Mkdir(n.e.bundle(id), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeRunFile(n.e.bundle(id), runFile{Pid: 1, StartedAt: started}); err != nil {
+		t.Fatal(err)
+	}
+	n.boot()
+	if s := n.state_(id); s.Status != StatusExited || s.ExitCode != 6 {
+		t.Errorf("%+v", s)
+	}
+	if left := folders(filepath.Join(n.state, "containers")); len(left) != 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 

@@ -47,6 +47,10 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	profile, err := sec.apparmorProfile(in.Host)
+	if err != nil {
+		return nil, err
+	}
 	caps, err := capabilities(c.Privileged, c.CapAdd, c.CapDrop)
 	if err != nil {
 		return nil, err
@@ -63,6 +67,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			Cwd:             workingDir(in.C.WorkingDir),
 			User:            specs.User{UID: in.Account.UID, GID: in.Account.GID, AdditionalGids: in.Account.Groups},
 			NoNewPrivileges: sec.noNewPrivileges,
+			ApparmorProfile: profile,
 			Rlimits:         rlimits(c.Resources.Ulimits, in.Host.FileLimit),
 			Capabilities:    capabilitySets(caps, in.Account.UID),
 		},

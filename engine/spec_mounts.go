@@ -34,8 +34,10 @@ func (in *specInput) mounts(s *specs.Spec, sec security) {
 	}
 	switch {
 	case c.IpcMode == "host":
+		// A mount of mqueue shows the queues of the IPC namespace that it is made in, so it
+		// does not matter whether the host has one mounted.
 		defaults = append(defaults,
-			specs.Mount{Destination: "/dev/mqueue", Type: "bind", Source: "/dev/mqueue", Options: []string{"rbind", "nosuid", "noexec", "nodev"}},
+			specs.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 			specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "rprivate"}})
 	default:
 		defaults = append(defaults,

@@ -3,6 +3,7 @@ package engine
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
@@ -111,7 +112,19 @@ type security struct {
 	seccomp               string // "": default; "unconfined"; or a profile's JSON
 	systemPathsUnconfined bool
 	writableCgroups       bool
-	apparmor              string
+	apparmor              string // "": as the host has it; "unconfined"; or a profile's name
+}
+
+// apparmorProfile gives process.apparmorProfile. Where AppArmor is off everything is
+// unconfined, and a profile is refused rather than left out.
+func (s security) apparmorProfile(h hostFacts) (string, error) {
+	switch {
+	case h.AppArmor:
+		return s.apparmor, nil
+	case s.apparmor == "", s.apparmor == "unconfined":
+		return "", nil
+	}
+	return "", invalidf("--security-opt apparmor=%s: AppArmor is not enabled on the host", s.apparmor)
 }
 
 func parseSecurity(opts []string) (security, error) {
@@ -121,42 +134,56 @@ func parseSecurity(opts []string) (security, error) {
 		if !has {
 			k, v, has = strings.Cut(o, ":")
 		}
-		isTrue := func() (bool, error) {
-			switch {
-			case !has || v == "true":
-				return true, nil
-			case v == "false":
-				return false, nil
-			}
-			return false, invalidf("invalid --security-opt: %q", o)
-		}
 		var err error
 		switch k {
 		case "no-new-privileges":
-			s.noNewPrivileges, err = isTrue()
+			s.noNewPrivileges, err = securityBool(o, v, has)
 		case "writable-cgroups":
-			s.writableCgroups, err = isTrue()
+			s.writableCgroups, err = securityBool(o, v, has)
 		case "seccomp":
-			if s.seccomp = v; v == "builtin" || v == "default" {
+			switch v {
+			case "":
+				err = invalidf("invalid --security-opt: %q: expected unconfined, builtin or a profile", o)
+			case "builtin", "default":
 				s.seccomp = ""
+			default:
+				s.seccomp = v
 			}
 		case "systempaths":
 			if v != "unconfined" {
-				err = invalidf("invalid --security-opt: %q", o)
+				err = invalidf("invalid --security-opt: %q: expected systempaths=unconfined", o)
 			}
 			s.systemPathsUnconfined = true
 		case "apparmor":
+			if v == "" || strings.ContainsAny(v, "\x00\n") {
+				err = invalidf("invalid --security-opt: %q: expected unconfined or the name of a profile", o)
+			}
 			s.apparmor = v
 		case "label":
 			// Where SELinux is off, which is everywhere we run, labels change nothing.
+			if v == "" {
+				err = invalidf("invalid --security-opt: %q: expected label=disable or label=user:, role:, type:, level:, filetype:", o)
+			}
 		default:
-			err = invalidf("invalid --security-opt: %q", o)
+			err = invalidf("invalid --security-opt: %q: known are apparmor, label, no-new-privileges, seccomp, systempaths, writable-cgroups", o)
 		}
 		if err != nil {
 			return s, err
 		}
 	}
 	return s, nil
+}
+
+// securityBool reads option o, which stands for true without a value.
+func securityBool(o, value string, has bool) (bool, error) {
+	if !has {
+		return true, nil
+	}
+	b, err := strconv.ParseBool(value)
+	if err != nil {
+		return false, invalidf("invalid --security-opt: %q: expected true or false", o)
+	}
+	return b, nil
 }
 
 // seccompProfile gives the filter: Docker's default profile compiled for this host

@@ -168,6 +168,40 @@ func TestSeccompFollowsCapabilities(t *testing.T) {
 	}
 }
 
+func TestSecurityOptions(t *testing.T) {
+	t.Parallel()
+	with := func(apparmor bool, opts ...string) (*specs.Spec, error) {
+		in := goldenInput(Config{SecurityOpt: opts})
+		in.Host.AppArmor = apparmor
+		return buildSpec(in)
+	}
+	for _, tt := range []struct {
+		host      bool // AppArmor is on
+		opt, want string
+	}{
+		{true, "apparmor=mine", "mine"}, {true, "apparmor:mine", "mine"}, {true, "apparmor=unconfined", "unconfined"},
+		{true, "label=disable", ""}, {false, "apparmor=unconfined", ""}, {false, "label=type:x_t", ""},
+	} {
+		s, err := with(tt.host, tt.opt)
+		if err != nil || s.Process.ApparmorProfile != tt.want || s.Process.SelinuxLabel != "" {
+			t.Errorf("%s, host %v: %v", tt.opt, tt.host, err)
+		}
+	}
+	if _, err := with(false, "apparmor=mine"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a profile without AppArmor: %v", err)
+	}
+	for opt, want := range map[string]bool{"no-new-privileges": true, "no-new-privileges:true": true, "no-new-privileges=1": true,
+		"no-new-privileges:false": false, "seccomp=builtin": false} {
+		if s, err := with(false, opt); err != nil || s.Process.NoNewPrivileges != want || s.Linux.Seccomp == nil {
+			t.Errorf("%s: %v", opt, err)
+		}
+	}
+	s, err := with(false, "systempaths=unconfined", "seccomp=unconfined")
+	if err != nil || len(s.Linux.MaskedPaths)+len(s.Linux.ReadonlyPaths) > 0 || s.Linux.Seccomp != nil {
+		t.Errorf("unconfined: %v", err)
+	}
+}
+
 func TestCapabilities(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

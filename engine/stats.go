@@ -89,6 +89,31 @@ func cgroupDirs(pid int) (map[string]string, error) {
 	return dirs, nil
 }
 
+// memoryCgroup finds the memory cgroup of a container that has a limit: only such a
+// one can run out of its own memory.
+func memoryCgroup(v Container, pid int) string {
+	if v.Config.Resources.Memory <= 0 {
+		return ""
+	}
+	dirs, err := cgroupDirs(pid)
+	if err != nil {
+		return ""
+	}
+	if dir, v2 := dirs["v2-controllers"]; v2 {
+		return dir
+	}
+	return dirs["memory"]
+}
+
+// oomKilled tells whether the kernel killed any process of a cgroup for want of memory:
+// Docker's meaning, where the shim's is that the first process was killed.
+func oomKilled(dir string) bool {
+	if dir == "" {
+		return false
+	}
+	return readFlat(filepath.Join(dir, "memory.oom_control"))["oom_kill"] > 0 || readFlat(filepath.Join(dir, "memory.events"))["oom_kill"] > 0
+}
+
 // cgroupMount is where a hierarchy is mounted, and which part of it.
 type cgroupMount struct{ root, point string }
 

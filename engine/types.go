@@ -275,6 +275,9 @@ type Container struct {
 	RestartCount int                `json:"restartCount"`
 	Mounts       []Mount            `json:"mounts,omitempty"` // with Resolved and volume names filled in
 	Endpoints    []network.Endpoint `json:"endpoints,omitempty"`
+	// Attached is what was asked for each network that the container is on, or will be
+	// on when it runs: Config.Endpoints with later connects and disconnects. It is not nil.
+	Attached     []EndpointSettings `json:"-"`
 	SandboxKey   string             `json:"sandboxKey,omitempty"` // netns path
 	ExecIDs      []string           `json:"execIDs,omitempty"`
 	Snapshotter  string             `json:"snapshotter"`

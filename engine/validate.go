@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"path"
 	"slices"
 	"strconv"
@@ -77,8 +78,15 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 	if _, err := capabilities(c.Privileged, c.CapAdd, c.CapDrop); err != nil {
 		return err
 	}
-	if _, err := parseSecurity(c.SecurityOpt); err != nil {
+	sec, err := parseSecurity(c.SecurityOpt)
+	if err != nil {
 		return err
+	}
+	if _, err := sec.apparmorProfile(h); err != nil {
+		return err
+	}
+	if sec.seccomp != "" && sec.seccomp != "unconfined" && !json.Valid([]byte(sec.seccomp)) {
+		return invalidf("invalid seccomp profile: not JSON")
 	}
 	if err := c.validateSysctls(); err != nil {
 		return err
@@ -282,8 +290,10 @@ func (r *Resources) validate(h hostFacts) error {
 		return invalidf("Minimum memory reservation allowed is 6MB")
 	case r.Memory > 0 && r.MemoryReservation > 0 && r.Memory < r.MemoryReservation:
 		return invalidf("Minimum memory limit can not be less than memory reservation limit, see usage")
-	case r.NanoCPUs > 0 && (r.CPUPeriod > 0 || r.CPUQuota > 0):
+	case r.NanoCPUs > 0 && r.CPUPeriod > 0:
 		return invalidf("Conflicting options: Nano CPUs and CPU Period cannot both be set")
+	case r.NanoCPUs > 0 && r.CPUQuota > 0:
+		return invalidf("Conflicting options: Nano CPUs and CPU Quota cannot both be set")
 	case r.NanoCPUs < 0 || r.NanoCPUs > int64(h.CPUs)*1e9:
 		return invalidf("range of CPUs is from 0.01 to %d.00, as there are only %d CPUs available", h.CPUs, h.CPUs)
 	case r.CPUPeriod != 0 && (r.CPUPeriod < 1000 || r.CPUPeriod > 1000000):

@@ -19,7 +19,7 @@ const danglingPrefix = "hako-dangling@"
 func parseName(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fmt.Errorf("invalid reference format: %q: %w: %w", ref, err, errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if d, ok := named.(reference.Digested); ok {
 		if err := validDigest(d.Digest()); err != nil {

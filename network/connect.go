@@ -26,13 +26,9 @@ import (
 
 // Connect joins a sandbox to a network. Errors: ErrNotFound (network), ErrInvalidArgument,
 // ErrAlreadyExists (endpoint, address, or port; for ports in Docker's words),
-// ErrResourceExhausted (no address is free). What it did is taken back on an error.
+// ErrResourceExhausted (no address is free). What it did is taken back on an error. The caller
+// names the endpoint and the network.
 func (m *Manager) Connect(ctx context.Context, c EndpointConfig) (_ Endpoint, err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("connect %s to network %s: %w", c.ID, c.Network, err)
-		}
-	}()
 	mac, err := checkEndpoint(c)
 	if err != nil {
 		return Endpoint{}, err

@@ -156,7 +156,7 @@ func Open(ctx context.Context, o Options) (_ *Manager, err error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, records: o.Records, boot: bootID(),
-		netnsDir: filepath.Join(o.State, "netns"), endpointDir: filepath.Join(o.State, "network", "endpoints"),
+		netnsDir: filepath.Join(o.State, "netns"), endpointDir: filepath.Join(o.State, "endpoints"),
 		fw:    newFirewall(o.FirewallTable),
 		spare: make(chan *os.File, spareNamespaces),
 		nets:  map[string]*netw{}, boxes: map[string]*sandbox{},

@@ -265,7 +265,7 @@ func (m *Manager) plan(c Config) (Network, error) {
 	case DriverHost, DriverNone, "none":
 		return Network{}, fmt.Errorf("only one instance of %q network is allowed: %w", c.Driver, errdefs.ErrPermissionDenied)
 	default:
-		return Network{}, fmt.Errorf("network driver %q is not known: bridge: %w", c.Driver, errdefs.ErrNotFound)
+		return Network{}, fmt.Errorf("network driver %q is not known, only bridge: %w", c.Driver, errdefs.ErrNotFound)
 	}
 	id := make([]byte, 32)
 	rand.Read(id)

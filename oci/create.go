@@ -23,6 +23,7 @@ import (
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/netdev"
 	"github.com/hako-engine/hako/oci/plan"
@@ -182,18 +183,22 @@ func (k *creation) readSpec() (err error) {
 }
 
 func (k *creation) makeDir(id string) error {
-	if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
-		return err
-	}
 	dir := filepath.Join(k.r.Root, id)
-	if err := os.Mkdir(dir, 0o711); err != nil {
+	err := os.Mkdir(dir, 0o711)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
+			return err
+		}
+		err = os.Mkdir(dir, 0o711)
+	}
+	if err != nil {
 		if errors.Is(err, os.ErrExist) {
 			return classed.Errorf(errdefs.ErrAlreadyExists, "container with given ID already exists: %s", id)
 		}
 		return err
 	}
 	k.undo.Add("the state directory", func(context.Context) error { return os.RemoveAll(dir) })
-	if err := os.WriteFile(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
+	if err := rawfile.Write(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
 		return err
 	}
 	rootfs := k.spec.Root.Path
@@ -204,6 +209,9 @@ func (k *creation) makeDir(id string) error {
 		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
 		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
 	}}
+	if k.o.run {
+		k.c.spec = k.spec
+	}
 	return nil
 }
 
@@ -291,23 +299,13 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	// are open already.
 	// Systemd moves it instead.
 	if k.systemd == nil {
-		v2, err := k.cg.DirFD()
+		doors, err := k.cg.Doors()
 		if err != nil {
 			return err
 		}
-		if v2 != nil {
-			defer v2.Close()
-			cfg.CgroupFD = int(v2.Fd())
-		}
-		if cfg.Doors, err = k.cg.Doors(true); err != nil {
-			return err
-		}
+		defer doors.Close()
+		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
 	}
-	defer func() {
-		for _, f := range cfg.Doors {
-			f.Close()
-		}
-	}()
 	k.undo.Add("the systemd unit", k.undoUnit)
 	if p.Hold {
 		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {

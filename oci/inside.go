@@ -207,24 +207,14 @@ func (c *Container) inside(_ context.Context, cg *cgroup.Cgroup, cfg launch.Conf
 	}
 	cfg.Pidfd, cfg.CgroupFD = pidfd, -1
 	if cg != nil {
-		v2, err := cg.DirFD()
+		doors, err := cg.Doors()
 		if err != nil {
 			return nil, err
 		}
-		if v2 != nil {
-			defer v2.Close()
-			cfg.CgroupFD = int(v2.Fd())
-		}
-		if cfg.Doors, err = cg.Doors(true); err != nil {
-			return nil, err
-		}
-		defer func() {
-			for _, f := range cfg.Doors {
-				f.Close()
-			}
-		}()
-		for _, f := range cfg.Doors {
-			o.Doors = append(o.Doors, filepath.Dir(f.Name()))
+		defer doors.Close()
+		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
+		for _, d := range doors.V1 {
+			o.Doors = append(o.Doors, d.Dir)
 		}
 	}
 	p, err := compile(*o)

@@ -4,7 +4,9 @@ package oci
 
 import (
 	"os"
+	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -113,6 +115,12 @@ func lastCap() int {
 	return n
 }
 
+// leftAlone are the signals that the Go runtime does not handle from the start: it does
+// not know what became of them.
+var leftAlone = []int{
+	int(unix.SIGCONT), int(unix.SIGTSTP), int(unix.SIGTTIN), int(unix.SIGTTOU), 32, 33, 34,
+}
+
 // ignoredSignals lists those that the container's process would inherit as ignored.
 func ignoredSignals() (out []int) {
 	type sigaction struct {
@@ -120,6 +128,12 @@ func ignoredSignals() (out []int) {
 		mask                     uint64
 	}
 	for sig := 1; sig <= 64; sig++ {
+		if !slices.Contains(leftAlone, sig) {
+			if signal.Ignored(unix.Signal(sig)) {
+				out = append(out, sig)
+			}
+			continue
+		}
 		var a sigaction
 		_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&a)), 8, 0, 0)
 		if e == 0 && a.handler == 1 {

@@ -76,6 +76,7 @@ type Container struct {
 	r     *Runtime
 	dir   string
 	state state
+	spec  *specs.Spec // of a Run, which lasts as long as the caller's process; nil: it is read
 
 	// Console is the master of the terminal, for the caller that has created the
 	// container with one. The caller closes it.

@@ -7,8 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -16,8 +18,8 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/rdt"
 	"github.com/hako-engine/hako/oci/spec"
 )
@@ -25,6 +27,9 @@ import (
 // stateVersion changes with the meaning of state.json. Unknown fields are ignored, a
 // higher version is refused.
 const stateVersion = 1
+
+// maxState bounds what is read of state.json.
+const maxState = 16 << 20
 
 // state is state.json: what cannot be derived.
 type state struct {
@@ -44,8 +49,69 @@ type state struct {
 	Rdt         *rdt.Group        `json:"rdt,omitempty"`
 }
 
+// marshal gives the text of state.json. encoding/json would give the same, after half
+// a millisecond of looking at the types.
+func (s *state) marshal() ([]byte, error) {
+	b := make([]byte, 0, 2048)
+	var failed error
+	text := func(v string) {
+		for _, c := range []byte(v) {
+			if c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+				quoted, err := json.Marshal(v)
+				failed = errors.Join(failed, err)
+				b = append(b, quoted...)
+				return
+			}
+		}
+		b = append(append(append(b, '"'), v...), '"')
+	}
+	number := func(key string, v int64) {
+		b = strconv.AppendInt(append(b, key...), v, 10)
+	}
+	words := func(key string, m map[string]string) {
+		if len(m) == 0 {
+			return
+		}
+		b = append(b, key...)
+		sep := byte('{')
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			b = append(b, sep)
+			text(k)
+			b = append(b, ':')
+			text(m[k])
+			sep = ','
+		}
+		b = append(b, '}')
+	}
+	number(`{"version":`, int64(s.Version))
+	b = append(b, `,"id":`...)
+	text(s.ID)
+	b = append(b, `,"ociVersion":`...)
+	text(s.OCIVersion)
+	b = append(b, `,"bundle":`...)
+	text(s.Bundle)
+	b = append(b, `,"rootfs":`...)
+	text(s.Rootfs)
+	words(`,"annotations":`, s.Annotations)
+	b = append(b, `,"created":"`...)
+	b = append(s.Created.AppendFormat(b, time.RFC3339Nano), '"')
+	number(`,"owner":`, int64(s.Owner))
+	number(`,"pid":`, int64(s.Pid))
+	b = strconv.AppendUint(append(b, `,"startTime":`...), s.StartTime, 10)
+	words(`,"cgroups":`, s.Cgroups)
+	if s.Rootless {
+		b = append(b, `,"rootless":true`...)
+	}
+	if s.Rdt != nil {
+		raw, err := json.Marshal(s.Rdt)
+		failed = errors.Join(failed, err)
+		b = append(append(b, `,"rdt":`...), raw...)
+	}
+	return append(b, '}'), failed
+}
+
 func (c *Container) readState() error {
-	raw, err := os.ReadFile(filepath.Join(c.dir, stateFile))
+	raw, err := rawfile.Read(filepath.Join(c.dir, stateFile), 2<<10, maxState)
 	if err != nil {
 		return err
 	}
@@ -59,16 +125,27 @@ func (c *Container) readState() error {
 }
 
 func (c *Container) writeState() error {
-	raw, err := json.Marshal(&c.state)
+	raw, err := c.state.marshal()
 	if err != nil {
 		return err
 	}
-	return durable.WriteVolatile(filepath.Join(c.dir, stateFile), raw, 0o600)
+	// Whole for every reader. Nobody else writes it: creation is over only then.
+	path := filepath.Join(c.dir, stateFile)
+	if err := rawfile.Write(path+".new", raw, 0o600); err != nil {
+		return err
+	}
+	if err := unix.Rename(path+".new", path); err != nil {
+		return &os.LinkError{Op: "rename", Old: path + ".new", New: path, Err: err}
+	}
+	return nil
 }
 
 // readSpec gives the configuration that the container was created with.
 func (c *Container) readSpec() (*specs.Spec, error) {
-	raw, err := os.ReadFile(filepath.Join(c.dir, configFile))
+	if c.spec != nil {
+		return c.spec, nil
+	}
+	raw, err := rawfile.Read(filepath.Join(c.dir, configFile), 16<<10, spec.MaxSize)
 	if err != nil {
 		return nil, fmt.Errorf("container %q: %w", c.ID(), err)
 	}
@@ -83,7 +160,7 @@ func (c *Container) readSpec() (*specs.Spec, error) {
 // on the directory, so it is gone with it.
 func (c *Container) lock() (unlock func(), err error) {
 	for {
-		d, err := os.Open(c.dir)
+		d, err := rawfile.Open(c.dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
 		if err != nil {
 			if errors.Is(err, os.ErrNotExist) {
 				return nil, classed.Errorf(errdefs.ErrNotFound, "container %q: container does not exist", filepath.Base(c.dir))
@@ -91,26 +168,26 @@ func (c *Container) lock() (unlock func(), err error) {
 			return nil, err
 		}
 		for {
-			if err = unix.Flock(int(d.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			if err = unix.Flock(d, unix.LOCK_EX); err != unix.EINTR {
 				break
 			}
 		}
 		if err != nil {
-			d.Close()
+			unix.Close(d)
 			return nil, fmt.Errorf("lock %s: %w", c.dir, err)
 		}
 		// The directory may have been removed, and made again, while we waited.
 		var a, b unix.Stat_t
-		if unix.Fstat(int(d.Fd()), &a) == nil && unix.Stat(c.dir, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev {
-			return func() { d.Close() }, nil
+		if unix.Fstat(d, &a) == nil && unix.Stat(c.dir, &b) == nil && a.Ino == b.Ino && a.Dev == b.Dev {
+			return func() { unix.Close(d) }, nil
 		}
-		d.Close()
+		unix.Close(d)
 	}
 }
 
 // startTime reads field 22 of /proc/PID/stat, and the state of the process.
 func startTime(pid int) (ticks uint64, status byte, err error) {
-	raw, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	raw, err := rawfile.Read("/proc/"+strconv.Itoa(pid)+"/stat", 1<<10, 64<<10)
 	if err != nil {
 		return 0, 0, err
 	}

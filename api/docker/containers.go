@@ -3,9 +3,11 @@ package docker
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 
 	"github.com/hako-engine/hako/engine"
@@ -131,7 +133,9 @@ func (s *Server) containerRestart(ctx context.Context, c *call) error {
 }
 
 func (s *Server) containerKill(ctx context.Context, c *call) error {
-	if err := s.opt.Backend.KillContainer(ctx, c.id(), c.query("signal")); err != nil {
+	if err := s.opt.Backend.KillContainer(ctx, c.id(), c.query("signal")); errdefs.IsNotFound(err) {
+		return fmt.Errorf("cannot kill container: %s: %w", c.id(), err)
+	} else if err != nil {
 		return err
 	}
 	return c.empty(http.StatusNoContent)

@@ -73,9 +73,6 @@ func configFrom(req *createRequest) (c engine.Config, warnings []string, err err
 		MacAddress:      req.MacAddress,
 	}
 	c.Entrypoint, c.EntrypointSet = req.Entrypoint, req.Entrypoint != nil
-	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
-		c.Entrypoint = nil // docker run --entrypoint ""
-	}
 	if req.MacAddress != "" {
 		if _, err := net.ParseMAC(req.MacAddress); err != nil {
 			return c, nil, invalidf("invalid MAC address %q", req.MacAddress)

@@ -107,7 +107,7 @@ func removedOf(removed []engine.RemovedImage) []image.DeleteResponse {
 func pullReference(name, tag string) (ref string, allTags bool, err error) {
 	named, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		return "", false, invalidf("invalid reference format: %q: %v", name, err)
+		return "", false, invalidf("%v", err)
 	}
 	switch {
 	case strings.Contains(tag, ":"):
@@ -118,7 +118,7 @@ func pullReference(name, tag string) (ref string, allTags bool, err error) {
 		return named.String(), reference.IsNameOnly(named), nil
 	}
 	if _, err := reference.ParseNormalizedNamed(ref); err != nil {
-		return "", false, invalidf("invalid reference format: %q: %v", ref, err)
+		return "", false, invalidf("%v", err)
 	}
 	return ref, false, nil
 }

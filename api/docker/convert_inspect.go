@@ -177,14 +177,7 @@ const (
 // container that is not connected, as they were asked for.
 func networksOf(ctr *engine.Container) map[string]*wire.EndpointSettings {
 	out := map[string]*wire.EndpointSettings{}
-	asked := ctr.Config.Endpoints
-	if len(asked) == 0 {
-		switch mode := ctr.Config.NetworkMode; {
-		case ctr.Config.NetworkDisabled, strings.HasPrefix(mode, "container:"):
-		default:
-			asked = []engine.EndpointSettings{{Network: cmp.Or(mode, engine.DefaultNetwork), MAC: ctr.Config.MacAddress}}
-		}
-	}
+	asked := ctr.Attached
 	for i := range asked {
 		out[asked[i].Network] = askedEndpoint(&asked[i])
 	}

@@ -198,7 +198,7 @@ func sampleContainer(t *testing.T) engine.Container {
 			Status: engine.StatusPaused, Pid: 42, StartedAt: at.Add(time.Second),
 			Health: &engine.Health{Status: "unhealthy", FailingStreak: 3, Log: []engine.HealthResult{{Start: at, End: at.Add(1), ExitCode: 1, Output: "no"}}},
 		},
-		RestartCount: 2, Mounts: mounts,
+		RestartCount: 2, Mounts: mounts, Attached: config.Endpoints,
 		Endpoints: []engine.Endpoint{{
 			ID: "x", EndpointID: "e1", NetworkID: "n1", NetworkName: "front", MAC: "02:42:0a:01:02:03",
 			IPv4: netip.MustParsePrefix("10.1.2.3/24"), IPv6: netip.MustParsePrefix("fd00::5/64"),
@@ -219,7 +219,7 @@ func TestInspectGolden(t *testing.T) {
 	golden(t, "inspect.golden.json", version{1, 52}.inspect(inspectOf(&ctr)))
 
 	// An address on the default bridge is shown once more at the top for old clients.
-	ctr.Config.NetworkMode, ctr.Config.Endpoints, ctr.Endpoints[0].NetworkName = "", nil, "bridge"
+	ctr.Config.NetworkMode, ctr.Attached, ctr.Endpoints[0].NetworkName = "", nil, "bridge"
 	b, err := json.Marshal(version{1, 50}.inspect(inspectOf(&ctr)))
 	if err != nil {
 		t.Fatal(err)

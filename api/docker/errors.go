@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/common"
 
 	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 // statusClientGone is what a log shows for a request whose client left (nginx's 499).
@@ -69,5 +70,8 @@ func notImplementedf(format string, args ...any) error {
 	return &textError{fmt.Sprintf(format, args...), errdefs.ErrNotImplemented}
 }
 
-// errorBody is what a client gets for an error.
-func errorBody(err error) common.ErrorResponse { return common.ErrorResponse{Message: err.Error()} }
+// errorBody is what a client gets for an error: Docker's text, without the class that the
+// status code says already.
+func errorBody(err error) common.ErrorResponse {
+	return common.ErrorResponse{Message: errtext.Plain(err)}
+}

@@ -107,13 +107,13 @@ func (s *Server) imageTag(ctx context.Context, c *call, name string) error {
 	repo, tag := c.query("repo"), c.query("tag")
 	named, err := reference.ParseNormalizedNamed(repo)
 	if err != nil {
-		return invalidf("invalid reference format: %q: %v", repo, err)
+		return invalidf("%v", err)
 	}
 	target := named.String()
 	if tag != "" {
 		tagged, err := reference.WithTag(reference.TrimNamed(named), tag)
 		if err != nil {
-			return invalidf("invalid reference format: %q: %v", repo+":"+tag, err)
+			return invalidf("%v", err)
 		}
 		target = tagged.String()
 	}
@@ -183,11 +183,11 @@ func (s *Server) imagePush(ctx context.Context, c *call, name string) error {
 	if tag := c.query("tag"); tag != "" {
 		named, err := reference.ParseNormalizedNamed(name)
 		if err != nil {
-			return invalidf("invalid reference format: %q: %v", name, err)
+			return invalidf("%v", err)
 		}
 		tagged, err := reference.WithTag(reference.TrimNamed(named), tag)
 		if err != nil {
-			return invalidf("invalid reference format: %q: %v", name+":"+tag, err)
+			return invalidf("%v", err)
 		}
 		ref = tagged.String()
 	}

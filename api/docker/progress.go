@@ -2,12 +2,14 @@ package docker
 
 import (
 	"encoding/json"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/jsonstream"
 
 	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/internal/errtext"
 )
 
 // progressInterval is how often a client hears of one layer while nothing but its number of bytes changes.
@@ -26,6 +28,9 @@ type transfer struct {
 
 	mu   sync.Mutex
 	last map[string]progressState // by layer
+	// held is the line that only announces a pull. It waits for the next one, so that an
+	// image that cannot be had is still answered with a status code, as clients expect.
+	held *transferMessage
 }
 
 type progressState struct {
@@ -40,6 +45,12 @@ func (c *call) transfer() *transfer {
 // progress is for the Progress options of the image room: safe for concurrent use.
 func (t *transfer) progress(p engine.Progress) {
 	m := transferMessage{Message: jsonstream.Message{ID: p.ID, Status: p.Action}}
+	if strings.HasPrefix(p.Action, "Pulling from ") && !t.out.started() {
+		t.mu.Lock()
+		t.held = &m
+		t.mu.Unlock()
+		return
+	}
 	if p.Message != "" {
 		m.Status = p.Message
 	} else if t.tooSoon(p) {
@@ -48,7 +59,19 @@ func (t *transfer) progress(p engine.Progress) {
 	if p.Current != 0 || p.Total != 0 {
 		m.Progress = &jsonstream.Progress{Current: p.Current, Total: p.Total}
 	}
+	t.release()
 	_ = t.out.write(m) // the transfer goes on when its client leaves without cancelling
+}
+
+// release sends the line that waits.
+func (t *transfer) release() {
+	t.mu.Lock()
+	held := t.held
+	t.held = nil
+	t.mu.Unlock()
+	if held != nil {
+		_ = t.out.write(*held)
+	}
 }
 
 func (t *transfer) tooSoon(p engine.Progress) bool {
@@ -82,6 +105,7 @@ func (t *transfer) aux(v any) error {
 // later one goes into the stream.
 func (t *transfer) finish(err error) error {
 	if err == nil {
+		t.release()
 		t.out.end()
 		return nil
 	}
@@ -93,9 +117,10 @@ func (t *transfer) finish(err error) error {
 	if s := statusOf(err); s == 401 || s == 403 || s == 404 {
 		code = s
 	}
+	text := errtext.Plain(err)
 	_ = t.out.write(transferMessage{
-		Message:   jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: err.Error()}},
-		ErrorText: err.Error(),
+		Message:   jsonstream.Message{Error: &jsonstream.Error{Code: code, Message: text}},
+		ErrorText: text,
 	})
 	return nil
 }

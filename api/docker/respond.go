@@ -124,6 +124,13 @@ func (o *objects) begun() bool {
 	return o.began
 }
 
+// started tells whether anything was sent.
+func (o *objects) started() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.began
+}
+
 func (o *objects) beginLocked() {
 	if !o.began {
 		o.began = true

@@ -16,31 +16,25 @@ import (
 // attend waits for a child in the foreground: it forwards signals, relays the terminal,
 // reaps, and gives the exit code.
 func attend(pid int, pidfd, console *os.File) (int, error) {
-	signals := make(chan os.Signal, 64)
-	// Not all signals: to register one costs a system call, and the others are the Go
-	// runtime's or nobody sends them to a runtime.
-	signal.Notify(signals, unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGWINCH, unix.SIGCONT, unix.SIGTSTP)
-	defer signal.Stop(signals)
+	err := forward(int(pidfd.Fd()), unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGTERM, unix.SIGUSR1, unix.SIGUSR2, unix.SIGCONT, unix.SIGTSTP)
+	if err != nil {
+		return 0, err
+	}
 	var t *terminal
 	if console != nil {
-		var err error
 		if t, err = relay(console); err != nil {
 			return 0, err
 		}
 		defer t.restore()
-	}
-	go func() {
-		for s := range signals {
-			switch sig := s.(unix.Signal); sig {
-			case unix.SIGWINCH:
-				if t != nil {
-					t.resize()
-				}
-			default:
-				_ = unix.PidfdSendSignal(int(pidfd.Fd()), sig, nil, 0)
+		sizes := make(chan os.Signal, 1)
+		signal.Notify(sizes, unix.SIGWINCH)
+		defer signal.Stop(sizes)
+		go func() {
+			for range sizes {
+				t.resize()
 			}
-		}
-	}()
+		}()
+	}
 	var ws unix.WaitStatus
 	for {
 		_, err := unix.Wait4(pid, &ws, 0, nil)

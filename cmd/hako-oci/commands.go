@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/features"
 	"github.com/hako-engine/hako/oci/spec"
@@ -333,12 +334,12 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 }
 
 func featuresCommand(*app, *flag.FlagSet) (action, error) {
-	return func([]string) (int, error) { return 0, printJSON(features.Get(version)) }, nil
+	return func([]string) (int, error) { return 0, printJSON(features.Get(version.Version)) }, nil
 }
 
 func printVersion() {
 	// The first word is what go-runc and Docker look for.
-	fmt.Printf("runc version %s (hako-oci)\ncommit: %s\nspec: %s\ngo: %s\n", version, "hako-"+version, specs.Version, runtime.Version())
+	fmt.Printf("runc version %s (hako-oci)\ncommit: %s\nspec: %s\ngo: %s\n", version.Version, version.Revision(), specs.Version, runtime.Version())
 }
 
 func completionCommand(*app, *flag.FlagSet) (action, error) {

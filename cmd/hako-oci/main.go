@@ -4,6 +4,10 @@
 // that call a runtime, and for people who want to see what it does (hako-oci plan).
 //
 // In flow arguments and bundles; out flow containers, and exit codes as runc's.
+//
+// The Go runtime need not follow changes of the CPU limit: there is one goroutine.
+//
+//go:debug updatemaxprocs=0
 package main
 
 import (
@@ -20,9 +24,6 @@ import (
 
 	"github.com/hako-engine/hako/oci"
 )
-
-// version is set by the linker.
-var version = "0.1.0-dev"
 
 // Exit codes, as runc's.
 const (
@@ -49,7 +50,17 @@ type app struct {
 func main() {
 	// The process lives for a few milliseconds: a collection would cost more than it gives.
 	debug.SetGCPercent(-1)
+	growStack()
 	os.Exit(Main(os.Args[1:]))
+}
+
+// growStack makes room for the deepest calls at once: growing step by step means to copy
+// the stack four times.
+//
+//go:noinline
+func growStack() byte {
+	var room [24 << 10]byte
+	return room[len(os.Args)]
 }
 
 // Main runs the command line and gives the exit code.
@@ -113,6 +124,7 @@ func Main(args []string) int {
 }
 
 func (a *app) dispatch(c command, args []string) (int, error) {
+	quietMonitor()
 	fs := newFlags(c.name)
 	help := boolFlag(fs, "help", "h", "print this help")
 	run, err := c.run(a, fs)

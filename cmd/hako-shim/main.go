@@ -9,12 +9,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -25,6 +27,7 @@ import (
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
+	"github.com/hako-engine/hako/shim/pid1"
 	"github.com/hako-engine/hako/shim/wire"
 )
 
@@ -34,14 +37,29 @@ const runtimeName = "io.containerd.hako.v2"
 // deleteTimeout bounds the clean-up after a dead shim.
 const deleteTimeout = 30 * time.Second
 
+const usage = `hako-shim supervises the containers of a pod, or one lone container. hakod starts it; it is also
+installed as containerd-shim-hako-v2, for containerd. It is not for people to call.
+
+Usage:
+  hako-shim -namespace NS -id ID -bundle DIR [flags] serve    supervise; listens on file descriptor 3
+  hako-shim -namespace NS -id ID [flags] start                containerd's start: prints the address
+  hako-shim -namespace NS -id ID [flags] delete               end what a dead shim left behind
+  hako-shim -v | -info
+
+Flags:
+`
+
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if filepath.Base(os.Args[0]) == pid1.Name { // a copy of this binary, mounted into a container
+		os.Exit(pid1.Run(os.Args[1:], os.Stderr))
+	}
+	if err := run(os.Args[1:], os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, "hako-shim:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
+func run(args []string, out io.Writer) error {
 	c := shim.Command{Runtime: newRuntime}
 	fs := flag.NewFlagSet("hako-shim", flag.ContinueOnError)
 	fs.StringVar(&c.Namespace, "namespace", os.Getenv("NAMESPACE"), "containerd namespace of the container")
@@ -56,27 +74,33 @@ func run(args []string) error {
 	fs.StringVar(&c.Socket, "socket", "", "path of the listening socket")
 	showVersion := fs.Bool("v", false, "print the version")
 	showInfo := fs.Bool("info", false, "print a RuntimeInfo message")
-	if err := fs.Parse(args); err != nil {
-		return err
+	fs.SetOutput(io.Discard) // what is wrong is said once, by main
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		fmt.Fprint(out, usage)
+		fs.SetOutput(out)
+		fs.PrintDefaults()
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%w (see hako-shim --help)", err)
 	}
 	switch {
 	case *showVersion:
-		fmt.Printf("hako-shim:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Version, version.Revision(), runtime.Version())
+		fmt.Fprintf(out, "hako-shim:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Version, version.Revision(), runtime.Version())
 		return nil
 	case *showInfo:
-		return info(os.Stdout)
+		return info(out)
 	}
 	switch fs.Arg(0) {
 	case "serve":
 		return serve(c)
 	case "start":
-		return shim.Start(c, os.Stdin, os.Stdout)
+		return shim.Start(c, os.Stdin, out)
 	case "delete":
 		ctx, cancel := context.WithTimeout(context.Background(), deleteTimeout)
 		defer cancel()
-		return shim.Cleanup(ctx, c, os.Stdout)
+		return shim.Cleanup(ctx, c, out)
 	}
-	return fmt.Errorf("unknown command %q: want serve, start or delete", strings.Join(fs.Args(), " "))
+	return fmt.Errorf("unknown command %q: want serve, start or delete (see hako-shim --help)", strings.Join(fs.Args(), " "))
 }
 
 func serve(c shim.Command) error {

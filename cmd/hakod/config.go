@@ -32,7 +32,7 @@ type config struct {
 	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations. This version uses the built-in network only."`
 	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
-	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs or systemd; \"\": cgroupfs."`
+	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs, also where systemd is PID 1: this version has no systemd driver."`
 	LogLevel         string            `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string            `toml:"log-format" comment:"text or json."`
 	BridgeName       string            `toml:"bridge-name" comment:"Interface of the default network."`
@@ -40,7 +40,7 @@ type config struct {
 	BridgeSubnet6    string            `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
 	MTU              int               `toml:"mtu" comment:"Of new networks."`
 	ShimBinary       string            `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
-	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": --init is refused."`
+	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
 	Runtimes         map[string]string `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
 }
 
@@ -149,6 +149,9 @@ func (c *config) complete() error {
 	if c.MetricsAddress != "" {
 		return errors.New("metrics-address: this version serves no metrics")
 	}
+	if c.CgroupDriver == "systemd" {
+		return errors.New("cgroup-driver: this version has no systemd driver, only cgroupfs, which works beside systemd")
+	}
 	oneOf := func(key, value string, allowed ...string) error {
 		if slices.Contains(allowed, value) {
 			return nil
@@ -157,7 +160,7 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
-		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
+		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
 	} {
@@ -166,7 +169,7 @@ func (c *config) complete() error {
 		}
 	}
 	if c.CgroupDriver == "" {
-		c.CgroupDriver = "cgroupfs" // the runtime of this version has no systemd driver
+		c.CgroupDriver = "cgroupfs"
 	}
 	for key, s := range map[string]string{"bridge-subnet": c.BridgeSubnet, "bridge-subnet6": c.BridgeSubnet6} {
 		if s == "" {

@@ -25,6 +25,9 @@ func TestUnknownNames(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), path+`:2: unknown key "bridge-subnett", did you mean "bridge-subnet"?`) {
 		t.Errorf("unknown key: %v", err)
 	}
+	if err := run([]string{"--cgroup-driver", "systemd", "--root", filepath.Join(t.TempDir(), "r")}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "no systemd driver") {
+		t.Errorf("a driver that does not exist: %v", err)
+	}
 	err = run([]string{"--loglevel", "debug"}, &bytes.Buffer{})
 	if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "did you mean --log-level?") {
 		t.Errorf("unknown flag: %v", err)
@@ -40,6 +43,8 @@ func TestBadValues(t *testing.T) {
 		"snapshotter = 'zfs'":         `snapshotter: "zfs" is not one of overlayfs, native`,
 		"log-level = 'loud'":          `log-level: "loud" is not one of debug, info, warn, error`,
 		"bridge-subnet = 'x'":         "bridge-subnet: ",
+		"cgroup-driver = 'systemd'":   "cgroup-driver: this version has no systemd driver",
+		"cgroup-driver = 'x'":         `cgroup-driver: "x" is not one of , cgroupfs`,
 		"mtu = 'x'":                   "cannot decode TOML string",
 		"root = ''":                   `"" is not a folder`,
 		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",

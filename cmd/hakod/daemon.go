@@ -77,6 +77,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, nets.Close()) }()
+	if cfg.InitBinary == "" {
+		if cfg.InitBinary, err = ownInit(cfg.Root, cfg.ShimBinary); err != nil {
+			log.Warn("no init for containers that ask for one with --init", "error", err)
+		}
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
@@ -225,41 +230,4 @@ func lock(cfg config) (unlock func(), err error) {
 		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
 	return func() { f.Close() }, nil
-}
-
-// cleanup ends all containers of a root and removes what the daemon made outside its
-// folders.
-func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
-	unlock, err := lock(cfg)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	var errs []error
-	bundles, err := filepath.Glob(filepath.Join(cfg.State, "containers", "*"))
-	errs = append(errs, err)
-	for _, b := range bundles {
-		id := filepath.Base(b)
-		if _, err := (client.Manager{}).Reap(ctx, client.StartOptions{Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: b,
-			SystemdCgroup: cfg.CgroupDriver == "systemd"}); err != nil {
-			errs = append(errs, fmt.Errorf("end container %s: %w", id, err))
-		}
-		errs = append(errs, engine.RemoveBundle(b))
-	}
-	st, err := store.Open(cfg.Root, store.Options{Log: log})
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	defer st.Close()
-	nets, err := openNetwork(ctx, cfg, st, log)
-	if err != nil {
-		return errors.Join(append(errs, err)...)
-	}
-	errs = append(errs, nets.Purge(ctx), nets.Close())
-	// The parents of containers' cgroups, unless another daemon has containers there.
-	parents, _ := filepath.Glob("/sys/fs/cgroup/*/hako")
-	for _, p := range append(parents, "/sys/fs/cgroup/hako") {
-		_ = unix.Rmdir(p)
-	}
-	return errors.Join(errs...)
 }

@@ -17,6 +17,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 )
 
 // Cgroup is one container's directory in every hierarchy of the machine. It is not
@@ -285,54 +287,57 @@ func (c *Cgroup) Add(pid int) error {
 	return nil
 }
 
-// Doors opens, for writing, one file in each hierarchy into which a single-threaded
-// process writes "0" to enter the cgroup by itself: "tasks" on v1, which spares the
-// machine-wide lock that "cgroup.procs" takes, and "cgroup.procs" on v2. With
-// skipV2 the v2 hierarchy is left out, for a child that clone3(2) puts there
-// (CLONE_INTO_CGROUP, see DirFD). The caller closes the files.
-func (c *Cgroup) Doors(skipV2 bool) (_ []*os.File, err error) {
-	var files []*os.File
-	defer func() {
-		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
-		}
-	}()
-	for _, dir := range c.dirs() {
-		name := dir + "/tasks"
+// Doors are the open ways into a cgroup. A child writes "0" into those of v1, and is
+// put into v2 by clone3(2) (CLONE_INTO_CGROUP).
+type Doors struct {
+	V1 []Door
+	V2 int // the directory, O_PATH; -1 on a machine without v2
+}
+
+// Door is the file "tasks" of one v1 directory, open for writing. A single-threaded
+// process that writes "0" enters by itself, which spares the machine-wide lock that
+// "cgroup.procs" takes.
+type Door struct {
+	Dir string
+	FD  int
+}
+
+// FDs gives the descriptors of the v1 doors.
+func (d *Doors) FDs() []int {
+	fds := make([]int, len(d.V1))
+	for i, v := range d.V1 {
+		fds[i] = v.FD
+	}
+	return fds
+}
+
+// Close closes all of them.
+func (d *Doors) Close() { rawfile.CloseAll(append(d.FDs(), d.V2)...) }
+
+// Doors opens them. The caller closes them.
+func (c *Cgroup) Doors() (*Doors, error) {
+	dirs := c.dirs()
+	d := &Doors{V1: make([]Door, 0, len(dirs)), V2: -1}
+	for _, dir := range dirs {
+		name, flags := dir+"/tasks", unix.O_WRONLY
 		if dir == c.v2 {
-			if skipV2 {
-				continue
-			}
-			name = dir + "/cgroup.procs"
+			name, flags = dir, unix.O_PATH|unix.O_DIRECTORY
 		}
-		fd, err := open(name, unix.O_WRONLY)
+		fd, err := open(name, flags)
 		if gone(err) {
 			err = classed(err, errdefs.ErrNotFound)
 		}
 		if err != nil {
+			d.Close()
 			return nil, fmt.Errorf("open cgroup for entering: %w", err)
 		}
-		files = append(files, os.NewFile(uintptr(fd), name))
+		if dir == c.v2 {
+			d.V2 = fd
+			continue
+		}
+		d.V1 = append(d.V1, Door{dir, fd})
 	}
-	return files, nil
-}
-
-// DirFD opens the v2 directory for CLONE_INTO_CGROUP. It is nil, without error, on a
-// machine without v2. The caller closes it.
-func (c *Cgroup) DirFD() (*os.File, error) {
-	if c.v2 == "" {
-		return nil, nil
-	}
-	fd, err := open(c.v2, unix.O_PATH|unix.O_DIRECTORY)
-	if gone(err) {
-		err = classed(err, errdefs.ErrNotFound)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open cgroup: %w", err)
-	}
-	return os.NewFile(uintptr(fd), c.v2), nil
+	return d, nil
 }
 
 // trees gives the directories whose union holds all processes: in hybrid mode a

@@ -23,6 +23,8 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 )
 
 // Mode says which versions of cgroups the machine mounts.
@@ -56,11 +58,11 @@ type Layout struct {
 // Detect reads the layout from /proc/self/mountinfo and /proc/self/cgroup. The
 // error is errdefs.ErrFailedPrecondition if no cgroup file system is mounted.
 func Detect() (Layout, error) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := rawfile.Read("/proc/self/mountinfo", 32<<10, maxFile)
 	if err != nil {
 		return Layout{}, fmt.Errorf("detect cgroups: %w", err)
 	}
-	own, err := os.ReadFile("/proc/self/cgroup")
+	own, err := rawfile.Read("/proc/self/cgroup", 4<<10, maxFile)
 	if err != nil {
 		return Layout{}, fmt.Errorf("detect cgroups: %w", err)
 	}

@@ -378,7 +378,7 @@ func TestRealProcesses(t *testing.T) {
 	if _, err := again.OOMKills(); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("OOM kills of nothing: %v", err)
 	}
-	if _, err := again.Doors(false); !errors.Is(err, errdefs.ErrNotFound) {
+	if _, err := again.Doors(); !errors.Is(err, errdefs.ErrNotFound) {
 		t.Errorf("doors of nothing: %v", err)
 	}
 	if err := again.Add(os.Getpid()); !errors.Is(err, errdefs.ErrNotFound) {
@@ -391,9 +391,13 @@ func TestRealProcesses(t *testing.T) {
 func TestRealDoors(t *testing.T) {
 	t.Parallel()
 	c := real(t)
-	files, err := c.Doors(true)
+	doors, err := c.Doors()
 	if err != nil {
 		t.Fatal(err)
+	}
+	var files []*os.File
+	for _, d := range doors.V1 {
+		files = append(files, os.NewFile(uintptr(d.FD), d.Dir+"/tasks"))
 	}
 	p := startChild(t, "doors", files...)
 	for _, f := range files {
@@ -413,16 +417,12 @@ func TestRealDoors(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 	}
-	dir, err := c.DirFD()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if dir == nil {
+	if doors.V2 < 0 {
 		return
 	}
-	defer dir.Close()
+	defer unix.Close(doors.V2)
 	cmd := exec.Command("/bin/cat", "/proc/self/cgroup")
-	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: doors.V2}
 	out, err := cmd.Output()
 	if err != nil || !strings.Contains(string(out), "0::") || !strings.Contains(string(out), filepath.Base(filepath.Dir(c.v2))+"/sub\n") {
 		t.Errorf("cloned into the cgroup: %v\n%s", err, out)

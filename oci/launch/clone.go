@@ -25,16 +25,17 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
+// clearSignals is CLONE_CLEAR_SIGHAND: the child begins without handlers.
+const clearSignals = 0x100000000
 
 // clone starts a child that runs m. Between beforeFork and afterFork all signals are
-// blocked, so that no handler of the Go runtime runs in the child.
+// blocked, and the child has no handlers, so that none of the Go runtime runs in it.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 func (m *machine) clone(args *cloneArgs) (pid int, err error) {
+	args.flags |= clearSignals
 	beforeFork()
 	r, _, e := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(args)), unsafe.Sizeof(*args), 0, 0, 0, 0)
 	if e != 0 || r != 0 {
@@ -44,7 +45,6 @@ func (m *machine) clone(args *cloneArgs) (pid int, err error) {
 		}
 		return int(r), nil
 	}
-	afterForkInChild()
 	failed, errno := m.run()
 	m.pair[0], m.pair[1] = failed, int32(errno)
 	fd := m.slots[plan.SlotSync]

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
@@ -22,11 +23,11 @@ import (
 type Config struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null
 	Preserve              []*os.File
-	Doors                 []*os.File // see plan.Options
-	Pidfd                 *os.File   // of the process whose namespaces are joined
-	Start, Report         *os.File   // with plan.Hold: see plan.SlotStart and plan.SlotReport
-	CgroupFD              int        // cgroup v2 directory to clone into, -1 for none
-	TimeOffsets           string     // content of timens_offsets, with plan.NewTime
+	Doors                 []int    // descriptors, see plan.Options
+	Pidfd                 *os.File // of the process whose namespaces are joined
+	Start, Report         *os.File // with plan.Hold: see plan.SlotStart and plan.SlotReport
+	CgroupFD              int      // cgroup v2 directory to clone into, -1 for none
+	TimeOffsets           string   // content of timens_offsets, with plan.NewTime
 
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
@@ -88,7 +89,7 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // Start executes a plan. The process that it gives is being executed already, or waits
 // for its start (plan.Hold).
 func Start(p *plan.Plan, c Config) (_ *Process, err error) {
-	r := &runner{p: p, c: c}
+	r := &runner{p: p, c: c, sync: -1}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return nil, err
@@ -112,19 +113,14 @@ type runner struct {
 	slots    []int64
 	buffers  []byte
 	own      []int // descriptors to close at the end
-	fixed    int   // slots below this were not filled by steps of the host
 	sync     int   // the parent's end
 	proc     *Process
+	taken    bool     // the child was replaced by its clone
 	listener *os.File // one that is to be handed on
 }
 
 func (r *runner) close() {
-	for _, fd := range r.own {
-		unix.Close(fd)
-	}
-	if r.sync > 0 {
-		unix.Close(r.sync)
-	}
+	rawfile.CloseAll(append(r.own, r.sync)...)
 	if r.listener != nil {
 		r.listener.Close()
 	}
@@ -157,16 +153,27 @@ func (r *runner) prepare() error {
 	}
 	r.sync = pair[0]
 	r.own = append(r.own, pair[1])
+	if err := unix.SetsockoptInt(r.sync, unix.SOL_SOCKET, unix.SO_PASSCRED, 1); err != nil {
+		return fmt.Errorf("ask for the sender of words: %w", err)
+	}
 	set := func(s plan.Slot, fd int) {
 		if err == nil {
 			r.slots[s], err = r.high(fd)
 		}
 	}
-	set(plan.SlotSync, pair[1])
+	// keep is set for a descriptor that is ours: close-on-exec, and open until the end.
+	keep := func(s plan.Slot, fd int) {
+		if fd >= 3+r.p.Preserve {
+			r.slots[s] = int64(fd)
+			return
+		}
+		set(s, fd)
+	}
+	keep(plan.SlotSync, pair[1])
 	r.slots[plan.SlotReport] = r.slots[plan.SlotSync]
 	if r.p.Hold {
-		set(plan.SlotReport, int(r.c.Report.Fd()))
-		set(plan.SlotStart, int(r.c.Start.Fd()))
+		keep(plan.SlotReport, int(r.c.Report.Fd()))
+		keep(plan.SlotStart, int(r.c.Start.Fd()))
 	}
 	if !r.p.Terminal {
 		null := -1
@@ -181,21 +188,24 @@ func (r *runner) prepare() error {
 				}
 				r.own = append(r.own, null)
 			}
-			set(s, null)
+			keep(s, null)
 		}
 	}
 	if r.c.Pidfd != nil {
-		set(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
+		keep(plan.SlotPidfd, int(r.c.Pidfd.Fd()))
 	}
 	if r.p.ConsoleSent {
 		set(plan.SlotConsole, pair[1]) // only the number matters
 	}
 	for i, s := range r.p.Slots {
-		for prefix, files := range map[string][]*os.File{"preserve": r.c.Preserve, "door": r.c.Doors} {
-			if digits, ok := strings.CutPrefix(s, prefix); ok {
-				if n, e := strconv.Atoi(digits); e == nil && n < len(files) {
-					set(plan.Slot(i), int(files[n].Fd()))
-				}
+		if digits, ok := strings.CutPrefix(s, "preserve"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Preserve) {
+				set(plan.Slot(i), int(r.c.Preserve[n].Fd()))
+			}
+		}
+		if digits, ok := strings.CutPrefix(s, "door"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(r.c.Doors) {
+				keep(plan.Slot(i), r.c.Doors[n])
 			}
 		}
 	}
@@ -221,8 +231,8 @@ func (r *runner) prepare() error {
 	if err != nil {
 		return err
 	}
-	set(plan.SlotLoader, loader)
 	r.own = append(r.own, loader)
+	keep(plan.SlotLoader, loader)
 	return err
 }
 
@@ -306,8 +316,11 @@ func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error 
 	return &StepError{Step: steps[i], Index: base + i + 1, Total: total, Errno: unix.Errno(errno)}
 }
 
+// maxLazy leaves room below every usual limit of open files.
+const maxLazy = 128
+
 func (r *runner) clone() (err error) {
-	m := &machine{slots: append([]int64(nil), r.slots...)}
+	m := &machine{slots: append([]int64(nil), r.slots...), lazy: maxLazy}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return err
 	}
@@ -457,13 +470,15 @@ func (r *runner) expect(want int32) error {
 			}
 		}
 		var b [8]byte
-		oob := make([]byte, unix.CmsgSpace(4))
+		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
 		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC)
 		if err == unix.EINTR {
 			continue
 		}
-		if err == unix.ECONNRESET { // it ended without reading our answer
-			return r.died()
+		if err == unix.ECONNRESET {
+			// It ended without reading our answer. The kernel says so once, before it gives
+			// what the child had sent: the reason.
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
@@ -484,7 +499,7 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg)); err != nil {
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
 				return err
 			}
 			if err := r.handOn(); err != nil {
@@ -534,21 +549,45 @@ func (r *runner) died() error {
 }
 
 func (r *runner) takeConsole(oob []byte) error {
+	if r.proc.Console != nil {
+		return errors.New("a second terminal came from the container")
+	}
 	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(msgs) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
+	for i := range msgs {
+		if msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		if fds, err := unix.ParseUnixRights(&msgs[i]); err == nil && len(fds) == 1 {
+			r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
+			return nil
+		}
 	}
-	fds, err := unix.ParseUnixRights(&msgs[0])
-	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("no terminal came with the message: %v", err)
-	}
-	r.proc.Console = os.NewFile(uintptr(fds[0]), "console")
-	return nil
+	return fmt.Errorf("no terminal came with the message: %v", err)
 }
 
-// takePid replaces the child by the one that it has cloned.
-func (r *runner) takePid(pid int) error {
+// sender gives the process that sent a message, as the kernel says; 0 if it does not.
+func sender(oob []byte) int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0
+	}
+	for i := range msgs {
+		if cred, err := unix.ParseUnixCredentials(&msgs[i]); err == nil {
+			return int(cred.Pid)
+		}
+	}
+	return 0
+}
+
+// takePid replaces the child by the one that it has cloned. The clone is visible in the
+// container, where it can be traced: only the child itself, which is not, may name it.
+// Else the container could name any process of the host as its own.
+func (r *runner) takePid(pid, from int) error {
 	old := r.proc.Pid
+	if from != old || r.taken || !r.p.Refork && !r.p.LoaderForks {
+		return fmt.Errorf("a process id came from process %d, not from the container's first process %d", from, old)
+	}
+	r.taken = true
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		return fmt.Errorf("pidfd_open: %w", err)

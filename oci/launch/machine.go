@@ -40,6 +40,9 @@ type machine struct {
 	pair  *[2]int32
 	keep  [][]byte
 	chunk []byte
+	// Below lazy, a descriptor whose slot is filled anew stays open: the child closes
+	// them all together at the end.
+	lazy int64
 }
 
 const chunkSize = 16 << 10
@@ -77,14 +80,12 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 	m.code = make([]instr, len(steps))
 	m.pair = new([2]int32)
 	lists := map[*string]uintptr{} // a list that two steps share is laid out once
-	strs := make(map[string]uintptr, len(steps))
+	empty := m.cstring("")
 	str := func(s string) uintptr {
-		p, ok := strs[s]
-		if !ok {
-			p = m.cstring(s)
-			strs[s] = p
+		if s == "" {
+			return empty
 		}
-		return p
+		return m.cstring(s)
 	}
 	for i := range steps {
 		s, in := &steps[i], &m.code[i]
@@ -249,7 +250,7 @@ func (m *machine) run() (failed int32, errno uintptr) {
 			}
 			if e == 0 && in.fill >= 0 {
 				s := (*int64)(unsafe.Add(slots, uintptr(in.fill)*8))
-				if *s >= 0 {
+				if *s >= m.lazy {
 					syscall.RawSyscall(syscall.SYS_CLOSE, uintptr(*s), 0, 0)
 				}
 				*s = int64(r)

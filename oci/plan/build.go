@@ -5,23 +5,31 @@ package plan
 import (
 	"encoding/binary"
 	"fmt"
+	"iter"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // builder collects the steps of a program.
 type builder struct {
 	p      *Plan
-	steps  []*Step
+	chunks [][]Step // in each a step keeps its place
+	n      int      // steps in all of them
+	args   []Arg    // room for the arguments of the next steps
 	labels []int
 	words  Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
 }
 
-func newBuilder(p *Plan, names map[string]Slot) *builder {
-	return &builder{p: p, names: names}
+// newBuilder makes a builder with room for about so many steps. One allocation for all
+// of them is a third of the work of compiling.
+func newBuilder(p *Plan, names map[string]Slot, steps int) *builder {
+	return &builder{p: p, names: names, chunks: [][]Step{make([]Step, 0, steps)}, args: make([]Arg, 0, 3*steps), labels: make([]int, 0, steps/2)}
 }
 
 // do sets the sentence of the steps that follow.
@@ -45,16 +53,51 @@ func (b *builder) buffer() Arg {
 	return a
 }
 
-func (b *builder) add(s *Step) *Step {
-	s.Do, s.Class = b.words, b.class
-	s.Fill, s.Expect = NoSlot, -1
-	s.labels = [2]label{-1, -1}
-	b.steps = append(b.steps, s)
+// next gives the next step, with room for its arguments.
+func (b *builder) next(op Op, args []Arg) *Step {
+	last := &b.chunks[len(b.chunks)-1]
+	if len(*last) == cap(*last) {
+		b.chunks = append(b.chunks, make([]Step, 0, 2*cap(*last)))
+		last = &b.chunks[len(b.chunks)-1]
+	}
+	*last = (*last)[:len(*last)+1]
+	b.n++
+	s := &(*last)[len(*last)-1]
+	s.Op, s.Do, s.Class, s.Args = op, b.words, b.class, b.keep(args)
+	s.Fill, s.Expect, s.labels = NoSlot, -1, [2]label{-1, -1}
 	return s
 }
 
+// since gives the steps from number n on.
+func (b *builder) since(n int) iter.Seq[*Step] {
+	return func(yield func(*Step) bool) {
+		at := 0
+		for _, chunk := range b.chunks {
+			for i := range chunk {
+				if at++; at > n && !yield(&chunk[i]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (b *builder) keep(args []Arg) []Arg {
+	if len(args) == 0 {
+		return nil
+	}
+	if len(b.args)+len(args) > cap(b.args) {
+		b.args = make([]Arg, 0, max(256, len(args)))
+	}
+	at := len(b.args)
+	b.args = append(b.args, args...)
+	return b.args[at:len(b.args):len(b.args)]
+}
+
 func (b *builder) call(c sysCall, args ...Arg) *Step {
-	return b.add(&Step{Op: Call, Nr: c.nr, Name: c.name, Args: args})
+	s := b.next(Call, args)
+	s.Nr, s.Name = c.nr, c.name
+	return s
 }
 
 func (s *Step) into(slot Slot) *Step            { s.Fill = slot; return s }
@@ -67,36 +110,49 @@ func (s *Step) says(c ErrClass, t string) *Step { s.Class, s.Text = c, t; return
 
 // check compares a 32 bit word that an earlier step left in a buffer.
 func (b *builder) check(buf Arg, off uintptr, mask, want uint32, errno unix.Errno) *Step {
-	s := b.add(&Step{Op: Check, Args: []Arg{buf}, Off: uint32(off), Mask: uint64(mask), Want: uint64(want), Errno: errno})
+	s := b.next(Check, []Arg{buf})
+	s.Off, s.Mask, s.Want, s.Errno = uint32(off), uint64(mask), uint64(want), errno
 	return s
 }
 
 func (b *builder) check64(buf Arg, off uintptr, want uint64, errno unix.Errno) *Step {
-	return b.add(&Step{Op: Check, Args: []Arg{buf}, Off: uint32(off), Mask: ^uint64(0), Want: want, Wide: true, Errno: errno})
+	s := b.next(Check, []Arg{buf})
+	s.Off, s.Mask, s.Want, s.Wide, s.Errno = uint32(off), ^uint64(0), want, true, errno
+	return s
 }
 
 func (b *builder) poke(list Arg, off int, v Arg) *Step {
-	return b.add(&Step{Op: Poke, Args: []Arg{list, v}, Off: uint32(off)})
+	s := b.next(Poke, []Arg{list, v})
+	s.Off = uint32(off)
+	return s
 }
 
 func (b *builder) set(slot Slot, v Arg) *Step {
-	return b.add(&Step{Op: Set, Args: []Arg{v}}).into(slot)
+	return b.next(Set, []Arg{v}).into(slot)
 }
 
-func (b *builder) fail(e unix.Errno) *Step { return b.add(&Step{Op: Fail, Errno: e}) }
+func (b *builder) fail(e unix.Errno) *Step {
+	s := b.next(Fail, nil)
+	s.Errno = e
+	return s
+}
 
 // skip goes to l unconditionally.
 func (b *builder) skip(l label) *Step {
-	return b.add(&Step{Op: Branch, Args: []Arg{num(0)}}).onOK(l)
+	return b.next(Branch, []Arg{num(0)}).onOK(l)
 }
 
 func (b *builder) label() label { b.labels = append(b.labels, -1); return label(len(b.labels) - 1) }
-func (b *builder) here(l label) { b.labels[l] = len(b.steps) }
+func (b *builder) here(l label) { b.labels[l] = b.n }
 
 // finish resolves labels to indexes.
 func (b *builder) finish() []Step {
-	out := make([]Step, len(b.steps))
-	for i, s := range b.steps {
+	out := b.chunks[0]
+	if len(b.chunks) > 1 {
+		out = slices.Concat(b.chunks...)
+	}
+	for i := range out {
+		s := &out[i]
 		s.OnOK, s.OnFail = i+1, i+1
 		if l := s.labels[0]; l >= 0 {
 			s.OnOK = b.labels[l]
@@ -104,7 +160,6 @@ func (b *builder) finish() []Step {
 		if l := s.labels[1]; l >= 0 {
 			s.OnFail = b.labels[l]
 		}
-		out[i] = *s
 	}
 	return out
 }
@@ -184,6 +239,9 @@ const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
 // openIn opens name below the directory in slot dir with openat2(2).
 func (b *builder) openIn(dir Slot, name string, flag int, resolve uint64, into Slot) *Step {
 	flag |= unix.O_CLOEXEC
+	if !defence.InRoot {
+		name, resolve = "./"+name, 0
+	}
 	return b.call(sysOpenat2, in(dir), str(name), openHow(flag, resolve), num(24)).into(into)
 }
 

@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 type compiler struct {
@@ -93,7 +95,7 @@ func (c *compiler) begin() {
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names), newBuilder(c.p, names)
+	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}
@@ -112,8 +114,10 @@ func (c *compiler) meet(msg int32, why string) {
 // prologue is what every child does first.
 func (c *compiler) prologue() {
 	b := c.child
-	b.do("close descriptors of the runtime")
-	b.add(&Step{Op: CloseAll})
+	if defence.CheckedCwd {
+		b.do("close descriptors of the runtime")
+		b.next(CloseAll, nil)
+	}
 	if !c.f.Rootless {
 		// Nobody in the container may trace the child, or look through its /proc files,
 		// before it has become the container's program (CVE-2016-9962).
@@ -246,7 +250,7 @@ func (c *compiler) refork() {
 	pid, buf := b.slot("pid"), b.buffer()
 	exit, inside := b.label(), b.label()
 	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.add(&Step{Op: Branch, Args: []Arg{in(pid)}}).onOK(inside).onFail(exit)
+	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
 	b.here(exit)
 	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
 	b.poke(buf, 4, in(pid))
@@ -538,10 +542,13 @@ func (c *compiler) enterCgroup() {
 
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
-	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" {
+	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
-		for _, s := range c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target")) {
+		first := c.child.n
+		c.openOrMake(c.child, cwd, true, inRoot, c.child.slot("target"))
+		// Whichever part of the path it is that cannot be opened or made.
+		for s := range c.child.since(first) {
 			s.says(ClassInvalid, fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd))
 		}
 	}
@@ -598,7 +605,8 @@ func (c *compiler) protect() {
 	for _, p := range l.ReadonlyPaths {
 		skip := b.label()
 		b.do("make %s read-only", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
+		dir, name := c.within(p)
+		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
 		b.clone(in(target), "", true, copySlot)
 		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 		b.attach(copySlot, target)
@@ -624,12 +632,32 @@ func (c *compiler) protect() {
 	for _, p := range l.MaskedPaths {
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
-		b.openIn(c.root, p, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
+		at, name := c.within(p)
+		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
 		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
 		b.here(dir)
 		c.cover(empty, target, func(*Step) {}, skip)
 		b.here(skip)
 	}
+}
+
+// within gives the mount that a path to protect lies on, and the name there. A path of
+// procfs or sysfs is looked up from that mount: who can exchange directories of the root
+// meanwhile would else make it seem to be missing, and it would stay unprotected.
+func (c *compiler) within(p string) (Slot, string) {
+	p = path.Clean(p)
+	if !defence.OwnProc {
+		return c.root, p
+	}
+	for _, m := range slices.Backward(c.mounted) {
+		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
+			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
+				return m.slot, rel
+			}
+			break
+		}
+	}
+	return c.root, p
 }
 
 // cover attaches a mask. The first use takes the detached mount itself: only an
@@ -638,7 +666,7 @@ func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
-	b.add(&Step{Op: Branch, Args: []Arg{in(used)}}).onFail(again)
+	b.next(Branch, []Arg{in(used)}).onFail(again)
 	handle(b.attach(mask, target))
 	b.set(used, num(1)).onOK(done)
 	b.here(again)
@@ -705,7 +733,11 @@ func (c *compiler) sysctls() error {
 		v := c.spec.Linux.Sysctl[k]
 		b.do("set sysctl %s=%s", k, v)
 		name := "sys/" + sysctlPath(k)
-		b.openIn(proc, name, unix.O_WRONLY, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_MAGICLINKS, file)
+		resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS)
+		if !defence.OwnProc {
+			resolve = 0
+		}
+		b.openIn(proc, name, unix.O_WRONLY, resolve, file)
 		b.call(sysWrite, in(file), str(v), num(len(v))).expect(int64(len(v)))
 	}
 	return nil

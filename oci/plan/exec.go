@@ -4,9 +4,12 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // Exec compiles the plan that runs one more process in a container: p with the
@@ -63,13 +66,16 @@ func (c *compiler) join() {
 		case "user":
 			c.userns = true
 		case "pid":
-			c.p.LoaderForks = true
+			c.p.LoaderForks = defence.LateFork
 		}
 	}
 	c.session()
 	if all != 0 {
 		b.do("join the container's namespaces")
 		b.call(sysSetns, in(SlotPidfd), flags(all, cloneText(all)))
+	}
+	if !defence.LateFork && slices.Contains(c.f.Joined, "pid") {
+		c.refork()
 	}
 	if c.userns {
 		c.becomeRoot()

@@ -8,7 +8,10 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 const procMagic = unix.PROC_SUPER_MAGIC
@@ -67,6 +70,12 @@ func (b *builder) clone(dir Arg, name string, rec bool, into Slot) *Step {
 
 func (b *builder) attach(from, to Slot) *Step {
 	return b.call(sysMoveMount, in(from), str(""), in(to), str(""), flags(unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, "F_EMPTY_PATH|T_EMPTY_PATH"))
+}
+
+// attachIn attaches on a directory that this plan has made in a tmpfs of its own: only
+// there is a name as good as a descriptor. Links are not followed.
+func (b *builder) attachIn(from, dir Slot, name string) *Step {
+	return b.call(sysMoveMount, in(from), str(""), in(dir), str(name), flags(unix.MOVE_MOUNT_F_EMPTY_PATH, "F_EMPTY_PATH"))
 }
 
 // builderFor is where the detached mount is made: by the parent if it can be, so that
@@ -223,6 +232,8 @@ func (c *compiler) ownPropagation(b *builder, m *mount) {
 // forged /proc for the real one.
 func (c *compiler) checkDestination(m *mount) error {
 	switch {
+	case !defence.OwnProc:
+		return nil
 	case m.dest == "/":
 		return fmt.Errorf("mount /: the root is given by root.path")
 	case m.dest == "/proc":
@@ -247,6 +258,7 @@ func (c *compiler) place(m *mount) {
 	} else {
 		b.do("mount %s", m.dest)
 	}
+	defer func() { c.mounted = append(c.mounted, m) }()
 	target := b.slot("target")
 	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
 	switch parent, rel := c.freshParent(m.dest); {
@@ -255,8 +267,8 @@ func (c *compiler) place(m *mount) {
 			b.call(sysMkdirat, in(parent.slot), str(rel), num(0o755))
 			parent.made = append(parent.made, rel)
 		}
-		f := unix.O_PATH | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-		b.call(sysOpenat, in(parent.slot), str(rel), openFlag(f), none).into(target)
+		b.attachIn(m.slot, parent.slot, rel)
+		return
 	case m.typ == "proc" || m.typ == "sysfs":
 		s := c.openOrMake(b, m.dest, true, inRoot|unix.RESOLVE_NO_SYMLINKS, target)
 		for _, s := range s {
@@ -264,12 +276,11 @@ func (c *compiler) place(m *mount) {
 		}
 	default:
 		c.openOrMake(b, m.dest, dir, inRoot, target)
-		if c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
+		if defence.OwnProc && c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
 			c.notInProc(b, m.dest, target)
 		}
 	}
 	b.attach(m.slot, target)
-	c.mounted = append(c.mounted, m)
 	if m.typ == "proc" && m.dest == "/proc" && !m.bind {
 		c.procMounted = true
 	}
@@ -367,18 +378,30 @@ func (c *compiler) mountCgroup(m *mount) {
 	b.create("tmpfs", "cgroup", []string{"mode=755"}, attr&^unix.MOUNT_ATTR_RDONLY, m.slot)
 	m.fresh, m.readOnlyLater = true, attr&unix.MOUNT_ATTR_RDONLY != 0
 	c.place(m)
-	target, sub := b.slot("target"), b.slot("hierarchy")
+	sub := b.slot("hierarchy")
+	// One call for all of them, unless something is still to be mounted below.
+	together := !c.cgroupns && !c.noMountns && !slices.ContainsFunc(c.spec.Mounts, func(o specs.Mount) bool {
+		return strings.HasPrefix(path.Clean("/"+o.Destination), m.dest+"/")
+	})
 	for _, h := range c.f.Cgroup.Hierarchies {
 		b.do("mount %s", path.Join(m.dest, h.Name))
-		c.hierarchy(h, attr, sub)
+		if together {
+			b.clone(atCwd, h.Dir, false, sub)
+		} else {
+			c.hierarchy(h, attr, sub)
+		}
 		b.call(sysMkdirat, in(m.slot), str(h.Name), num(0o755))
-		b.call(sysOpenat, in(m.slot), str(h.Name), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC), none).into(target)
-		b.attach(sub, target)
+		b.attachIn(sub, m.slot, h.Name)
 		if names := strings.Split(h.Name, ","); len(names) > 1 {
 			for _, n := range names {
 				b.call(sysSymlinkat, str(h.Name), in(m.slot), str(n))
 			}
 		}
+	}
+	if together {
+		b.do("limit what can be done in %s", m.dest)
+		b.setattr(m.slot, true, attr, 0, unix.MS_PRIVATE)
+		m.readOnlyLater = false
 	}
 }
 

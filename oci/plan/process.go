@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/internal/defence"
 )
 
 // capabilities in the order of their numbers.
@@ -203,7 +205,11 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
-	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, unix.RESOLVE_NO_MAGICLINKS)
+	resolve := uint64(unix.RESOLVE_NO_MAGICLINKS)
+	if !defence.CheckedCwd {
+		resolve = 0
+	}
+	how := openHow(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, resolve)
 	open := b.call(sysOpenat2, atCwd, str(p.Cwd), how, num(24)).into(dir).says(ClassInvalid, text)
 	enter := b.call(sysFchdir, in(dir)).says(ClassInvalid, text)
 	if first {
@@ -222,10 +228,13 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b := c.child
 	again, done := b.label(), b.label()
 	b.do("chdir to cwd (%q)", p.Cwd)
-	b.add(&Step{Op: Branch, Args: []Arg{in(failed)}}).onOK(done).onFail(again)
+	b.next(Branch, []Arg{in(failed)}).onOK(done).onFail(again)
 	b.here(again)
 	c.chdir(p, false)
 	b.here(done)
+	if !defence.CheckedCwd {
+		return
+	}
 	// A directory outside the root has no path: getcwd(2) gives "(unreachable)".
 	b.do("check that cwd is inside the container")
 	buf, inside := b.buffer(), b.label()
@@ -431,7 +440,7 @@ func (c *compiler) handOn() {
 	if c.o.Hold {
 		keep = append(keep, in(SlotStart))
 	}
-	b.add(&Step{Op: CloseAll, Args: keep, Off: uint32(c.p.Preserve)})
+	b.next(CloseAll, keep).Off = uint32(c.p.Preserve)
 	b.call(sysCloseRange, num(3+c.p.Preserve), flags(uint64(^uint32(0)), "~0"), flags(unix.CLOSE_RANGE_CLOEXEC, "CLOEXEC"))
 }
 

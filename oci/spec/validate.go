@@ -16,8 +16,10 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 )
 
 // MaxSize bounds a config.json, in bytes.
@@ -40,32 +42,23 @@ func Read(file string) (*specs.Spec, []byte, error) {
 }
 
 func readBounded(file string) ([]byte, error) {
-	f, err := os.Open(file)
+	fd, err := rawfile.Open(file, unix.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: file, Err: err}
 	}
-	if !st.Mode().IsRegular() || st.Size() > MaxSize {
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > MaxSize {
 		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "%s: not a regular file of at most %d bytes", file, MaxSize)
 	}
-	buf := make([]byte, st.Size())
-	n, err := readFull(f, buf)
-	return buf[:n], err
-}
-
-func readFull(f *os.File, buf []byte) (n int, err error) {
-	for n < len(buf) {
-		k, err := f.Read(buf[n:])
-		n += k
-		if err != nil || k == 0 {
-			break
-		}
+	raw, err := rawfile.ReadFD(fd, int(st.Size), MaxSize)
+	if err != nil {
+		return nil, &os.PathError{Op: "read", Path: file, Err: err}
 	}
-	return n, nil
+	return raw, nil
 }
 
 // Parse parses and checks a configuration.

@@ -12,7 +12,7 @@ h="docker -H unix://$work/hako/run/docker.sock"
 d="docker -H unix://$work/dockerd/d.sock"
 image=$root/demo/image/demo-$(go env GOARCH).tar.gz
 for e in "$h" "$d"; do $e load -q -i "$image"; done
-for net in bridge none host; do
+for net in ${NETS:-bridge none host}; do
   echo "network $net, docker run --rm hako/demo true:"
   compare "$runs" hakod "$h run --rm --network $net hako/demo true" dockerd "$d run --rm --network $net hako/demo true"
 done

@@ -1,6 +1,8 @@
 package integration
 
 import (
+	"encoding/json"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -87,5 +89,70 @@ func TestBadInput(t *testing.T) {
 		if err != nil || code != tt.code || !strings.Contains(body, tt.want) || !strings.HasPrefix(body, `{"message":"`) {
 			t.Errorf("%s %s: %d %s %v, want %d %q", tt.method, tt.path, code, body, err, tt.code, tt.want)
 		}
+	}
+}
+
+// TestErrorTexts asks the API for what cannot be: the text is the sentence that says what
+// is wrong, once, without the class that the status says already.
+func TestErrorTexts(t *testing.T) {
+	t.Parallel()
+	n := sharedWithout(t)
+	name, taken, network := n.name(t, "-a"), n.name(t, "-b"), "texts-"+n.bridge
+	post := func(path, body string) (int, string) {
+		code, text, err := n.request("POST", path, strings.NewReader(body), "Content-Type", "application/json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return code, strings.TrimSpace(text)
+	}
+	const published = `{"Image":"` + testImage + `","Cmd":["sleep","100"],"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"20991"}]}}}`
+	for _, c := range []string{name, taken} {
+		if code, text := post("/containers/create?name="+c, published); code != 201 {
+			t.Fatal(code, text)
+		}
+	}
+	if code, text := post("/containers/"+name+"/start", ""); code != 204 {
+		t.Fatal(code, text)
+	}
+	if code, text := post("/networks/create", `{"Name":"`+network+`"}`); code != 201 {
+		t.Fatal(code, text)
+	}
+	defer func() { _, _, _ = n.request("DELETE", "/networks/"+network, nil) }()
+	upper := "invalid reference format: repository name (library/UPPER) must be lowercase"
+	for _, tt := range []struct {
+		method, path, body string
+		code               int
+		want               string
+	}{
+		{"POST", "/containers/" + taken + "/start", "", 409, `failed to set up container networking: driver failed programming external connectivity on endpoint ` + taken +
+			` (ID): Bind for 127.0.0.1:20991 failed: port is already allocated`},
+		{"POST", "/containers/create", `{"Image":"UPPER:x"}`, 400, upper},
+		{"POST", "/containers/create", `{"Image":"nope:x"}`, 404, "No such image: nope:x"},
+		{"POST", "/images/create?fromImage=UPPER&tag=x", "", 400, upper},
+		{"GET", "/images/UPPER:x/json", "", 400, upper},
+		{"DELETE", "/images/UPPER:x", "", 400, upper},
+		{"POST", "/images/" + testImage + "/tag?repo=UPPER", "", 400, upper},
+		{"POST", "/images/UPPER/push?tag=x", "", 400, upper},
+		{"POST", "/networks/create", `{"Name":"` + network + `"}`, 409, "network with name " + network + " already exists"},
+		{"POST", "/networks/create", `{"Name":"n3","Driver":"nope"}`, 404, `create network n3: network driver "nope" is not known, only bridge`},
+		{"POST", "/networks/create", `{"Name":"n3","IPAM":{"Config":[{"Subnet":"` + n.subnet + `"}]}}`, 409, "create network n3: invalid pool request: Pool overlaps with other one on this address space: " + n.subnet},
+		{"POST", "/images/load", "junk", 400, "load archive: not a tar archive, or a truncated one: unexpected EOF"},
+		{"DELETE", "/networks/bridge", "", 403, "bridge is a pre-defined network and cannot be removed"},
+		{"GET", "/containers/nope/json", "", 404, "No such container: nope"},
+	} {
+		code, text, err := n.request(tt.method, tt.path, strings.NewReader(tt.body), "Content-Type", "application/json")
+		var m struct{ Message string }
+		if err == nil {
+			err = json.Unmarshal([]byte(text), &m)
+		}
+		m.Message = regexp.MustCompile(`[0-9a-f]{64}`).ReplaceAllString(m.Message, "ID")
+		if err != nil || code != tt.code || m.Message != tt.want {
+			t.Errorf("%s %s: %d %q, want %d %q (%v)", tt.method, tt.path, code, m.Message, tt.code, tt.want, err)
+		}
+	}
+	// An error after the first line of progress goes into the stream.
+	code, text := post("/images/create?fromImage=localhost:1/nope&tag=x", "")
+	if code != 200 || !strings.Contains(text, `connection refused"`) {
+		t.Errorf("pull: %d %s", code, text)
 	}
 }

@@ -3,14 +3,14 @@
 # systemd. Without arguments these are the tests that depend on the kernel and the cgroup
 # layout. The machine has no Go: test binaries are compiled here and handed in with the
 # folders testdata and with bin/. MODES="minimal systemd" picks the modes, RUN is go
-# test's -run, VERBOSE=1 its -v.
+# test's -run, VERBOSE=1 its -v, TIMEOUT its -timeout of one package.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
 GO=${GO:-go}
 export CGO_ENABLED=0
 packages=("$@")
-[ ${#packages[@]} -gt 0 ] || packages=(./oci/... ./cmd/hako-oci/... ./test/vm/...)
+[ ${#packages[@]} -gt 0 ] || packages=(./oci/... ./cmd/hako-oci/... ./internal/longoverlay ./test/vm/...)
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -44,8 +44,8 @@ for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1200 -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1800 -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
-		"RUN='${RUN:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
+		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done
 exit $status

@@ -224,7 +224,7 @@ func run(op string, next func() string) {
 
 // ofRuntime tells the descriptors that the Go runtime opens itself.
 func ofRuntime(link string) bool {
-	return strings.Contains(link, "eventpoll") || strings.Contains(link, "eventfd") || strings.HasPrefix(link, "/sys/")
+	return strings.Contains(link, "eventpoll") || strings.Contains(link, "eventfd") || strings.HasPrefix(link, "/sys/fs/cgroup/") || strings.HasPrefix(link, "/sys/kernel/mm/")
 }
 
 func word(b []byte) uint32 { return *(*uint32)(unsafe.Pointer(&b[0])) }

@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/shim/client"
+	"github.com/hako-engine/hako/store"
+)
+
+const (
+	// endLimit is how long the end of one container may take.
+	endLimit = 20 * time.Second
+	// endWidth is how many containers are ended side by side.
+	endWidth = 16
+)
+
+// cleanup ends all containers of a root and removes what the daemon made outside its
+// folders.
+func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
+	unlock, err := lock(cfg)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	bundles, err := filepath.Glob(filepath.Join(cfg.State, "containers", "*"))
+	errs := make([]error, len(bundles), len(bundles)+4)
+	var g errgroup.Group
+	g.SetLimit(endWidth)
+	for i, b := range bundles {
+		g.Go(func() error {
+			if err := endContainer(ctx, cfg, b); err != nil {
+				errs[i] = fmt.Errorf("end container %s: %w", filepath.Base(b), err)
+			}
+			return nil
+		})
+	}
+	errs = append(errs, err, g.Wait())
+	st, err := store.Open(cfg.Root, store.Options{Log: log})
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	defer st.Close()
+	nets, err := openNetwork(ctx, cfg, st, log)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	errs = append(errs, nets.Purge(ctx), nets.Close())
+	// The parents of containers' cgroups, unless another daemon has containers there.
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*/hako")
+	for _, p := range append(parents, "/sys/fs/cgroup/hako") {
+		_ = unix.Rmdir(p)
+	}
+	for _, path := range []string{cfg.DockerSocket, cfg.DebugSocket} {
+		removeDeadSocket(path)
+	}
+	return errors.Join(errs...)
+}
+
+// removeDeadSocket removes a socket that nobody listens on. The path may be another
+// daemon's, which has the same one in its flags.
+func removeDeadSocket(path string) {
+	if path == "" {
+		return
+	}
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+	} else if errors.Is(err, unix.ECONNREFUSED) {
+		_ = os.Remove(path)
+	}
+}
+
+// endContainer ends the container of a bundle and its shim. A live shim does that
+// itself, or it would go on to keep what it believes it has.
+func endContainer(ctx context.Context, cfg config, bundle string) error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	id := filepath.Base(bundle)
+	shim, err := client.Manager{}.Connect(ctx, bundle)
+	if err == nil {
+		err = endShim(ctx, shim, id)
+		shim.Close()
+	}
+	// Whatever a shim that is dead or does not do as it is told has left. A hanging one
+	// gets what its container still held taken away, too.
+	if err != nil {
+		_, rerr := client.Manager{}.Reap(context.WithoutCancel(ctx), client.StartOptions{
+			Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: bundle})
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		err = errors.Join(err, rerr)
+	}
+	return errors.Join(err, engine.RemoveBundle(bundle))
+}
+
+// endShim kills and deletes the container of a live shim, and waits for the shim's end.
+func endShim(ctx context.Context, shim *client.Shim, id string) error {
+	err := shim.Kill(ctx, id, "", int(unix.SIGKILL), true)
+	if err == nil {
+		_, err = shim.Wait(ctx, id, "")
+	}
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("kill: %w", err)
+	}
+	if _, err := shim.Delete(ctx, id, ""); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete: %w", err)
+	}
+	if err := shim.Shutdown(ctx); err != nil {
+		return fmt.Errorf("shut the shim down: %w", err)
+	}
+	select {
+	case <-shim.Gone():
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the shim does not end: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,170 @@
+//go:build linux && (amd64 || arm64)
+
+package security
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+func digest(t *testing.T, path string) [32]byte {
+	t.Helper()
+	raw, err := os.ReadFile(path)
+	must(t, err)
+	return sha256.Sum256(raw)
+}
+
+// CVE-2018-15664's kin in runtimes: files that an engine binds over an image's own follow
+// the image's links (CVE-2019-18837, CVE-2024-5154, CVE-2024-9341, CVE-2025-9566).
+func TestA12InjectedFiles(t *testing.T) {
+	battery(t, "A12 CVE-2024-5154, 2024-9341 injected files", false, []engine{without(t, "A5")}, func(t *testing.T, e engine) string {
+		for _, name := range []string{"etc", "etc/hosts", "etc/hostname", "etc/resolv.conf", "etc/mtab", "run", "run/secrets", "dev", "tmp", "sys"} {
+			for _, to := range []string{"", "/sub/new", "/sub"} {
+				b := newBundle(t, "true")
+				target := b.canary.dir + to
+				if to == "/sub" {
+					target = strings.Repeat("../", 30) + target
+				}
+				b.link(target, name)
+				file := filepath.Join(b.dir, "injected")
+				must(t, os.WriteFile(file, []byte("injected"), 0o644))
+				for _, f := range []string{"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/run/secrets/token"} {
+					b.mount(f, "bind", file, "bind")
+				}
+				b.mount("/tmp/a/b", "tmpfs", "tmpfs")
+				b.spec.Process.Cwd = "/tmp/work"
+				b.run(e)
+				if hit := b.canary.touched(t); hit != "" {
+					return name + ": " + hit
+				}
+			}
+		}
+		return ""
+	})
+}
+
+// CVE-2021-43784: lengths that 16 bits do not hold.
+func TestA16HugeConfiguration(t *testing.T) {
+	needRoot(t)
+	uncontrolled(t, "A16 CVE-2021-43784 lengths", "no message of ours has a length of 16 bits", func(t *testing.T, e engine) string {
+		for name, change := range map[string]func(*specs.Linux){
+			"maps": func(l *specs.Linux) {
+				l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: "user"})
+				for i := range uint32(5000) {
+					l.UIDMappings = append(l.UIDMappings, specs.LinuxIDMapping{ContainerID: i, HostID: 100000 + i, Size: 1})
+				}
+				l.GIDMappings = l.UIDMappings
+			},
+			"namespace": func(l *specs.Linux) { l.Namespaces[4].Path = "/" + strings.Repeat("x", 1<<17) },
+		} {
+			b := newBundle(t, "echo started")
+			change(b.spec.Linux)
+			if out := b.run(e); out.err == nil || strings.Contains(out.text, "started") {
+				return name + ": the container was started"
+			}
+		}
+		return ""
+	})
+}
+
+// CVE-2018-20699: huge numbers make a process that expands them.
+func TestA18HugeNumbers(t *testing.T) {
+	needRoot(t)
+	uncontrolled(t, "A18 CVE-2018-20699 huge numbers", "bounds of time and memory", func(t *testing.T, e engine) string {
+		for name, change := range map[string]func(*specs.LinuxResources){
+			"cpus":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Cpus: "1-2147483647"} },
+			"mems":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Mems: "0-4294967295"} },
+			"shares": func(r *specs.LinuxResources) { v := ^uint64(0); r.CPU = &specs.LinuxCPU{Shares: &v, Cpus: "NaN"} },
+			"memory": func(r *specs.LinuxResources) { v := int64(-1 << 63); r.Memory = &specs.LinuxMemory{Limit: &v} },
+		} {
+			b := newBundle(t, "true")
+			change(b.spec.Linux.Resources)
+			b.writeConfig()
+			cmd := b.command(e, "run", b.id)
+			start := time.Now()
+			err := cmd.Run()
+			b.remove(e)
+			if d := time.Since(start); d > 5*time.Second {
+				return fmt.Sprintf("%s: took %v", name, d)
+			}
+			if rss := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss; rss > 64<<10 {
+				return fmt.Sprintf("%s: took %d KiB", name, rss)
+			}
+			if err == nil && name != "memory" {
+				return name + ": accepted"
+			}
+		}
+		return ""
+	})
+}
+
+// CVE-2022-29162, CVE-2022-27650, CVE-2025-27612: exec gives inheritable capabilities.
+func TestB1InheritableCapabilities(t *testing.T) {
+	ours := hako(t)
+	sets := func(inheritable bool) string {
+		b := newBundle(t, "sleep 100")
+		if inheritable {
+			b.spec.Process.Capabilities.Inheritable = capabilities
+		}
+		if pid, out := b.start(ours); pid == 0 {
+			t.Fatal(out.text, out.err)
+		}
+		for _, args := range [][]string{{}, {"--cap", "CAP_NET_ADMIN"}, {"-u", "1000:1000"}, {"-u", "1000", "--cap", "CAP_SYS_ADMIN"}} {
+			out := b.do(ours, append(append([]string{"exec"}, args...), b.id, "cat", "/proc/self/status")...)
+			for line := range strings.Lines(out.text) {
+				if set, ok := strings.CutPrefix(line, "CapInh:"); ok && strings.Trim(set, "\t\n 0") != "" {
+					return fmt.Sprintf("exec %q: inheritable set %s", args, strings.TrimSpace(set))
+				}
+			}
+			if !strings.Contains(out.text, "CapInh:") {
+				t.Fatal(out.text, out.err)
+			}
+		}
+		return ""
+	}
+	compared(t, "B1 CVE-2022-29162 inheritable capabilities", "a config that asks for them", sets(true), sets(false))
+}
+
+// CVE-2024-40635, CVE-2026-30892: a user id that overflows becomes 0.
+func TestB2UserOverflow(t *testing.T) {
+	battery(t, "B2 CVE-2024-40635 user overflow", false, peers(t, "runc", "crun"), func(t *testing.T, e engine) string {
+		b := newBundle(t, "sleep 100")
+		must(t, os.WriteFile(filepath.Join(b.rootfs, "etc/passwd"), []byte("1000:x:0:0::/:/bin/sh\nroot:x:0:0::/:/bin/sh\n"), 0o644))
+		must(t, os.Mkdir(filepath.Join(b.rootfs, "dev"), 0o755))
+		b.spec.Process.User = specs.User{UID: 7, GID: 7}
+		if pid, out := b.start(e); pid == 0 {
+			t.Fatal(out.text, out.err)
+		}
+		for _, user := range []string{"4294967296", "18446744073709551616", "-1", "0x0", "1000", "1000:4294967296", "4294967295", "1e3", " 0", "+0", "1000:0x0"} {
+			out := b.do(e, "exec", "-u", user, b.id, "id")
+			if strings.Contains(out.text, "uid=0") || strings.Contains(out.text, "gid=0") && user != "1000" {
+				return fmt.Sprintf("exec -u %s: %s", user, out.text)
+			}
+		}
+		return ""
+	})
+}
+
+// The rows E1 to E3 (CVE-2024-8676, CVE-2026-53489, CVE-2026-119101 and others) are holes of
+// restoring. This version restores nothing, and must not pretend to.
+func TestE1NothingIsRestored(t *testing.T) {
+	needRoot(t)
+	uncontrolled(t, "E1, E2, E3 checkpoints", "there is no restore", func(t *testing.T, e engine) string {
+		b := newBundle(t, "true")
+		b.writeConfig()
+		for _, verb := range []string{"restore", "checkpoint"} {
+			if out := b.do(e, verb, "--image-path", b.canary.dir, b.id); out.err == nil {
+				return verb + " was accepted: its rows need tests now"
+			}
+		}
+		return b.canary.touched(t)
+	})
+}

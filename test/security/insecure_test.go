@@ -1,0 +1,41 @@
+//go:build linux && (amd64 || arm64)
+
+package security
+
+import (
+	"debug/buildinfo"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The tag that takes defences out cannot get into a binary that anybody runs.
+func TestNormalBuildsAreSecure(t *testing.T) {
+	out, err := exec.Command("go", "build", "-tags", "insecure,demo_image", "../../oci/internal/defence").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "ExcludeEachOther") {
+		t.Errorf("a binary of the Makefile can be built insecure: %v %s", err, out)
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	must(t, err)
+	if !strings.Contains(string(makefile), "build -trimpath -tags demo_image") || strings.Contains(string(makefile), "-tags insecure") {
+		t.Error("the Makefile builds with other tags than demo_image")
+	}
+	ours := hako(t)
+	info, err := buildinfo.ReadFile(ours.command[0])
+	must(t, err)
+	for _, s := range info.Settings {
+		if strings.Contains(s.Value, "insecure") {
+			t.Errorf("the runtime was built with %s=%s", s.Key, s.Value)
+		}
+	}
+	// The variable means nothing to it.
+	ours.env = []string{"HAKO_INSECURE=A5"}
+	b := newBundle(t, "true")
+	b.link(b.canary.dir, "way")
+	b.mount("/way/deep", "tmpfs", "tmpfs")
+	b.run(ours)
+	if hit := b.canary.touched(t); hit != "" {
+		t.Error(hit)
+	}
+}
