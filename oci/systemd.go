@@ -35,11 +35,7 @@ func (k *creation) makeUnit() error {
 		return err
 	}
 	k.undo.Add("the connection to systemd", func(context.Context) error { return k.systemd.Close() })
-	control, err := k.systemd.ControlGroup()
-	if err != nil {
-		return err
-	}
-	if k.cg, err = k.layout.At(u.Path(control)); err != nil {
+	if k.cg, err = k.layout.At(u.Path(k.systemd.ControlGroup())); err != nil {
 		return err
 	}
 	k.c.state.Unit, k.c.state.Cgroups = &unit{u, user}, k.cg.Paths()

@@ -17,6 +17,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,16 +28,21 @@ import (
 	"github.com/hako-engine/hako/oci/internal/classed"
 )
 
-// patience bounds a call, and the job that it starts.
-const patience = 30 * time.Second
+// patience bounds a call, and the job that it starts, hello what is said first.
+const (
+	patience = 15 * time.Second
+	hello    = 5 * time.Second
+)
 
 // Manager is a connection to a systemd. It is not safe for concurrent use.
 type Manager struct {
-	f      *os.File
-	r      *bufio.Reader
-	serial uint32
-	bus    bool                 // there is a message bus in between
-	done   map[string][2]string // job to unit and result
+	f        *os.File
+	r        *bufio.Reader
+	serial   uint32
+	patience time.Duration
+	control  string
+	bus      bool                 // there is a message bus in between
+	done     map[string][2]string // job to unit and result
 }
 
 const (
@@ -64,15 +70,21 @@ func sockets(user bool) []string {
 	return append(out, filepath.Join(dir, "bus"))
 }
 
-// Connect reaches the system's systemd, or that of the calling user.
+// Connect reaches the system's systemd, or that of the calling user. A systemd that
+// reloads its units may forget a connection, so one that does not answer is tried again.
 func Connect(user bool) (*Manager, error) {
 	var errs []error
-	for _, path := range sockets(user) {
-		m, err := dial(path, !strings.HasSuffix(path, "/systemd/private"))
-		if err == nil {
-			return m, nil
+	for range 4 {
+		for _, path := range sockets(user) {
+			m, err := dial(path, !strings.HasSuffix(path, "/systemd/private"))
+			if err == nil {
+				return m, nil
+			}
+			errs = append(errs, fmt.Errorf("%s: %w", path, err))
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", path, err))
+		if !slices.ContainsFunc(errs, func(err error) bool { return errors.Is(err, os.ErrDeadlineExceeded) }) {
+			break
+		}
 	}
 	return nil, classed.As(errdefs.ErrUnavailable, fmt.Errorf("reach systemd: %w", errors.Join(errs...)))
 }
@@ -88,10 +100,12 @@ func dial(path string, bus bool) (_ *Manager, err error) {
 	}
 	m := &Manager{f: os.NewFile(uintptr(fd), path), bus: bus, done: map[string][2]string{}}
 	m.r = bufio.NewReader(m.f)
+	m.patience = hello
 	defer func() {
 		if err != nil {
 			m.Close()
 		}
+		m.patience = patience
 	}()
 	if err := m.authenticate(); err != nil {
 		return nil, fmt.Errorf("authenticate: %w", err)
@@ -109,6 +123,9 @@ func dial(path string, bus bool) (_ *Manager, err error) {
 			return nil, err
 		}
 	}
+	if m.control, err = m.get("ControlGroup"); err != nil {
+		return nil, err
+	}
 	return m, nil
 }
 
@@ -117,7 +134,7 @@ func (m *Manager) Close() error { return m.f.Close() }
 
 // authenticate says who we are; the other side knows it from the socket.
 func (m *Manager) authenticate() error {
-	if err := m.f.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := m.f.SetDeadline(time.Now().Add(m.patience)); err != nil {
 		return err
 	}
 	id := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
@@ -162,7 +179,7 @@ func (m *Manager) call(destination, path, iface, member, signature string, body 
 	if m.bus {
 		q.destination = destination
 	}
-	if err := m.f.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := m.f.SetDeadline(time.Now().Add(m.patience)); err != nil {
 		return nil, err
 	}
 	if _, err := m.f.Write(q.encode()); err != nil {
@@ -230,7 +247,7 @@ func (m *Manager) job(member, unit, signature string, body []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := m.f.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := m.f.SetDeadline(time.Now().Add(m.patience)); err != nil {
 		return err
 	}
 	for {
@@ -307,7 +324,7 @@ func (m *Manager) ResetFailedUnit(unit string) error {
 }
 
 // ControlGroup gives the cgroup below which this systemd keeps its units, "" for the top.
-func (m *Manager) ControlGroup() (string, error) { return m.get("ControlGroup") }
+func (m *Manager) ControlGroup() string { return m.control }
 
 // Version gives the number in systemd's version, 0 if it is not to be read.
 func (m *Manager) Version() int {

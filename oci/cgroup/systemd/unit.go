@@ -3,9 +3,11 @@
 package systemd
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -361,7 +363,16 @@ func (m *Manager) Start(u Unit, id string, pid int, v2 bool, properties []Proper
 			err = m.StartTransientUnit(u.Name, list)
 		}
 	}
+	if errors.Is(err, os.ErrDeadlineExceeded) && inUnit(pid, u) {
+		return nil // the answer was lost, the process is where it was to go
+	}
 	return err
+}
+
+// inUnit tells whether a process is in the unit's cgroup.
+func inUnit(pid int, u Unit) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	return err == nil && strings.Contains(string(raw), "/"+u.Name+"\n")
 }
 
 // Stop ends the unit. That it is gone already is no error.
