@@ -229,7 +229,10 @@ func (k *creation) makeCgroup() (err error) {
 	if path == "" {
 		path = k.c.ID()
 	}
-	if k.cg, err = k.layout.New(path); err != nil {
+	if k.cg, err = k.layout.New(path); err != nil && os.Geteuid() != 0 && errors.Is(err, os.ErrPermission) {
+		return k.withoutCgroup(err)
+	}
+	if err != nil {
 		return err
 	}
 	k.undo.Add("the cgroup", func(context.Context) error { return k.cg.Delete() })
@@ -298,7 +301,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
 	// Systemd moves it instead.
-	if k.systemd == nil {
+	if k.systemd == nil && k.cg != nil {
 		doors, err := k.cg.Doors()
 		if err != nil {
 			return err
@@ -316,7 +319,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		}
 	}
 	if p.NewTime {
-		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
+		cfg.TimeOffsets = plan.TimeOffsets(k.spec.Linux.TimeOffsets)
 	}
 	k.undo.Add("network devices", k.moveDevicesBack)
 	proc, err := launch.Start(p, cfg)
@@ -348,8 +351,10 @@ func (k *creation) place(pid int, p *plan.Plan) error {
 			return err
 		}
 	}
-	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
-		return err
+	if k.cg != nil {
+		if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+			return err
+		}
 	}
 	if k.c.state.Rdt != nil {
 		if err := k.c.state.Rdt.Add(pid); err != nil {
@@ -431,14 +436,6 @@ func (k *creation) ready(pid int) (err error) {
 		return err
 	}
 	return k.c.writeState()
-}
-
-func timeOffsets(l *specs.Linux) string {
-	var b strings.Builder
-	for clock, o := range l.TimeOffsets {
-		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
-	}
-	return b.String()
 }
 
 // Plan compiles what Create would do, and does nothing.

@@ -201,6 +201,9 @@ func (c *Container) Pause(context.Context) error {
 	if err := c.require("container not running", Running, Created); err != nil {
 		return err
 	}
+	if err := c.needCgroup(); err != nil {
+		return err
+	}
 	return c.cgroup().Freeze()
 }
 
@@ -225,6 +228,9 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	}
 	defer unlock()
 	if err := c.require("container not running", Running, Created, Paused); err != nil {
+		return err
+	}
+	if err := c.needCgroup(); err != nil {
 		return err
 	}
 	if len(r.Devices) > 0 {

@@ -174,11 +174,13 @@ func (c *compiler) namespaces() error {
 	slices.SortFunc(joined, order)
 	c.prologue()
 	var late uint64
+	var ownTime bool
 	for _, n := range fresh {
 		switch n.Type {
 		case "cgroup": // made once the child is in its cgroup
 		case "time":
-			c.p.NewTime = true
+			c.p.NewTime = !c.f.Rootless
+			ownTime = c.f.Rootless
 		default:
 			c.p.CloneFlags |= n.Flag
 		}
@@ -214,6 +216,9 @@ func (c *compiler) namespaces() error {
 		c.p.IDMaps = true
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
 		c.becomeRoot()
+	}
+	if ownTime {
+		c.makeTime()
 	}
 	if c.f.Rootless {
 		b.do("hide from ptrace")
