@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/shim/client"
 )
@@ -58,6 +59,10 @@ func (e *Engine) waitExit(c *container, r *run) (client.Exit, error) {
 			if serr == nil {
 				r.shim.set(next)
 				shim.Close()
+				if st.Status == client.StatusCreated {
+					// A daemon that died was about to start it; nobody will.
+					_ = next.Kill(e.ctx, c.id, "", int(unix.SIGKILL), true)
+				}
 				if st.Pid != 0 {
 					r.pid.Store(int64(st.Pid))
 					c.mu.Lock()

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -188,6 +189,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	var (
 		endpoints []network.Endpoint
 		shim      Shim
+		pid       int
 		created   bool
 		memory    string
 		done      func()
@@ -213,7 +215,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return err
 		}
-		pid, err := shim.Create(gctx, client.CreateOptions{
+		pid, err = shim.Create(gctx, client.CreateOptions{
 			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
 		})
@@ -240,18 +242,23 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		return err
 	}
 
-	c.connectPending(ctx, shim)
-	pid, err := shim.Start(ctx, v.ID, "")
-	if err != nil {
-		return &taskError{err}
-	}
-	r := newRun(shim, bundle, pid, time.Now().UTC())
-	r.memory = memory
-	u.Release()
 	shown := endpoints
 	if len(shown) == 0 {
 		shown = v.Endpoints
 	}
+	// Before the start: a daemon that is killed right after it must be known to have started
+	// the container, and when. It is undone while the task is only created.
+	started := time.Now().UTC()
+	if err := writeRunFile(bundle, runFile{Pid: pid, StartedAt: started, Endpoints: shown, SandboxKey: sandbox}); err != nil {
+		return fmt.Errorf("write state of container: %w", err)
+	}
+	c.connectPending(ctx, shim)
+	if pid, err = shim.Start(ctx, v.ID, ""); err != nil {
+		return &taskError{err}
+	}
+	r := newRun(shim, bundle, pid, started)
+	r.memory = memory
+	u.Release()
 	c.mu.Lock()
 	err = c.changeLocked(StatusRunning, func(s *State) {
 		*s = State{Status: StatusRunning, Pid: pid, StartedAt: r.started, FinishedAt: s.FinishedAt}
@@ -263,9 +270,6 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	c.mu.Unlock()
 	if err != nil { // impossible while the ticket is held
 		return err
-	}
-	if err := writeRunFile(bundle, runFile{Pid: pid, StartedAt: r.started, Endpoints: shown, SandboxKey: sandbox}); err != nil {
-		e.log.Warn("write state of container", "container", v.ID, "error", err)
 	}
 	for _, ep := range endpoints {
 		e.emitFor("network", "connect", ep.NetworkID, "container", v.ID, "name", ep.NetworkName, "type", "bridge")
@@ -279,6 +283,9 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 // dropShim takes back a shim, with the task if there is one.
 func (e *Engine) dropShim(ctx context.Context, v Container, shim Shim, created bool) error {
 	defer shim.Close()
+	if err := removeRunFile(e.bundle(v.ID)); err != nil {
+		e.log.Error("undo the start of a container", "container", v.ID, "error", err)
+	}
 	if created {
 		_ = shim.Kill(ctx, v.ID, "", int(unix.SIGKILL), true) // a created task may have no process any more
 		if _, err := shim.Delete(ctx, v.ID, ""); err != nil {
@@ -556,7 +563,9 @@ func (c *Config) publishedPorts(exposed []string) []network.PortMapping {
 }
 
 // runFile is what a restarted daemon has to know of a run that the shim does not. It
-// lies in the bundle: after a reboot it is gone, as the process is.
+// lies in the bundle: after a reboot it is gone, as the process is. It is there from
+// just before the start until the start is undone or the exit recorded: a container
+// that its shim does not know has ended if there is one, and was never created if not.
 type runFile struct {
 	Pid        int                `json:"pid"`
 	StartedAt  time.Time          `json:"startedAt"`
@@ -570,6 +579,13 @@ func writeRunFile(bundle string, r runFile) error {
 		return err
 	}
 	return durable.WriteVolatile(filepath.Join(bundle, "run.json"), raw, 0o600)
+}
+
+func removeRunFile(bundle string) error {
+	if err := os.Remove(filepath.Join(bundle, "run.json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func readRunFile(bundle string) (r runFile, err error) {

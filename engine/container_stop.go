@@ -53,7 +53,11 @@ func (e *Engine) stop(ctx context.Context, c *container, o StopOptions) error {
 	if err := e.signal(ctx, c, r, sig, false); err != nil {
 		e.log.Warn("signal container", "container", c.id, "signal", sig, "error", err)
 	}
-	if !waitDone(r, timeout) {
+	ended, err := e.waitStopped(r, timeout)
+	if err != nil {
+		return fmt.Errorf("stop container %s: %w", c.id, err)
+	}
+	if !ended {
 		if err := e.signal(ctx, c, r, int(unix.SIGKILL), true); err != nil {
 			e.log.Warn("kill container", "container", c.id, "error", err)
 		}
@@ -86,6 +90,24 @@ func stopParameters(v Container, o StopOptions) (sig int, timeout time.Duration,
 		timeout = time.Duration(*seconds) * time.Second
 	}
 	return sig, timeout, nil
+}
+
+// waitStopped is waitDone until the daemon stops.
+func (e *Engine) waitStopped(r *run, timeout time.Duration) (ended bool, err error) {
+	var over <-chan time.Time
+	if timeout >= 0 {
+		t := time.NewTimer(timeout)
+		defer t.Stop()
+		over = t.C
+	}
+	select {
+	case <-r.done:
+		return true, nil
+	case <-over:
+		return false, nil
+	case <-e.stopping:
+		return false, errClosed
+	}
 }
 
 // waitDone waits until the end of a run was handled.

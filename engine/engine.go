@@ -72,6 +72,9 @@ type Engine struct {
 	execs      execRegistry
 	events     bus
 
+	stopping chan struct{} // closed by Interrupt
+	stopOnce sync.Once
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelCauseFunc
 	work   sync.WaitGroup
@@ -90,7 +93,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.CgroupDriver == "" {
 		o.CgroupDriver = "cgroupfs"
 	}
-	e := &Engine{opt: o, log: o.Log}
+	e := &Engine{opt: o, log: o.Log, stopping: make(chan struct{})}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
 	e.containers = registry{
@@ -124,9 +127,14 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	return e, nil
 }
 
+// Interrupt ends what waits for containers to stop, with ErrUnavailable: the daemon is
+// about to close, and they run on. It may be called more than once.
+func (e *Engine) Interrupt() { e.stopOnce.Do(func() { close(e.stopping) }) }
+
 // Close lets go of everything that runs and leaves it running. It waits for
 // what is being written.
 func (e *Engine) Close() error {
+	e.Interrupt()
 	e.cancel(errClosed)
 	e.events.close()
 	for _, c := range e.containers.all() {

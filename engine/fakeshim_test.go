@@ -271,6 +271,7 @@ func (s *fakeShim) Shutdown(context.Context) error {
 	defer s.f.mu.Unlock()
 	if s.f.live[s.bundle] == s {
 		delete(s.f.live, s.bundle)
+		close(s.gone)
 	}
 	return nil
 }

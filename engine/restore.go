@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/shim/client"
 )
@@ -25,6 +26,8 @@ const (
 	// connectLimit is how long a shim may take to answer at the start of the daemon. One
 	// that is slower is taken up in the background, so that it holds nobody up.
 	connectLimit = 3 * time.Second
+	// undoLimit is how long a start that nobody waits for any more may take to be undone.
+	undoLimit = 10 * time.Second
 	// restoreWidth is how many shims are connected side by side.
 	restoreWidth = 32
 	// policyWidth is how many containers are started side by side by their policy.
@@ -119,17 +122,15 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	st, err := shim.State(cctx, c.id, "")
 	switch {
 	case errdefs.IsNotFound(err) && rerr == nil:
-		// It ran, and the daemon died between deleting the task and ending the shim: how it
-		// ended stands in the exit file.
-		if err := shim.Shutdown(cctx); err != nil {
-			e.log.Warn("end shim", "container", c.id, "error", err)
+		// It ran, ended and was deleted: the daemon died before it wrote that down.
+		if derr := e.endShim(ctx, v, shim); derr != nil {
+			e.log.Error("end the shim of an ended container", "container", c.id, "error", derr)
 		}
-		shim.Close()
 		e.adopt(c, newRun(absentShim{}, bundle, 0, startTime(rf, v)), rf)
 		e.finish(c, e.reap(v))
 	case errdefs.IsNotFound(err) || err == nil && st.Status == client.StatusCreated:
 		// The daemon died in the middle of a start: nobody got an answer, so it is undone.
-		if derr := e.dropShim(cctx, v, shim, err == nil); derr != nil {
+		if derr := errors.Join(removeRunFile(bundle), e.endShim(ctx, v, shim)); derr != nil {
 			e.log.Error("undo an unfinished start", "container", c.id, "error", derr)
 		}
 		e.emptyBundle(v)
@@ -149,6 +150,35 @@ func (e *Engine) take(ctx context.Context, c *container) {
 		}
 		e.watchAdopted(c)
 	}
+}
+
+// endShim ends a shim that holds no container that was started, and waits for its end:
+// what the dead daemon asked of it may still be on its way, and makes a container yet.
+func (e *Engine) endShim(ctx context.Context, v Container, shim Shim) error {
+	defer shim.Close()
+	ctx, cancel := context.WithTimeout(ctx, undoLimit)
+	defer cancel()
+	for {
+		if _, err := shim.State(ctx, v.ID, ""); err == nil {
+			_ = shim.Kill(ctx, v.ID, "", int(unix.SIGKILL), true) // it may have no process any more
+			if _, err := shim.Delete(ctx, v.ID, ""); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Debug("delete task of an unfinished start", "container", v.ID, "error", err)
+			}
+		}
+		if err := shim.Shutdown(ctx); err != nil {
+			break // it does not listen: clean up from outside
+		}
+		select {
+		case <-shim.Gone():
+			return nil
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+			continue // it got a container meanwhile
+		}
+		break
+	}
+	_, err := e.opt.Shims.Reap(context.WithoutCancel(ctx), e.shimOptions(v))
+	return err
 }
 
 // emptyBundle removes what a start left, but not the mark of a container that removes
@@ -240,6 +270,23 @@ func (e *Engine) takeDead(ctx context.Context, c *container, bundle bool) {
 			e.log.Warn("delete network namespace", "container", c.id, "error", err)
 		}
 	}
+	if e.withoutFiles(ctx, v) {
+		// Creation and removal write the record and the snapshot side by side. Half of either
+		// is what nobody got an answer for: it is taken back, or finished.
+		e.log.Info("a creation or removal that was cut short is cleaned up", "container", c.id)
+		if err := c.acquire(ctx); err != nil {
+			return
+		}
+		defer c.release()
+		c.mu.Lock()
+		c.removing = true
+		volumes := v.Config.AutoRemove || !c.rec.Started // nobody else can know of them
+		c.mu.Unlock()
+		if err := e.removeHeld(ctx, c, volumes); err != nil {
+			e.log.Error("clean up after a creation or removal that was cut short", "container", c.id, "error", err)
+		}
+		return
+	}
 	if v.Config.AutoRemove && (!bundle || v.State.Status != StatusCreated) || v.State.Status == StatusRemoving {
 		e.work.Go(func() {
 			if err := c.acquire(e.ctx); err != nil {
@@ -249,6 +296,16 @@ func (e *Engine) takeDead(ctx context.Context, c *container, bundle bool) {
 			e.removeExited(c)
 		})
 	}
+}
+
+// withoutFiles tells that a container has no writable layer.
+func (e *Engine) withoutFiles(ctx context.Context, v Container) bool {
+	sn := e.opt.Snapshotters[v.Snapshotter]
+	if sn == nil {
+		return false
+	}
+	_, err := sn.Stat(ctx, v.SnapshotKey)
+	return errdefs.IsNotFound(err)
 }
 
 // networks are those that the container shall be on.

@@ -98,6 +98,34 @@ func TestCrashAfterExit(t *testing.T) {
 	}
 }
 
+// TestHalfMade: of a creation, and of a removal, only the record was written, or was left.
+func TestHalfMade(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	made := n.create("made", Config{})
+	ran := n.run("ran", Config{})
+	if err := n.e.StopContainer(bg, ran, StopOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	for _, id := range []string{made, ran} {
+		if err := n.snaps.Remove(bg, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.boot()
+	for _, id := range []string{made, ran} {
+		if _, err := n.e.Container(bg, id); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: %v", id, err)
+		}
+		if _, err := os.Stat(n.e.dir(id)); err == nil {
+			t.Errorf("the folder of %s is left", id)
+		}
+	}
+	n.create("made", Config{}) // the name is free
+}
+
 // TestCrashBeforeShutdown: the task is deleted, the shim still lives.
 func TestCrashBeforeShutdown(t *testing.T) {
 	t.Parallel()

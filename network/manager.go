@@ -245,6 +245,12 @@ func (m *Manager) restore(ctx context.Context, states []endpointState) {
 		m.reopen(e)
 	}
 	if len(m.liveEndpoints()) > 0 {
+		// A daemon that was killed between two steps left a table that nobody else changed.
+		if rebuilt, err := m.fw.heal(); err != nil {
+			m.log.Error("cannot restore the firewall table", "table", m.fw.name, "error", err)
+		} else if rebuilt {
+			m.log.Info("the firewall table of the earlier daemon is brought up to date", "table", m.fw.name)
+		}
 		m.heal(ctx)
 		m.mu.Lock()
 		m.startHealing()

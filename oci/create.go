@@ -115,6 +115,11 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	if err := k.makeRdt(); err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
 	}
+	if p := k.spec.Process; p != nil {
+		withEnv, s := *p, *k.spec
+		withEnv.Env = withHome(p, k.c.state.Rootfs)
+		s.Process, k.spec = &withEnv, &s
+	}
 	p, err := k.compile(id)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)

@@ -310,3 +310,39 @@ func TestKillAllAndForcedDelete(t *testing.T) {
 		}
 	}
 }
+
+// HOME is the runtime's to set where the caller has not, from the container's own
+// /etc/passwd, whose links lead nowhere outside.
+func TestHome(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	write := func(content string) {
+		if err := os.WriteFile(filepath.Join(b.rootfs, "etc/passwd"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("root:x:0:0::/root:/bin/sh\nuser:x:7:7::/home/user:\nodd:x:8:8::relative:\nshort:x:9\n")
+	for uid, want := range map[uint32]string{0: "/root", 7: "/home/user", 8: "/", 9: "/", 10: "/"} {
+		b.spec.Process.User.UID = uid
+		if out, _ := b.run("env", "HOME"); strings.TrimSpace(out) != want {
+			t.Errorf("user %d: HOME=%q, want %q", uid, out, want)
+		}
+	}
+	b.spec.Process.Env = append(b.spec.Process.Env, "HOME=/mine")
+	if out, _ := b.run("env", "HOME"); strings.TrimSpace(out) != "/mine" {
+		t.Errorf("HOME=%q", out)
+	}
+	if err := os.Remove(filepath.Join(b.rootfs, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(secret, []byte("root:x:0:0::/secret:\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(secret, filepath.Join(b.rootfs, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if got := home(b.rootfs, 0); got != "/" {
+		t.Errorf("HOME=%q through a link to the host", got)
+	}
+}

@@ -64,6 +64,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	p := inherit(*o.Process, s.Process)
+	p.Env = withHome(&p, procRoot(c.Pid()))
 	facts, err := c.insideFacts(&p)
 	if err != nil {
 		return nil, err

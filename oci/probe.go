@@ -46,7 +46,25 @@ func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]
 		f.Sources[src] = info
 	}
 	f.Cgroup = cgroupFacts(layout, paths)
+	f.ProcOfOthers = s.Linux != nil && slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+		return n.Type == specs.PIDNamespace && n.Path != ""
+	}) && procOfOthers()
 	return f
+}
+
+// procOfOthers tells whether procfs takes the PID namespace that it shows as an option.
+func procOfOthers() bool {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fs)
+	ns, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(ns)
+	return unix.FsconfigSetFd(fs, "pidns", ns) == nil
 }
 
 func probeLabels(f *plan.Facts, p *specs.Process) {

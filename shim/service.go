@@ -65,7 +65,8 @@ type Service struct {
 
 	mu struct {
 		sync.Mutex
-		containers map[string]*container // nil: being created
+		containers map[string]*container    // nil: being created
+		creations  map[string]chan struct{} // closed when that is over
 		conns      int
 		reserved   time.Time // until then a container is expected
 		idle       *time.Timer
@@ -83,7 +84,7 @@ func New(o Options) (*Service, error) {
 		reaper:   newReaper(),
 		shutdown: make(chan struct{}),
 	}
-	s.mu.containers = map[string]*container{}
+	s.mu.containers, s.mu.creations = map[string]*container{}, map[string]chan struct{}{}
 	s.trim = time.AfterFunc(quiet, trim)
 	go s.reaper.run()
 	return s, nil
@@ -231,15 +232,21 @@ func (s *Service) taskService() map[string]wire.Handler {
 	}
 }
 
-// container finds a container that has been created.
+// container finds a container. One that is being created is waited for: a daemon that
+// takes over from one that died in the middle must not take it for absent.
 func (s *Service) container(id string) (*container, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.mu.containers[id]
-	if c == nil {
-		return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+	for {
+		s.mu.Lock()
+		c, creation := s.mu.containers[id], s.mu.creations[id]
+		s.mu.Unlock()
+		switch {
+		case c != nil:
+			return c, nil
+		case creation == nil:
+			return nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
+		}
+		<-creation
 	}
-	return c, nil
 }
 
 func (s *Service) process(id, execID string) (*process, error) {
@@ -266,17 +273,26 @@ func (s *Service) live(id string) (*container, error) {
 
 func (s *Service) createTask(ctx context.Context, r *wire.CreateTaskRequest) (wire.Message, error) {
 	s.mu.Lock()
+	select {
+	case <-s.shutdown:
+		s.mu.Unlock()
+		return nil, errEnding
+	default:
+	}
 	if _, taken := s.mu.containers[r.ID]; taken {
 		s.mu.Unlock()
 		return nil, fmt.Errorf("container %s: %w", r.ID, errdefs.ErrAlreadyExists)
 	}
-	s.mu.containers[r.ID] = nil
+	creation := make(chan struct{})
+	s.mu.containers[r.ID], s.mu.creations[r.ID] = nil, creation
 	s.mu.reserved = time.Time{}
 	s.mu.Unlock()
 
 	c, err := s.create(ctx, r)
 
 	s.mu.Lock()
+	delete(s.mu.creations, r.ID)
+	close(creation)
 	if err != nil {
 		delete(s.mu.containers, r.ID)
 		s.mu.Unlock()
@@ -329,6 +345,7 @@ func (s *Service) startExec(ctx context.Context, p *process) (wire.Message, erro
 	if err != nil {
 		p.startOver(stopped)
 		p.failed()
+		p.streams.close() // callers read the output to its end before they delete the process
 		return nil, fmt.Errorf("start %s: %w", p, err)
 	}
 	p.mu.Lock()
@@ -654,13 +671,15 @@ func (s *Service) shutdownTask(_ context.Context, r *wire.ShutdownRequest) (wire
 	return &wire.Empty{}, nil
 }
 
+var errEnding = fmt.Errorf("shim is ending: %w", errdefs.ErrUnavailable)
+
 // reserve keeps the shim for a container that is going to be created.
 func (s *Service) reserve(context.Context, *wire.Empty) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	select {
 	case <-s.shutdown:
-		return nil, fmt.Errorf("shim is ending: %w", errdefs.ErrUnavailable)
+		return nil, errEnding
 	default:
 		s.mu.reserved = time.Now().Add(reservation)
 		return &wire.Empty{}, nil

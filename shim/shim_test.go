@@ -196,6 +196,51 @@ func TestExecFails(t *testing.T) {
 	}
 }
 
+// Who reads the output of a process that cannot be started gets to its end without
+// deleting the process.
+func TestExecFailsWithOutput(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	fifo := filepath.Join(h.bundle, "out")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for id, to := range map[string]string{"x": fifo, "y": uri(filepath.Join(h.bundle, "log"), false, false)} {
+		if err := h.exec(id, wire.ExecProcessRequest{Stdout: to}, "/nosuch"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := make(chan error, 1)
+	f, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	go func() {
+		_, err := io.Copy(io.Discard, f)
+		read <- err
+	}()
+	for _, id := range []string{"x", "y"} {
+		if err := h.call("Start", &wire.ProcessRequest{ID: "c", ExecID: id}, nil); !errdefs.IsNotFound(err) {
+			t.Errorf("start: %v", err)
+		}
+	}
+	select {
+	case err := <-read:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the output of a process that did not start has no end")
+	}
+	for _, id := range []string{"x", "y"} {
+		h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: id}, nil)
+	}
+}
+
 // The end of a process is not held up by one that inherited its output, and all that
 // it wrote itself is in the log by then.
 func TestInheritedOutput(t *testing.T) {

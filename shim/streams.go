@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -234,6 +235,7 @@ func (s *streams) started(console *os.File) {
 		}
 	}
 	for _, o := range s.outputs {
+		o.running.Store(true)
 		go o.run()
 	}
 	if s.input != nil && s.input.fifo != nil {
@@ -321,6 +323,7 @@ type output struct {
 		limit int64
 	}
 	drained chan struct{} // closed when all output of the process has been given
+	running atomic.Bool   // run closes the sink
 	once    sync.Once
 }
 
@@ -490,7 +493,8 @@ func (o *output) awaitStill() {
 func (o *output) close() {
 	if o.src != nil {
 		o.src.Close()
-	} else if o.to != nil {
+	}
+	if o.to != nil && !o.running.Load() {
 		o.to.Close()
 	}
 }

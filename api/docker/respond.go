@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -53,6 +54,9 @@ func (c *call) empty(code int) error {
 // fail answers with an error; when the answer has begun, it breaks the connection
 // off, so that the client does not take a part for the whole.
 func (c *call) fail(err error) {
+	if errors.Is(err, context.Canceled) && context.Cause(c.Context()) == errShutdown {
+		err = errShutdown // it was not the client that left
+	}
 	code := statusOf(err)
 	level := c.log.Debug
 	if code >= http.StatusInternalServerError && code != http.StatusNotImplemented && code != http.StatusServiceUnavailable {

@@ -40,7 +40,7 @@ type Server struct {
 	mux    *http.ServeMux
 	http   *http.Server
 	ctx    context.Context // ends streams at Shutdown
-	cancel context.CancelFunc
+	cancel context.CancelCauseFunc
 }
 
 // New makes a server.
@@ -49,7 +49,7 @@ func New(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{opt: o, log: o.Log, mux: http.NewServeMux()}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.http = &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: headerTimeout,
@@ -75,9 +75,12 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
+// errShutdown ends the requests that the server does not wait for.
+var errShutdown = fmt.Errorf("the daemon is shutting down: %w", errdefs.ErrUnavailable)
+
 // Shutdown ends streams, lets requests under way finish until ctx ends, and closes.
 func (s *Server) Shutdown(ctx context.Context) error {
-	s.cancel()
+	s.cancel(errShutdown)
 	if err := s.http.Shutdown(ctx); err != nil {
 		return errors.Join(err, s.http.Close())
 	}

@@ -38,12 +38,15 @@ func updateCommand(a *app, fs *flag.FlagSet) (action, error) {
 	pids := fs.String("pids-limit", "", "most processes, -1 for no limit")
 	fs.String("kernel-memory", "", "ignored: the kernel has no such limit any more")
 	fs.String("kernel-memory-tcp", "", "ignored")
-	fs.String("l3-cache-schema", "", "not supported")
-	fs.String("mem-bw-schema", "", "not supported")
+	l3 := fs.String("l3-cache-schema", "", "not supported: refused")
+	bandwidth := fs.String("mem-bw-schema", "", "not supported: refused")
 	return func(args []string) (int, error) {
 		c, err := a.rt.Load(args[0])
 		if err != nil {
 			return 0, err
+		}
+		if *l3 != "" || *bandwidth != "" {
+			return 0, errors.New("update: --l3-cache-schema and --mem-bw-schema are not supported")
 		}
 		r := new(specs.LinuxResources)
 		if *file != "" {
@@ -163,7 +166,7 @@ func eventsCommand(a *app, fs *flag.FlagSet) (action, error) {
 			if err != nil {
 				return err
 			}
-			return out.Encode(event{"stats", c.ID(), s})
+			return out.Encode(event{"stats", c.ID(), eventData(s)})
 		}
 		if *once {
 			return 0, stats()

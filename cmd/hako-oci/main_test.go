@@ -10,10 +10,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/spec"
 )
@@ -36,6 +38,27 @@ func guest() {
 		os.Exit(n)
 	case "id":
 		fmt.Println(os.Getuid(), os.Getgid())
+	case "show": // environment, directory, a field of status, names of descriptors above 2
+		for _, what := range os.Args[2:] {
+			switch v, ok := os.LookupEnv(what); {
+			case ok:
+				fmt.Println(v)
+			case what == "cwd":
+				dir, err := os.Getwd()
+				fmt.Println(dir, err)
+			case what == "fds": // the Go runtime has files of its own behind it
+				b := make([]byte, 16)
+				n, err := syscall.Pread(3, b, 0)
+				fmt.Println(3, string(b[:max(n, 0)]), err == nil)
+			default:
+				raw, _ := os.ReadFile("/proc/self/status")
+				for line := range strings.Lines(string(raw)) {
+					if v, ok := strings.CutPrefix(line, what+":"); ok {
+						fmt.Println(strings.TrimSpace(v))
+					}
+				}
+			}
+		}
 	case "wait":
 		fmt.Println("waiting")
 		time.Sleep(time.Minute)
@@ -74,6 +97,19 @@ func (c cli) run(args ...string) (stdout, stderr string, code int) {
 	a, _ := os.ReadFile(o.Name())
 	b, _ := os.ReadFile(e.Name())
 	return string(a), string(b), cmd.ProcessState.ExitCode()
+}
+
+// with runs the command line with input, more environment and descriptors from 3 on.
+func (c cli) with(input string, env []string, files []*os.File, args ...string) (string, int) {
+	c.t.Helper()
+	cmd := exec.Command(os.Args[0], append([]string{"--root", filepath.Join(c.bundle, "state")}, args...)...)
+	cmd.Env = append(append(os.Environ(), "HAKO_TEST_MAIN=1"), env...)
+	cmd.Dir, cmd.Stdin, cmd.ExtraFiles = c.bundle, strings.NewReader(input), files
+	out, err := cmd.CombinedOutput()
+	if _, ok := err.(*exec.ExitError); err != nil && !ok {
+		c.t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
 }
 
 func newCLI(t *testing.T, args ...string) cli {
@@ -245,4 +281,204 @@ func TestCreateStartExecKillDelete(t *testing.T) {
 	if _, stderr, code := c.run("kill", c.id, "KILL"); code != 1 || !strings.Contains(stderr, "does not exist") {
 		t.Errorf("kill: %d %s", code, stderr)
 	}
+}
+
+// What engines rely on, call by call, in a container that runs.
+func TestWhatEnginesRelyOn(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t, "wait")
+	if out, _, code := c.run("list", "--format", "json"); out != "null\n" || code != 0 {
+		t.Errorf("empty list: %q %d", out, code)
+	}
+	if _, stderr, code := c.run("run", "--detach", c.id); code != 0 {
+		t.Fatal(stderr)
+	}
+	process := filepath.Join(c.bundle, "process.json")
+	raw, err := json.Marshal(specs.Process{Cwd: "/", Args: []string{"/guest", "show", "GREETING", "HOME"}, Env: []string{"HAKO_TEST_GUEST=1", "GREETING=from a file"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(process, raw, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	preserved, err := os.Create(filepath.Join(c.bundle, "preserved"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer preserved.Close()
+	fmt.Fprint(preserved, "kept")
+	show := func(what ...string) []string { return append([]string{c.id, "/guest", "show"}, what...) }
+	cmd := func(flags []string, rest []string) []string {
+		return append(append([]string{"exec"}, flags...), rest...)
+	}
+	for _, tc := range []struct {
+		name  string
+		args  []string
+		input string
+		env   []string
+		files []*os.File
+		code  int
+		want  string // the output begins with it
+	}{
+		{name: "kill 0", args: []string{"kill", c.id, "0"}},
+		{name: "kill by name", args: []string{"kill", c.id, "SIGWINCH"}},
+		{name: "kill by short name", args: []string{"kill", c.id, "winch"}},
+		{name: "kill by number", args: []string{"kill", c.id, "28"}},
+		{name: "exec --process", args: []string{"exec", "--process", process, c.id}, want: "from a file\n/\n"},
+		{name: "exec --env, --cwd", args: cmd([]string{"--env", "A=b", "-e", "C=d", "--cwd", "/proc"}, show("A", "C", "cwd")), want: "b\nd\n/proc <nil>\n"},
+		{name: "exec --additional-gids", args: cmd([]string{"-u", "5:6", "-g", "7", "--additional-gids", "8"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n7 8\n"},
+		{name: "exec --cap", args: cmd([]string{"--cap", "CAP_CHOWN"}, show("CapEff")), want: "0000000020000421\n"},
+		{name: "exec --no-new-privs", args: cmd([]string{"--no-new-privs"}, show("NoNewPrivs")), want: "1\n"},
+		{name: "exec --preserve-fds", args: cmd([]string{"--preserve-fds", "1"}, show("fds")), files: []*os.File{preserved}, want: "3 kept true\n"},
+		{name: "exec with LISTEN_FDS", args: cmd(nil, show("LISTEN_FDS", "LISTEN_PID", "fds")), env: []string{"LISTEN_FDS=1"}, files: []*os.File{preserved}, want: "1\n1\n3 kept true\n"},
+		{name: "exec of what is not open", args: cmd([]string{"--preserve-fds", "90"}, show("fds")), code: 255, want: ""},
+		{name: "exec's exit code", args: []string{"exec", c.id, "/guest", "exit", "9"}, code: 9},
+		{name: "exec --tty --detach without a socket", args: []string{"exec", "-t", "-d", c.id, "/guest", "exit", "0"}, code: 255},
+		{name: "exec --console-socket without --tty", args: []string{"exec", "-d", "--console-socket", "/x", c.id, "/guest", "exit", "0"}, code: 255},
+		{name: "update --resources -", args: []string{"update", "--resources", "-", c.id}, input: `{"pids":{"limit":55}}`},
+		{name: "update --resources=-", args: []string{"update", "--resources=-", c.id}, input: `{"memory":{"limit":268435456}}`},
+		{name: "update of bad JSON", args: []string{"update", "--resources", "-", c.id}, input: `{`, code: 1},
+		{name: "update of what is not supported", args: []string{"update", "--l3-cache-schema", "x", c.id}, code: 1},
+		{name: "start twice", args: []string{"start", c.id}, code: 1},
+		{name: "create twice", args: []string{"create", c.id}, code: 1},
+		{name: "pause", args: []string{"pause", c.id}},
+		{name: "exec in a paused container", args: []string{"exec", c.id, "/guest", "exit", "0"}, code: 255},
+		{name: "resume", args: []string{"resume", c.id}},
+		{name: "checkpoint", args: []string{"checkpoint", c.id}, code: 3},
+	} {
+		out, code := c.with(tc.input, tc.env, tc.files, tc.args...)
+		if code != tc.code || !strings.HasPrefix(out, tc.want) {
+			t.Errorf("%s: exit code %d, want %d; output %q, want %q", tc.name, code, tc.code, out, tc.want)
+		}
+	}
+	out, _, _ := c.run("events", "--stats", c.id)
+	var ev struct {
+		Type, ID string
+		Data     struct {
+			CPU    struct{ Usage struct{ Total uint64 } }
+			Memory struct {
+				Usage struct{ Limit, Usage uint64 }
+				Raw   map[string]uint64
+			}
+			Pids struct{ Current, Limit uint64 }
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &ev); err != nil {
+		t.Fatal(err)
+	}
+	if d := ev.Data; ev.Type != "stats" || ev.ID != c.id || d.CPU.Usage.Total == 0 || d.Memory.Usage.Limit != 268435456 || d.Memory.Usage.Usage == 0 || len(d.Memory.Raw) == 0 || d.Pids.Current == 0 || d.Pids.Limit != 55 {
+		t.Errorf("events: %s", out)
+	}
+	var list []struct{ ID, Status, Owner, Bundle, Rootfs, Created string }
+	if out, _, _ := c.run("list", "--format", "json"); json.Unmarshal([]byte(out), &list) != nil || len(list) != 1 || list[0].ID != c.id || list[0].Status != "running" || list[0].Owner != "root" {
+		t.Errorf("list: %s", out)
+	}
+}
+
+func TestRunKeep(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t, "exit", "3")
+	if _, stderr, code := c.run("run", "--keep", c.id); code != 3 {
+		t.Errorf("run --keep: %d %s", code, stderr)
+	}
+	if out, _, code := c.run("state", c.id); code != 0 || !strings.Contains(out, `"status": "stopped"`) {
+		t.Errorf("state after run --keep: %d %s", code, out)
+	}
+	if _, stderr, code := c.run("kill", "--all", c.id, "9"); code != 0 {
+		t.Errorf("kill --all of a stopped container: %d %s", code, stderr)
+	}
+	if _, stderr, code := c.run("kill", c.id, "9"); code != 1 || !strings.Contains(stderr, "container not running") {
+		t.Errorf("kill of a stopped container: %d %s", code, stderr)
+	}
+	if _, stderr, code := c.run("delete", c.id); code != 0 {
+		t.Errorf("delete: %d %s", code, stderr)
+	}
+}
+
+// receive takes one descriptor from the next connection. It does without package net,
+// which would make the guest a program with an interpreter.
+func receive(t *testing.T, listener int) *os.File {
+	t.Helper()
+	p := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
+	if n, err := unix.Poll(p, 10000); n != 1 {
+		t.Fatalf("nobody connects: %v", err)
+	}
+	conn, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(conn)
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(conn, make([]byte, 64), oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(msgs) != 1 {
+		t.Fatalf("%d messages, %v", len(msgs), err)
+	}
+	fds, err := unix.ParseUnixRights(&msgs[0])
+	if err != nil || len(fds) != 1 {
+		t.Fatalf("descriptors %v, %v", fds, err)
+	}
+	f := os.NewFile(uintptr(fds[0]), "received")
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+// Terminals and pidfds arrive over sockets, for the first process and for one more.
+func TestSockets(t *testing.T) {
+	t.Parallel()
+	c := newCLI(t, "wait")
+	raw, err := os.ReadFile(filepath.Join(c.bundle, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := new(specs.Spec)
+	if err := json.Unmarshal(raw, s); err != nil {
+		t.Fatal(err)
+	}
+	s.Process.Terminal = true
+	c.config(s)
+	dir, err := os.MkdirTemp("", "hako") // short: a socket's path has 107 bytes at most
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	listen := func(name string) int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: filepath.Join(dir, name)}); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Listen(fd, 1); err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	console, pidfd := listen("console"), listen("pidfd")
+	flags := []string{"--console-socket", filepath.Join(dir, "console"), "--pidfd-socket", filepath.Join(dir, "pidfd")}
+	check := func(what string) {
+		master, process := receive(t, console), receive(t, pidfd)
+		if n, err := unix.IoctlGetInt(int(master.Fd()), unix.TIOCGPTN); err != nil || n < 0 {
+			t.Errorf("%s: the console is no terminal: %v", what, err)
+		}
+		if err := unix.PidfdSendSignal(int(process.Fd()), 0, nil, 0); err != nil {
+			t.Errorf("%s: the pidfd: %v", what, err)
+		}
+	}
+	if _, stderr, code := c.run(append(append([]string{"create"}, flags...), c.id)...); code != 0 {
+		t.Fatal(stderr)
+	}
+	check("create")
+	if _, stderr, code := c.run("start", c.id); code != 0 {
+		t.Fatal(stderr)
+	}
+	if _, stderr, code := c.run(append(append([]string{"exec", "-t", "-d"}, flags...), c.id, "/guest", "wait")...); code != 0 {
+		t.Fatal(stderr)
+	}
+	check("exec")
 }

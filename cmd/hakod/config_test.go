@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func writeConfig(t *testing.T, text string) string {
@@ -112,13 +114,27 @@ func TestHelpAndVersion(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	t.Parallel()
-	cfg := config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "state")}
+	if os.Geteuid() != 0 {
+		t.Skip("TestLock needs root: the lock of a bridge lies in /run")
+	}
+	bridge := fmt.Sprintf("hkl%d", os.Getpid()%100000)
+	cfg := config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "state"), BridgeName: bridge}
 	unlock, err := lock(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := lock(cfg); err == nil || !strings.Contains(err.Error(), "another daemon (process ") {
 		t.Errorf("second daemon: %v", err)
+	}
+	other := config{Root: filepath.Join(t.TempDir(), "root"), State: filepath.Join(t.TempDir(), "state"), BridgeName: bridge}
+	if _, err := lock(other); err == nil || !strings.Contains(err.Error(), "uses the bridge "+bridge) {
+		t.Errorf("second daemon with the same bridge: %v", err)
+	}
+	other.BridgeName += "x"
+	if unlock, err := lock(other); err != nil {
+		t.Errorf("another daemon: %v", err)
+	} else {
+		unlock()
 	}
 	for dir, want := range map[string]os.FileMode{cfg.Root: 0o710, cfg.State: 0o711} {
 		if fi, err := os.Stat(dir); err != nil || fi.Mode().Perm() != want {
@@ -131,6 +147,20 @@ func TestLock(t *testing.T) {
 		t.Fatalf("after the first one ended: %v", err)
 	}
 	unlock()
+	// A child of a daemon that was killed holds the lock a moment longer.
+	if unlock, err = lock(cfg); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(lockWait/4, unlock)
+	if unlock, err = lock(cfg); err != nil {
+		t.Fatalf("a lock on its way out: %v", err)
+	}
+	unlock()
+	if name, _ := bridgeLock(bridge); name != "" {
+		if _, err := os.Stat(name); err == nil {
+			t.Errorf("%s is left", name)
+		}
+	}
 	// A link in the lock's place is not followed.
 	target := filepath.Join(t.TempDir(), "target")
 	path := filepath.Join(cfg.Root, "lock")

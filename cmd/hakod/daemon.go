@@ -9,10 +9,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/api/docker"
 	"github.com/hako-engine/hako/api/stream"
@@ -121,7 +117,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		})
 		g.Go(func() error { <-gctx.Done(); return srv.Close() })
 	}
-	g.Go(func() error { <-gctx.Done(); return nil }) // also without any socket
+	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
 	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")
@@ -196,38 +192,4 @@ func debugHandler() http.Handler {
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 	return mux
-}
-
-// lock makes the daemon's folders and takes the root for this process alone. The
-// kernel gives the lock back when the process ends, however it ends.
-func lock(cfg config) (unlock func(), err error) {
-	for _, d := range []struct {
-		path string
-		mode os.FileMode
-	}{{cfg.Root, 0o710}, {cfg.State, 0o711}} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
-			return nil, err
-		}
-		if err := os.Chmod(d.path, d.mode); err != nil {
-			return nil, err
-		}
-	}
-	path := filepath.Join(cfg.Root, "lock")
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		defer f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			pid := make([]byte, 32)
-			n, _ := f.Read(pid)
-			return nil, fmt.Errorf("another daemon (process %s) uses the root %s", strings.TrimSpace(string(pid[:n])), cfg.Root)
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
-	}
-	if err := f.Truncate(0); err == nil {
-		_, _ = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
-	}
-	return func() { f.Close() }, nil
 }

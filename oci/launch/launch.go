@@ -438,6 +438,12 @@ func (r *runner) accompany() error {
 	if err := r.expect(want); err != nil {
 		return err
 	}
+	// The clone may have been quicker to say that it is ready than the child to name it.
+	if r.p.LoaderForks && !r.taken && want != 0 {
+		if err := r.expect(plan.MsgPid); err != nil {
+			return err
+		}
+	}
 	return call(r.c.Ready)
 }
 
@@ -499,7 +505,7 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || want == word {
 				return err
 			}
 			if err := r.handOn(); err != nil {

@@ -24,12 +24,13 @@ type builder struct {
 	words  Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
+	pidns  Slot // the PID namespace that a new procfs shows, NoSlot: that of the process
 }
 
 // newBuilder makes a builder with room for about so many steps. One allocation for all
 // of them is a third of the work of compiling.
 func newBuilder(p *Plan, names map[string]Slot, steps int) *builder {
-	return &builder{p: p, names: names, chunks: [][]Step{make([]Step, 0, steps)}, args: make([]Arg, 0, 3*steps), labels: make([]int, 0, steps/2)}
+	return &builder{p: p, names: names, pidns: NoSlot, chunks: [][]Step{make([]Step, 0, steps)}, args: make([]Arg, 0, 3*steps), labels: make([]int, 0, steps/2)}
 }
 
 // do sets the sentence of the steps that follow.

@@ -199,7 +199,15 @@ func (c *compiler) namespaces() error {
 		h.call(sysOpenat, atCwd, str(n.Path), openFlag(unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC), none).into(slot)
 		b.do("join the %s namespace %s", n.Type, n.Path)
 		b.call(sysSetns, in(slot), flags(n.Flag, "CLONE_NEW"+strings.ToUpper(shortName(n.Type))))
-		refork = refork || n.Type == "pid"
+		switch {
+		case n.Type == "pid" && c.f.ProcOfOthers && defence.LateFork && !c.userns && !c.f.Rootless:
+			// Whoever is in that namespace with CAP_SYS_PTRACE reaches through /proc what a
+			// process in it has open, and its root: it enters as the loader, when there is
+			// nothing of the host left.
+			c.p.LoaderForks, b.pidns = true, slot
+		case n.Type == "pid":
+			refork = true
+		}
 		if n.Type == "user" {
 			c.becomeRoot()
 		}

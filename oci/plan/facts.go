@@ -18,6 +18,9 @@ type Facts struct {
 	// LayerByLayer: overlay takes its layers one by one (Linux 6.7). Only looked at where
 	// it matters, see LongOptions.
 	LayerByLayer bool
+	// ProcOfOthers: procfs of a PID namespace can be mounted from outside (Linux 6.17). Only
+	// looked at where a PID namespace is joined.
+	ProcOfOthers bool
 	LastCap      int // highest capability that the kernel knows
 	// Sources describes the sources of bind mounts by their absolute path.
 	Sources map[string]Source

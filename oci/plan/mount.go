@@ -39,6 +39,9 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 	for _, o := range data {
 		add(b.option(fs, o))
 	}
+	if typ == "proc" && b.pidns != NoSlot {
+		add(b.call(sysFsconfig, in(fs), flags(unix.FSCONFIG_SET_FD, "SET_FD"), str("pidns"), none, in(b.pidns)))
+	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
 	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps

@@ -1,47 +1,116 @@
 #!/bin/bash
-# Drives an upstream containerd with hako-oci as the runtime of its runc shim: run, exec,
-# pause, kill, events of a terminal. A containerd of its own, in a temporary directory.
-# Usage: containerd.sh PATH_OF_HAKO_OCI (root, containerd, ctr, busybox-static).
+# Drives Debian's containerd: with hako-oci as the runtime of containerd's own runc shim,
+# or with hako's shim (io.containerd.hako.v2). A containerd of its own, in a temporary
+# directory. Usage: containerd.sh PATH_OF_HAKO_OCI [PATH_OF_CONTAINERD_SHIM_HAKO_V2]
+# (root, containerd, ctr, busybox-static, jq).
 set -eu
-oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI}")
-for p in containerd ctr; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
+oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI [SHIM]}")
+for p in containerd ctr jq; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
 busybox=$(command -v busybox) || { echo "busybox-static is not installed" >&2; exit 1; }
 w=$(mktemp -d)
+ns=conf$$
+runtime=(--runc-binary "$oci")
+state=/run/containerd/runc/$ns
+mkdir "$w/path"
+# ctr forgets the name of the binary where it sets up a user namespace.
+ln -s "$oci" "$w/path/runc"
+PATH=$w/path:$PATH
+if [ $# -gt 1 ]; then
+	ln -s "$(realpath "$2")" "$w/path/containerd-shim-hako-v2"
+	runtime=(--runtime io.containerd.hako.v2)
+fi
 printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n[ttrpc]\naddress = "%s/sock.ttrpc"\n' "$w" "$w" "$w" "$w" >"$w/config.toml"
 containerd --config "$w/config.toml" >"$w/log" 2>&1 &
 pid=$!
-ctr_() { timeout 60 ctr --address "$w/sock" "$@"; }
+ctr_() { timeout 60 ctr --address "$w/sock" --namespace "$ns" "$@"; }
 cleanup() {
-	ctr_ task kill -s KILL w >/dev/null 2>&1 || true
-	ctr_ task rm -f w >/dev/null 2>&1 || true
-	ctr_ container rm w >/dev/null 2>&1 || true
+	for id in $(ctr_ container ls -q 2>/dev/null); do
+		ctr_ task rm -f "$id" >/dev/null 2>&1 || true
+		ctr_ container rm "$id" >/dev/null 2>&1 || true
+	done
 	kill "$pid"; wait "$pid" || true
 	cd /; rm -rf "$w" || true
+	rmdir /sys/fs/cgroup/"$ns" /sys/fs/cgroup/*/"$ns" /run/containerd/runc/"$ns" 2>/dev/null || true
 }
 trap cleanup EXIT
 for _ in $(seq 100); do ctr_ version >/dev/null 2>&1 && break; sleep 0.1; done
 failed=0
 is() { if [ "$2" = "$3" ]; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want '$3'"; failed=1; fi; }
-# A plain directory is the root: no image is needed.
-mkdir -p "$w/rootfs/bin" "$w/rootfs/etc"
-cp "$busybox" "$w/rootfs/bin/busybox"
-for a in sh cat ls sleep id ps echo hostname true tty; do ln -s busybox "$w/rootfs/bin/$a"; done
-run=(run --runc-binary "$oci" --env PATH=/bin --rootfs)
-code=0; out=$(ctr_ "${run[@]}" --rm "$w/rootfs" a sh -c 'echo hello; exit 5') || code=$?
+like() { if grep -qE -- "$3" <<<"$2"; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want something like '$3'"; failed=1; fi; }
+status() { ctr_ task ls | awk -v id="$1" '$1==id{print $3}'; }
+until_() { for _ in $(seq 100); do [ "$(status "$1")" = "$2" ] && break; sleep 0.05; done; status "$1"; }
+# An image made by hand: a layer, a configuration, a manifest, an index.
+mkdir -p "$w/img/bin" "$w/img/etc" "$w/img/tmp" "$w/oci/blobs/sha256" "$w/volume"
+cp "$busybox" "$w/img/bin/busybox"
+for a in sh cat ls sleep id ps echo hostname true tty touch tr; do ln -s busybox "$w/img/bin/$a"; done
+blob() { # file, media type: moves it into the layout and prints its descriptor
+	local d; d=$(sha256sum "$1" | cut -d' ' -f1)
+	jq -nc --arg t "$2" --arg d "sha256:$d" --argjson s "$(stat -c %s "$1")" '{mediaType: $t, digest: $d, size: $s}'
+	mv "$1" "$w/oci/blobs/sha256/$d"
+}
+tar -C "$w/img" --owner 0 --group 0 -cf "$w/layer" .
+diff=sha256:$(sha256sum "$w/layer" | cut -d' ' -f1)
+layer=$(blob "$w/layer" application/vnd.oci.image.layer.v1.tar)
+jq -nc --arg d "$diff" --arg a "$(dpkg --print-architecture)" '{architecture: $a, os: "linux", config: {Env: ["PATH=/bin"]}, rootfs: {type: "layers", diff_ids: [$d]}}' >"$w/config"
+config=$(blob "$w/config" application/vnd.oci.image.config.v1+json)
+jq -nc --argjson c "$config" --argjson l "$layer" '{schemaVersion: 2, config: $c, layers: [$l]}' >"$w/manifest"
+manifest=$(blob "$w/manifest" application/vnd.oci.image.manifest.v1+json)
+jq -nc --argjson m "$manifest" '{schemaVersion: 2, manifests: [$m + {annotations: {"io.containerd.image.name": "docker.io/test/box:1"}}]}' >"$w/oci/index.json"
+echo '{"imageLayoutVersion":"1.0.0"}' >"$w/oci/oci-layout"
+tar -C "$w/oci" -cf "$w/image.tar" .
+ctr_ image import "$w/image.tar" >/dev/null
+box=docker.io/test/box:1
+run() { ctr_ run "${runtime[@]}" "$@"; }
+
+c=0; out=$(run --rm $box a sh -c 'echo hello; exit 5') || c=$?
 is "run: output" "$out" hello
-is "run: exit code" "$code" 5
-ctr_ "${run[@]}" -d "$w/rootfs" w sleep 100
-code=0; out=$(ctr_ task exec --exec-id e1 w sh -c 'echo inside; exit 3') || code=$?
+is "run: exit code" "$c" 5
+out=$(run --rm $box n nosuch 2>&1 || true); ctr_ container rm n >/dev/null 2>&1 || true
+# shellcheck disable=SC2016 # the words of the runtime
+like "run: command not found" "$out" 'exec: "nosuch": executable file not found in \$PATH'
+is "run: environment and directory" "$(run --rm --env A=b --cwd /tmp $box e sh -c 'echo "$A $PWD"')" "b /tmp"
+is "read-only root" "$(run --rm --read-only $box r sh -c 'echo x 2>/dev/null >/x || echo refused')" refused
+is "volume" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:rw" $box v sh -c 'echo x >/v/file'; cat "$w/volume/file")" x
+is "volume: read-only" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:ro" $box vr sh -c 'cat /v/file; touch /v/y 2>/dev/null || echo refused' | tr '\n' ' ')" "x refused "
+is "privileged" "$(run --rm --privileged $box p sh -c 'touch /proc/sys/kernel/hostname && echo writable')" writable
+is "terminal" "$(script -qec "timeout 60 ctr --address $w/sock --namespace $ns run ${runtime[*]} --rm -t $box t tty" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "user namespace" "$(run --rm --uidmap 0:100000:1000 --gidmap 0:100000:1000 $box ns sh -c 'id -u; cat /proc/self/uid_map' 2>&1 | tr -s ' \n' ' ')" "0 0 100000 1000 "
+
+run -d --memory-limit 67108864 $box w sleep 100
+is "limits" "$(cat /sys/fs/cgroup/memory/"$ns"/w/memory.limit_in_bytes /sys/fs/cgroup/"$ns"/w/memory.max 2>/dev/null)" 67108864
+c=0; out=$(ctr_ task exec --exec-id e1 w sh -c 'echo inside; exit 3') || c=$?
 is "exec: output" "$out" inside
-is "exec: exit code" "$code" 3
-ctr_ task pause w; is "pause" "$(ctr_ task ls | awk '$1=="w"{print $3}')" PAUSED
-ctr_ task resume w; is "resume" "$(ctr_ task ls | awk '$1=="w"{print $3}')" RUNNING
+is "exec: exit code" "$c" 3
+is "exec: user and directory" "$(ctr_ task exec --exec-id e2 --user 5 --cwd /tmp w sh -c 'echo "$(id -u) $PWD"')" "5 /tmp"
+is "exec: terminal" "$(script -qec "timeout 60 ctr --address $w/sock --namespace $ns task exec -t --exec-id e3 w tty" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+like "exec: command not found" "$(ctr_ task exec --exec-id e4 w nosuch 2>&1 || true)" 'executable file not found'
+ctr_ task pause w; is "pause" "$(status w)" PAUSED
+ctr_ task resume w; is "resume" "$(status w)" RUNNING
 is "ps" "$(ctr_ task ps w | tail -n +2 | wc -l)" 1
-out=$(ctr_ "${run[@]}" --rm "$w/rootfs" n nosuch 2>&1 || true)
-is "command not found" "$(grep -c 'exec: "nosuch": executable file not found in $PATH' <<<"$out")" 1
-out=$(script -qec "timeout 60 ctr --address $w/sock run --runc-binary $oci --env PATH=/bin --rm -t --rootfs $w/rootfs t tty" /dev/null | grep -o "/dev/pts/0" | head -n 1)
-is "terminal" "$out" /dev/pts/0
-ctr_ task kill -s KILL w; sleep 0.5
-is "kill" "$(ctr_ task ls | awk '$1=="w"{print $3}')" STOPPED
+like "metrics" "$(ctr_ task metrics --format json w 2>&1)" '"(usage_usec|usage)"|"cpu"'
+is "list" "$(ctr_ container ls -q)" w
+out=$(ctr_ container checkpoint --task w cp 2>&1 || true)
+like "checkpoint is refused clearly" "$out" 'checkpoint|criu|not implemented|unimplemented'
+is "checkpoint: the container runs on" "$(status w)" RUNNING
+ctr_ task kill -s KILL w; is "kill" "$(until_ w STOPPED)" STOPPED
+ctr_ task rm w >/dev/null 2>&1 || true
+ctr_ task start -d w; is "start again" "$(status w)" RUNNING
+ctr_ task kill -s KILL w; is "kill again" "$(until_ w STOPPED)" STOPPED
 ctr_ task rm w >/dev/null 2>&1 || true; ctr_ container rm w
+
+mkfifo "$w/in"; exec 9<>"$w/in"
+run --rm $box i cat <"$w/in" >"$w/cat" & job=$!
+echo typed >&9; for _ in $(seq 100); do [ -s "$w/cat" ] && break; sleep 0.05; done
+is "attach: streams" "$(cat "$w/cat")" typed
+for _ in $(seq 20); do ctr_ task kill -s KILL i >/dev/null 2>&1 && break; sleep 0.1; done
+wait $job || true
+exec 9>&-
+
+for i in $(seq 20); do (c=0; run --rm $box "life$i" sh -c "exit $i" >/dev/null 2>&1 || c=$?; echo $c >"$w/life$i") & lives[i]=$!; done
+wait "${lives[@]}"
+is "20 lives side by side" "$(cat "$w"/life* | sort -n | tr '\n' ' ')" "$(seq 20 | tr '\n' ' ')"
+is "nothing is left: containers" "$(ctr_ container ls -q)$(ctr_ task ls -q)" ""
+is "nothing is left: state" "$(ls "$state" 2>/dev/null)" ""
+is "nothing is left: bundles" "$(ls "$w/state/io.containerd.runtime.v2.task/$ns" 2>/dev/null)" ""
+is "nothing is left: mounts" "$(grep -c "$w/.*rootfs" /proc/self/mountinfo || true)" 0
 exit $failed

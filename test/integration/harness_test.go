@@ -206,6 +206,7 @@ func (n *node) start() error {
 		}
 		select {
 		case err := <-n.exited:
+			n.cmd = nil
 			return fmt.Errorf("hakod ended at its start: %w\n%s", err, n.logTail())
 		default:
 		}

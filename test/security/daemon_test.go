@@ -270,11 +270,9 @@ func base(t *testing.T) []entry {
 	must(t, err)
 	busybox, err := os.ReadFile(path)
 	must(t, err)
-	probe, err := os.ReadFile(built(t, probeBinary))
-	must(t, err)
 	out := []entry{
 		{name: "bin/"}, {name: "proc/"}, {name: "sys/"}, {name: "dev/"}, {name: "etc/"}, {name: "tmp/", mode: 0o1777},
-		{name: "bin/busybox", content: string(busybox)}, {name: "bin/probe", content: string(probe)},
+		{name: "bin/busybox", content: string(busybox)},
 		{name: "etc/passwd", content: "root:x:0:0::/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n1000:x:0:0::/:/bin/sh\n", mode: 0o644},
 		{name: "etc/group", content: "root:x:0:\nuser:x:1000:\nextra:x:2000:user\n", mode: 0o644},
 	}

@@ -4,6 +4,7 @@ package security
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +66,10 @@ func TestA14MaskedPaths(t *testing.T) {
 // CVE-2026-31431's hardening and the default profile: system calls.
 func TestA15SystemCalls(t *testing.T) {
 	n := engineNode(t)
-	ref := n.plain(t)
+	program, err := os.ReadFile(built(t, probeBinary))
+	must(t, err)
+	ref, err := n.load(t, nil, base(t), []entry{{name: "bin/probe", content: string(program)}})
+	must(t, err)
 	probe := func(options ...string) (hit string) {
 		out, err := n.run(t, script(ref, "probe", object{"HostConfig": object{"SecurityOpt": options}}))
 		if err != nil || !strings.Contains(out, "clone_user") {
@@ -342,6 +346,36 @@ func TestC7VolumesAndExports(t *testing.T) {
 			hit = name + ": " + h
 		}
 	}
+	// What a container may only read, a copy into it may not write either.
+	readonly := n.plain(t)
+	for what, o := range map[string]object{
+		"bind":   {"HostConfig": object{"Binds": []string{c.dir + ":/ro:ro"}}},
+		"root":   {"HostConfig": object{"ReadonlyRootfs": true}},
+		"nested": {"HostConfig": object{"Binds": []string{c.dir + ":/ro:ro", filepath.Join(c.dir, "sub") + ":/ro/kernel:ro"}}},
+	} {
+		for _, running := range []bool{false, true} {
+			id, _, body := n.create(t, script(readonly, "sleep 100", o))
+			if id == "" {
+				t.Fatal(body)
+			}
+			if running {
+				n.call("POST", "/containers/"+id+"/start", nil)
+			}
+			tarball, err := archive(entry{name: "ptmx", content: "owned"}, entry{name: "sub/file", content: "owned"}, entry{name: "kernel/file", content: "owned"})
+			must(t, err)
+			for _, path := range []string{"/ro", "/ro/sub", "/ro/kernel", "/", "/etc"} {
+				if what != "root" && !strings.HasPrefix(path, "/ro") {
+					continue
+				}
+				if code, body := n.call("PUT", "/containers/"+id+"/archive?path="+path, bytes.NewReader(tarball), "Content-Type", "application/x-tar"); code < 400 {
+					hit = fmt.Sprintf("read-only %s, running %t: wrote %s (%d %s)", what, running, path, code, body)
+				}
+			}
+			if h := c.touched(t); h != "" {
+				hit = "read-only " + what + ": " + h
+			}
+		}
+	}
 	// The control follows the link as a string, as the peers did.
 	dir := t.TempDir()
 	must(t, os.Symlink(c.dir, filepath.Join(dir, "vol")))
@@ -594,4 +628,21 @@ func TestF7F8IPv6(t *testing.T) {
 	} else {
 		compared(t, "F8 CVE-2024-32473 IPv6", "the host's network", control, hit)
 	}
+}
+
+// The rows E1 to E3 through the engine's door.
+func TestE1EngineRestoresNothing(t *testing.T) {
+	n := engineNode(t)
+	ref := n.plain(t)
+	id, code, body := n.create(t, script(ref, "sleep 100"))
+	if id == "" {
+		t.Fatal(code, body)
+	}
+	hit := ""
+	for _, r := range [][2]string{{"POST", "/start?checkpoint=one&checkpoint-dir=/tmp"}, {"POST", "/checkpoints"}, {"GET", "/checkpoints"}} {
+		if code, body := n.call(r[0], "/containers/"+id+r[1], object{"CheckpointID": "one"}); code < 400 {
+			hit = fmt.Sprintf("%s %s: %d %s", r[0], r[1], code, body)
+		}
+	}
+	verdict(t, "E1, E2, E3 engine", "none: there is no restore", hit)
 }

@@ -6,6 +6,7 @@ import (
 	"debug/buildinfo"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -37,5 +38,23 @@ func TestNormalBuildsAreSecure(t *testing.T) {
 	b.run(ours)
 	if hit := b.canary.touched(t); hit != "" {
 		t.Error(hit)
+	}
+}
+
+// docs/security.md names a test for each row: they must exist.
+func TestDocumentedTestsExist(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/security.md")
+	must(t, err)
+	out, err := exec.Command("grep", "-rhoE", "--include=*_test.go", `^func Test\w+`, "../..").Output()
+	must(t, err)
+	declared := string(out)
+	names := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(doc), -1)
+	if len(names) < 40 {
+		t.Errorf("only %d tests are named", len(names))
+	}
+	for _, n := range names {
+		if !strings.Contains(declared, "func "+n[1]+"\n") {
+			t.Errorf("docs/security.md names %s, which does not exist", n[1])
+		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // CVE-2019-5736: a container keeps the binary of the process that enters it, and writes it
@@ -295,6 +296,56 @@ func TestA11ReadonlyRoot(t *testing.T) {
 			if out := b.run(e); out.err == nil && strings.HasPrefix(out.text, "x") {
 				return forge + ": the root is writable"
 			}
+		}
+		return ""
+	})
+}
+
+// lateEntry tells whether the kernel (6.17) can mount the procfs of another PID namespace.
+// Older ones make the process that mounts it enter first, with the host's root.
+func lateEntry() bool {
+	var u unix.Utsname
+	var major, minor int
+	if unix.Uname(&u) != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 17)
+}
+
+// CVE-2016-9962 in a pod: a container that may trace looks into its neighbour's first process
+// while that is being made. A hook holds the window open.
+func TestA2SharedPIDNamespace(t *testing.T) {
+	if !lateEntry() {
+		t.Skipf("%s needs Linux 6.17: see docs/security.md", t.Name())
+	}
+	controls := peers(t, "runc")
+	if len(controls) == 0 {
+		controls = append(controls, without(t, "A2"))
+	}
+	battery(t, "A2 shared PID namespace", false, controls, func(t *testing.T, e engine) string {
+		canary := newCanary(t).dir
+		a := newBundle(t, fmt.Sprintf(`until [ -e /stop ]; do for p in /proc/[0-9]*; do [ -e $p/root%[1]s/host-secret ] || [ -e $p/cwd%[1]s/host-secret ] && touch /reached; done; done; touch /end; while :; do sleep 1; done`, canary))
+		pid, out := a.start(e)
+		if pid == 0 {
+			t.Fatal(out.text, out.err)
+		}
+		b := newBundle(t, "sleep 100")
+		b.spec.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", pid)
+		b.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sleep", Args: []string{"sleep", "0.7"}}}}
+		bPid, out := b.start(e)
+		if bPid == 0 {
+			t.Fatal(out.text, out.err)
+		}
+		own, err1 := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		its, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", bPid))
+		if own != its || err1 != nil || err2 != nil {
+			t.Errorf("PID namespaces: %s and %s", own, its)
+		}
+		must(t, os.WriteFile(filepath.Join(a.rootfs, "stop"), nil, 0o644))
+		eventually(t, "the attacker's end", func() bool { _, err := os.Stat(filepath.Join(a.rootfs, "end")); return err == nil })
+		if _, err := os.Stat(filepath.Join(a.rootfs, "reached")); err == nil {
+			return "the host's root was reached"
 		}
 		return ""
 	})
