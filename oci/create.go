@@ -21,6 +21,7 @@ import (
 	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
@@ -71,6 +72,13 @@ type creation struct {
 	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
+	// hookFailed: what was made is destroyed as by Delete, with hooks.
+	hookFailed bool
+
+	// With the cgroup driver systemd.
+	systemd     *systemd.Manager
+	properties  []systemd.Property
+	unitStarted bool
 
 	namespace *os.File // of the network, with devices
 	devices   []*netdev.Moved
@@ -80,16 +88,19 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	if err := CheckID(id); err != nil {
 		return nil, err
 	}
-	if r.CgroupDriver == "systemd" {
-		return nil, cgroup.ErrSystemdDriver
-	}
 	k := &creation{r: r, o: o, ctx: ctx}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
+			if k.hookFailed {
+				k.c.poststop(context.WithoutCancel(ctx), k.spec)
+			}
 		}
 		if k.namespace != nil {
 			k.namespace.Close()
+		}
+		if err == nil && k.systemd != nil {
+			k.systemd.Close()
 		}
 	}()
 	if err := k.readSpec(); err != nil {
@@ -121,13 +132,16 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if hook := k.spec.Hooks; o.run && hook != nil && !k.needsHold() {
 		if err := k.c.poststart(ctx, k.spec); err != nil {
+			k.hookFailed = true
 			return nil, err
 		}
 	}
 	k.undo.Release()
 	if o.run && k.needsHold() {
 		if err := k.c.Start(ctx); err != nil {
-			err = errors.Join(err, k.c.Delete(context.WithoutCancel(ctx), true))
+			if derr := k.c.Delete(context.WithoutCancel(ctx), true); !errdefs.IsNotFound(derr) {
+				err = errors.Join(err, derr)
+			}
 			k.proc.Kill() // the caller never hears of this child
 			return nil, err
 		}
@@ -208,11 +222,20 @@ func (k *creation) makeCgroup() (err error) {
 	if k.layout, err = cgroup.Detect(); err != nil {
 		return err
 	}
+	if k.r.CgroupDriver == "systemd" {
+		if err := k.makeUnit(); err != nil {
+			return fmt.Errorf("container %s: %w", k.c.ID(), err)
+		}
+		return nil
+	}
 	path := k.spec.Linux.CgroupsPath
 	if path == "" {
 		path = k.c.ID()
 	}
-	if k.cg, err = k.layout.New(path); err != nil {
+	if k.cg, err = k.layout.New(path); err != nil && os.Geteuid() != 0 && errors.Is(err, os.ErrPermission) {
+		return k.withoutCgroup(err)
+	}
+	if err != nil {
 		return err
 	}
 	k.undo.Add("the cgroup", func(context.Context) error { return k.cg.Delete() })
@@ -239,7 +262,7 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
-		if !h.V2 {
+		if !h.V2 && k.r.CgroupDriver != "systemd" {
 			o.Doors = append(o.Doors, h.Name)
 		}
 	}
@@ -286,12 +309,16 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	}
 	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
 	// are open already.
-	doors, err := k.cg.Doors()
-	if err != nil {
-		return err
+	// Systemd moves it instead.
+	if k.systemd == nil && k.cg != nil {
+		doors, err := k.cg.Doors()
+		if err != nil {
+			return err
+		}
+		defer doors.Close()
+		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
 	}
-	defer doors.Close()
-	cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
+	k.undo.Add("the systemd unit", k.undoUnit)
 	if p.Hold {
 		for name, f := range map[string]**os.File{startFifo: &cfg.Start, reportFifo: &cfg.Report} {
 			if *f, err = makeFifo(filepath.Join(k.c.dir, name)); err != nil {
@@ -301,7 +328,7 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 		}
 	}
 	if p.NewTime {
-		cfg.TimeOffsets = timeOffsets(k.spec.Linux)
+		cfg.TimeOffsets = plan.TimeOffsets(k.spec.Linux.TimeOffsets)
 	}
 	k.undo.Add("network devices", k.moveDevicesBack)
 	proc, err := launch.Start(p, cfg)
@@ -328,8 +355,15 @@ func makeFifo(path string) (*os.File, error) {
 
 // place limits the new process. It goes on making mounts meanwhile.
 func (k *creation) place(pid int, p *plan.Plan) error {
-	if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
-		return err
+	if k.systemd != nil {
+		if err := k.startUnit(pid); err != nil {
+			return err
+		}
+	}
+	if k.cg != nil {
+		if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+			return err
+		}
 	}
 	if k.c.state.Rdt != nil {
 		if err := k.c.state.Rdt.Add(pid); err != nil {
@@ -411,14 +445,6 @@ func (k *creation) ready(pid int) (err error) {
 		return err
 	}
 	return k.c.writeState()
-}
-
-func timeOffsets(l *specs.Linux) string {
-	var b strings.Builder
-	for clock, o := range l.TimeOffsets {
-		fmt.Fprintf(&b, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
-	}
-	return b.String()
 }
 
 // CgroupV2 tells whether the machine has a single, unified cgroup hierarchy.

@@ -244,7 +244,31 @@ func TestFailingHooksLeaveNothing(t *testing.T) {
 		case "poststart":
 			b.spec.Hooks = &specs.Hooks{Poststart: h}
 		}
+		ran := filepath.Join(b.bundle, "poststop")
+		b.spec.Hooks.Poststop = []specs.Hook{
+			{Path: "/bin/false"}, {Path: "/bin/sh", Args: []string{"sh", "-c", "grep -o stopped >>" + ran}, Env: []string{"PATH=/usr/bin:/bin"}},
+		}
 		_, _, err := b.tryRun("sleep", "100")
+		if kind == "startContainer" || kind == "poststart" {
+			// Once more, in two steps.
+			if raw, err := os.ReadFile(ran); err != nil || string(raw) != "stopped\n" {
+				t.Errorf("%s: poststop hooks of run: %q %v", kind, raw, err)
+			}
+			os.Remove(ran)
+			c, cerr := b.rt.Create(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec})
+			if cerr != nil {
+				t.Fatal(cerr)
+			}
+			err = c.Start(t.Context())
+			reap(t, c.Pid())
+			c.PidFD.Close()
+			if err := c.Delete(t.Context(), true); !errdefs.IsNotFound(err) {
+				t.Errorf("%s: the container is still there: %v", kind, err)
+			}
+		}
+		if raw, err := os.ReadFile(ran); err != nil || string(raw) != "stopped\n" {
+			t.Errorf("%s: poststop hooks: %q %v", kind, raw, err)
+		}
 		if err == nil || !strings.Contains(err.Error(), "error running "+kind+" hook #0") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", kind, err)
 		}

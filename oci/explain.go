@@ -4,6 +4,7 @@ package oci
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
@@ -53,6 +55,13 @@ func (r *Runtime) facts(id string, o CreateOptions, change func(*plan.Facts) err
 		return nil, plan.Facts{}, err
 	}
 	path := k.spec.Linux.CgroupsPath
+	if r.CgroupDriver == "systemd" {
+		u, err := systemd.Parse(path, id, os.Geteuid() != 0)
+		if err != nil {
+			return nil, plan.Facts{}, err
+		}
+		path = u.Path("")
+	}
 	if path == "" {
 		path = "/" + id
 	}

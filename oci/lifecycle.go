@@ -21,6 +21,7 @@ import (
 )
 
 // Start lets a created container's process execute its program. It returns when it has.
+// When a hook fails the container is deleted.
 func (c *Container) Start(ctx context.Context) error {
 	unlock, err := c.lock()
 	if err != nil {
@@ -43,13 +44,15 @@ func (c *Container) Start(ctx context.Context) error {
 	}
 	defer c.forget()
 	if err := c.startContainerHooks(ctx, s); err != nil {
-		c.killInit()
-		return err
+		return c.abandon(ctx, err)
 	}
 	if err := c.release(ctx, s); err != nil {
 		return fmt.Errorf("container %q: unable to start container process: %w", c.ID(), classify(err))
 	}
-	return c.poststart(ctx, s)
+	if err := c.poststart(ctx, s); err != nil {
+		return c.abandon(ctx, err)
+	}
+	return nil
 }
 
 // release writes the byte that the loader waits for, and learns how exec went: the
@@ -136,8 +139,6 @@ func (c *Container) signalInit(sig unix.Signal) error {
 	return nil
 }
 
-func (c *Container) killInit() { _ = c.signalInit(unix.SIGKILL) }
-
 // Kill sends a signal to the container's first process. Signal 0 asks whether it lives.
 func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
 	if err := c.signalInit(sig); err != nil {
@@ -201,6 +202,9 @@ func (c *Container) Pause(context.Context) error {
 	if err := c.require("container not running", Running, Created); err != nil {
 		return err
 	}
+	if err := c.needCgroup(); err != nil {
+		return err
+	}
 	return c.cgroup().Freeze()
 }
 
@@ -227,13 +231,16 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	if err := c.require("container not running", Running, Created, Paused); err != nil {
 		return err
 	}
+	if err := c.needCgroup(); err != nil {
+		return err
+	}
 	if len(r.Devices) > 0 {
 		r = withDevices(r)
 	}
 	if err := c.cgroup().Apply(r); err != nil {
 		return fmt.Errorf("container %q: %w", c.ID(), err)
 	}
-	return nil
+	return c.updateUnit(r)
 }
 
 // Purge removes what is left of a container whose creation was killed. It is
@@ -264,6 +271,11 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 		return err
 	}
 	defer unlock()
+	return c.remove(ctx, force)
+}
+
+// remove is Delete by somebody who holds the lock.
+func (c *Container) remove(ctx context.Context, force bool) error {
 	st, err := c.Status()
 	if err != nil && !force {
 		return err
@@ -283,6 +295,10 @@ func (c *Container) Delete(ctx context.Context, force bool) error {
 			if err := c.cgroup().Kill(); err != nil && !errdefs.IsNotFound(err) {
 				c.r.log().Warn("cannot kill what is left in the cgroup", "id", c.ID(), "error", err)
 			}
+		}
+		if err := c.stopUnit(); err != nil {
+			// Without its cgroup the unit ends by itself.
+			c.r.log().Warn("cannot stop the systemd unit", "id", c.ID(), "error", err)
 		}
 		err := c.cgroup().Delete()
 		if err != nil {

@@ -257,9 +257,17 @@ func (c *Container) Processes() ([]int, error) {
 }
 
 // Stats reads the container's counters.
-func (c *Container) Stats() (*cgroup.Stats, error) { return c.cgroup().Stats() }
+func (c *Container) Stats() (*cgroup.Stats, error) {
+	if err := c.needCgroup(); err != nil {
+		return nil, err
+	}
+	return c.cgroup().Stats()
+}
 
 // NotifyOOM gives a channel that receives when the container runs out of memory.
 func (c *Container) NotifyOOM(ctx context.Context) (<-chan struct{}, error) {
+	if err := c.needCgroup(); err != nil {
+		return nil, err
+	}
 	return c.cgroup().OOM(ctx)
 }

@@ -45,6 +45,7 @@ type state struct {
 	StartTime   uint64            `json:"startTime"` // of the pid, in clock ticks since boot
 	Cgroups     map[string]string `json:"cgroups,omitempty"`
 	Rootless    bool              `json:"rootless,omitempty"`
+	Unit        *unit             `json:"unit,omitempty"` // with the cgroup driver systemd
 	Rdt         *rdt.Group        `json:"rdt,omitempty"`
 }
 

@@ -27,9 +27,6 @@ import (
 	"github.com/hako-engine/hako/oci/internal/rawfile"
 )
 
-// ErrSystemdDriver answers a request for the systemd cgroup driver.
-var ErrSystemdDriver = fmt.Errorf("the systemd cgroup driver is not available in this version: %w", errdefs.ErrNotImplemented)
-
 // Mode says which versions of cgroups the machine mounts.
 type Mode string
 

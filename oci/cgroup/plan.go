@@ -291,7 +291,7 @@ func checkList(s string) error {
 
 func (p *planner) memory(r *specs.LinuxMemory) error {
 	swappiness, oom := r.Swappiness != nil, r.DisableOOMKiller != nil
-	if !set(r.Limit) && !set(r.Reservation) && !set(r.Swap) && !swappiness && !oom {
+	if !set(r.Limit) && !set(r.Reservation) && !set(r.Swap) && !swappiness && !oom && r.UseHierarchy == nil {
 		return nil
 	}
 	for _, v := range []struct {
@@ -329,6 +329,14 @@ func (p *planner) memory(r *specs.LinuxMemory) error {
 	}
 	if v2 {
 		return p.memoryV2(dir, r)
+	}
+	if r.UseHierarchy != nil {
+		// Since Linux 5.11 there is nothing but hierarchies, and the kernel refuses 0.
+		value := "0"
+		if *r.UseHierarchy {
+			value = "1"
+		}
+		p.write(dir+"/memory.use_hierarchy", value)
 	}
 	var limits []step
 	if set(r.Limit) {
@@ -374,6 +382,9 @@ func (p *planner) memoryV2(dir string, r *specs.LinuxMemory) error {
 	}
 	if r.DisableOOMKiller != nil && *r.DisableOOMKiller {
 		return invalid("memory.disableOOMKiller does not exist in cgroup v2")
+	}
+	if r.UseHierarchy != nil && !*r.UseHierarchy {
+		return invalid("memory.useHierarchy cannot be off in cgroup v2")
 	}
 	swap := ""
 	switch {

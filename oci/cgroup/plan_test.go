@@ -117,7 +117,7 @@ func TestPlan(t *testing.T) {
 	}{
 		{"v1 all", fakeV1, func(r *specs.LinuxResources) {
 			r.CPU.RealtimePeriod, r.CPU.RealtimeRuntime = ptr(uint64(1000000)), ptr(int64(950000))
-			r.Memory.Swappiness = ptr(uint64(10))
+			r.Memory.Swappiness, r.Memory.UseHierarchy = ptr(uint64(10)), ptr(true)
 			r.Network = &specs.LinuxNetwork{ClassID: ptr(uint32(0x100001)), Priorities: []specs.LinuxInterfacePriority{{Name: "eth0", Priority: 5}}}
 		}, `cpu,cpuacct/cpu.shares = 1024
 cpu,cpuacct/cpu.idle = 0
@@ -128,6 +128,7 @@ cpu,cpuacct/cpu.rt_period_us = 1000000
 cpu,cpuacct/cpu.rt_runtime_us = 950000
 cpuset/cpuset.cpus = 0-1
 cpuset/cpuset.mems = 0
+memory/memory.use_hierarchy = 1
 memory/memory.limit_in_bytes = 67108864
 memory/memory.memsw.limit_in_bytes = 134217728
 memory/memory.soft_limit_in_bytes = 33554432

@@ -403,6 +403,11 @@ func (r *runner) accompany() error {
 			return err
 		}
 	}
+	if r.p.Refork && !r.p.IDMaps {
+		if err := r.expect(plan.MsgPid); err != nil {
+			return err
+		}
+	}
 	if err := call(r.c.Place); err != nil {
 		return errors.Join(err, r.peek())
 	}
@@ -505,6 +510,9 @@ func (r *runner) expect(want int32) error {
 			}
 			if err := r.handOn(); err != nil {
 				return err
+			}
+			if want == plan.MsgPid {
+				return nil
 			}
 		case word == plan.MsgListener:
 			if err := r.takeListener(int(arg)); err != nil {

@@ -176,11 +176,13 @@ func (c *compiler) namespaces() error {
 	c.prologue()
 	c.at("linux.namespaces")
 	var late uint64
+	var ownTime bool
 	for _, n := range fresh {
 		switch n.Type {
 		case "cgroup": // made once the child is in its cgroup
 		case "time":
-			c.p.NewTime = true
+			c.p.NewTime = !c.f.Rootless
+			ownTime = c.f.Rootless
 		default:
 			c.p.CloneFlags |= n.Flag
 		}
@@ -228,6 +230,10 @@ func (c *compiler) namespaces() error {
 		c.p.IDMaps = true
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
 		c.becomeRoot()
+	}
+	if ownTime {
+		c.at("linux.timeOffsets")
+		c.makeTime()
 	}
 	c.own()
 	if c.f.Rootless {

@@ -147,6 +147,13 @@ func goldens() map[string]golden {
 	f.SELinux, f.AppArmor = true, true
 	out["labels-and-scheduling"] = golden{s, f, opts}
 
+	s, f = base(true), unified()
+	spec.Rootless(s, 1000, 1000)
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: -1}, "boottime": {Secs: 10}}
+	f.Rootless = true
+	out["rootless-time"] = golden{s, f, opts}
+
 	o = opts
 	o.Filter = Filter{Program: []unix.SockFilter{{Code: 6, K: 0x7fc00000}}, Notify: true}
 	out["seccomp-notify"] = golden{base(true), unified(), o}

@@ -180,6 +180,24 @@ func Supported() Features {
 	}
 }
 
+// FlagsOfKernel gives those of the flags that the running kernel takes.
+func FlagsOfKernel() (out []specs.LinuxSeccompFlag) {
+	bits := map[specs.LinuxSeccompFlag]uintptr{
+		specs.LinuxSeccompFlagLog: unix.SECCOMP_FILTER_FLAG_LOG, specs.LinuxSeccompFlagSpecAllow: unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW,
+		"SECCOMP_FILTER_FLAG_TSYNC": unix.SECCOMP_FILTER_FLAG_TSYNC,
+		// Only together with a listener.
+		specs.LinuxSeccompFlagWaitKillableRecv: unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER,
+	}
+	for _, f := range Supported().Flags {
+		// There is no filter at address 0: EFAULT says that the kernel got as far as that.
+		_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, bits[f], 0)
+		if e == unix.EFAULT {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
 func invalid(format string, a ...any) error {
 	return fmt.Errorf(format+": %w", append(a, errdefs.ErrInvalidArgument)...)
 }
