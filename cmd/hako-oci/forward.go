@@ -10,7 +10,7 @@ import (
 )
 
 // forwardTo is the pidfd that forwardSignal sends to.
-var forwardTo int32
+var forwardTo int32 //lint:ignore U1000 the assembly uses it
 
 // forwardCode gives the addresses of the handler and of what it returns to.
 func forwardCode() (handler, restorer uintptr)
