@@ -226,7 +226,7 @@ func (r *runner) prepare() error {
 	}
 	loader, err := loaderFile(loaderOptions{
 		sync: int(r.slots[plan.SlotSync]), report: int(r.slots[plan.SlotReport]), start: int(r.slots[plan.SlotStart]),
-		refork: r.p.LoaderForks, wait: len(r.p.Scheduler) > 0, terminal: r.p.Terminal, hold: r.p.Hold, filter: r.p.Filter,
+		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold, filter: r.p.Filter,
 	})
 	if err != nil {
 		return err
@@ -605,7 +605,6 @@ func (r *runner) takePid(pid, from int) error {
 		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
 			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
 		}
-		return r.goOn()
 	}
 	return nil
 }

@@ -34,7 +34,6 @@ type loaderOptions struct {
 	refork bool // clone once more before the rest, report the pid, and exit; the clone starts a session
 	// terminal: with refork, standard input becomes the controlling terminal.
 	terminal bool
-	wait     bool // with refork: the clone waits until the runtime has seen to it
 	hold     bool
 	filter   plan.Filter
 }
@@ -81,9 +80,6 @@ func loaderFile(o loaderOptions) (int, error) {
 	}
 	if o.terminal {
 		flag |= 4
-	}
-	if o.wait {
-		flag |= 8
 	}
 	for _, v := range []uint32{uint32(o.report), flag, o.filter.Flags, uint32(o.sync), uint32(o.start), 0} {
 		b = le.AppendUint32(b, v)

@@ -5,7 +5,7 @@
 // and the stack that execve(2) has made: argc, path, argv..., 0, envp..., 0.
 //
 // configuration: 0 report, 4 flags (1: clone once more, 2: wait for start,
-// 4: take the terminal, 8: the clone waits for a word of the runtime),
+// 4: take the terminal),
 // 8 seccomp flags, 12 sync, 16 start, 24 sock_fprog
 
 TEXT loader<>(SB), NOSPLIT|NOFRAME, $0
@@ -47,27 +47,13 @@ session:
 	JLT  fail
 	MOVL 4(R13), AX
 	TESTL $4, AX
-	JZ   wait
+	JZ   hold
 	MOVL $16, AX         // ioctl(0, TIOCSCTTY, 0)
 	XORL DI, DI
 	MOVL $0x540e, SI
 	XORL DX, DX
 	SYSCALL
 	CMPQ AX, $0
-	JLT  fail
-
-wait:
-	MOVL 4(R13), AX
-	TESTL $8, AX
-	JZ   hold
-	XORL AX, AX          // read(sync, SP, 8)
-	MOVL R14, DI
-	MOVQ SP, SI
-	MOVL $8, DX
-	SYSCALL
-	CMPQ AX, $-4         // EINTR
-	JEQ  wait
-	CMPQ AX, $1
 	JLT  fail
 
 hold:

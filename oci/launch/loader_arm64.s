@@ -40,26 +40,13 @@ session:
 	CMP  $0, R0
 	BLT  fail
 	MOVWU 4(R20), R0
-	TBZ  $2, R0, wait
+	TBZ  $2, R0, hold
 	MOVD ZR, R0          // ioctl(0, TIOCSCTTY, 0)
 	MOVD $0x540e, R1
 	MOVD ZR, R2
 	MOVD $29, R8
 	SVC
 	CMP  $0, R0
-	BLT  fail
-
-wait:
-	MOVWU 4(R20), R0
-	TBZ  $3, R0, hold
-	MOVD R22, R0         // read(sync, RSP, 8)
-	MOVD RSP, R1
-	MOVD $8, R2
-	MOVD $63, R8
-	SVC
-	CMN  $4, R0          // EINTR
-	BEQ  wait
-	CMP  $1, R0
 	BLT  fail
 
 hold:
