@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -126,6 +127,12 @@ func TestSeccompNotify(t *testing.T) {
 		}
 		const refused = "accessing a corrupted shared library"
 		same(t, out, "error: mkdir /tmp/y: "+refused)
+		for range 200 {
+			if o.peek() != "" {
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
 		if got := o.peek(); !strings.Contains(got, "/tmp/x: "+refused) {
 			t.Errorf("the first process: %q", got)
 		}

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -65,6 +66,7 @@ func rootlessDir(t *testing.T, uid int) (dir, self string) {
 func TestRootless(t *testing.T) {
 	t.Parallel()
 	dir, self := rootlessDir(t, rootlessUser)
+	time.Sleep(50 * time.Millisecond) // a child of another test may still hold the file open for writing
 	cmd := exec.Command(self, "-test.run=^TestRootlessInside$", "-test.v", "-test.timeout=60s")
 	cmd.Dir = dir
 	cmd.Env = []string{"HAKO_TEST_ROOTLESS=" + dir, "PATH=/usr/bin:/bin", "TMPDIR=" + dir}

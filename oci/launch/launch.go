@@ -174,6 +174,10 @@ func (r *runner) prepare() error {
 	if r.p.Hold {
 		keep(plan.SlotReport, int(r.c.Report.Fd()))
 		keep(plan.SlotStart, int(r.c.Start.Fd()))
+	} else if r.p.Scheduler != nil {
+		// The parent answers, and hears of exec, over the same socket.
+		set(plan.SlotReport, pair[1])
+		set(plan.SlotStart, pair[1])
 	}
 	if !r.p.Terminal {
 		null := -1
@@ -226,7 +230,7 @@ func (r *runner) prepare() error {
 	}
 	loader, err := loaderFile(loaderOptions{
 		sync: int(r.slots[plan.SlotSync]), report: int(r.slots[plan.SlotReport]), start: int(r.slots[plan.SlotStart]),
-		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold, filter: r.p.Filter,
+		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold || r.p.Scheduler != nil, filter: r.p.Filter,
 	})
 	if err != nil {
 		return err
@@ -353,7 +357,8 @@ func (r *runner) clone() (err error) {
 	// From here on EOF on the sync socket means that the child is gone, or has executed
 	// the container's program.
 	for i, fd := range r.own {
-		if int64(fd) == r.slots[plan.SlotSync] || int64(fd) == r.slots[plan.SlotConsole] || fd == r.own[0] {
+		if int64(fd) == r.slots[plan.SlotSync] || int64(fd) == r.slots[plan.SlotConsole] || fd == r.own[0] ||
+			!r.p.Hold && (int64(fd) == r.slots[plan.SlotReport] || int64(fd) == r.slots[plan.SlotStart]) {
 			unix.Close(fd)
 			r.own[i] = -1
 		}
@@ -428,6 +433,11 @@ func (r *runner) accompany() error {
 			return err
 		}
 		if err := goOn(); err != nil {
+			return err
+		}
+	}
+	if r.p.Scheduler != nil {
+		if err := r.schedule(); err != nil {
 			return err
 		}
 	}
@@ -601,10 +611,17 @@ func (r *runner) takePid(pid, from int) error {
 	r.proc.PidFD.Close()
 	r.proc.Pid, r.proc.PidFD = pid, os.NewFile(uintptr(fd), "pidfd")
 	reap(old)
-	if attr := r.p.Scheduler; len(attr) > 0 {
-		if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
-			return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
-		}
-	}
 	return nil
+}
+
+// schedule sets the scheduler of the process that the loader has cloned, and lets it go on.
+func (r *runner) schedule() error {
+	if err := r.expect(plan.MsgReady); err != nil {
+		return err
+	}
+	attr := r.p.Scheduler
+	if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(r.proc.Pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
+		return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
+	}
+	return r.goOn()
 }

@@ -125,7 +125,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	argv := list(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
-		if s == SlotSync || c.o.Hold {
+		if s == SlotSync || c.o.Hold || c.p.Scheduler != nil {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
 	}
@@ -452,7 +452,7 @@ func (c *compiler) handOn() {
 	if c.noMountns {
 		keep = append(keep, in(c.root)) // the mounts go with the last descriptor of their root
 	}
-	if c.o.Hold {
+	if c.o.Hold || c.p.Scheduler != nil {
 		keep = append(keep, in(SlotStart))
 	}
 	b.next(CloseAll, keep).Off = uint32(c.p.Preserve)

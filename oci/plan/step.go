@@ -191,7 +191,7 @@ type Plan struct {
 	Affinity []byte
 
 	// Scheduler is a struct sched_attr that the parent sets with LoaderForks, because not
-	// every policy survives the fork; nil: none.
+	// every policy survives the fork; nil: none. The loader waits for it as for a start.
 	Scheduler     []byte
 	SchedulerName string // its policy
 

@@ -138,7 +138,9 @@ func (m *Manager) authenticate() error {
 		return err
 	}
 	id := hex.EncodeToString([]byte(strconv.Itoa(os.Geteuid())))
-	if _, err := m.f.WriteString("\x00AUTH EXTERNAL " + id + "\r\n"); err != nil {
+	// All at once, as systemd's own clients do: a systemd that reads BEGIN together with a
+	// message that follows leaves the message lying.
+	if _, err := m.f.WriteString("\x00AUTH EXTERNAL " + id + "\r\nBEGIN\r\n"); err != nil {
 		return err
 	}
 	line, err := m.r.ReadSlice('\n')
@@ -148,8 +150,7 @@ func (m *Manager) authenticate() error {
 	if !strings.HasPrefix(string(line), "OK ") {
 		return classed.Errorf(errdefs.ErrPermissionDenied, "%.80q", line)
 	}
-	_, err = m.f.WriteString("BEGIN\r\n")
-	return err
+	return nil
 }
 
 // Error is an error that systemd answers with.
