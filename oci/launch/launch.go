@@ -445,16 +445,19 @@ func (r *runner) accompany() error {
 	if r.p.Hold {
 		want = plan.MsgReady
 	}
-	if err := r.expect(want); err != nil {
+	if err := r.ready(want); err != nil {
 		return err
 	}
-	// The clone may have been quicker to say that it is ready than the child to name it.
-	if r.p.LoaderForks && !r.taken && want != 0 {
-		if err := r.expect(plan.MsgPid); err != nil {
-			return err
-		}
-	}
 	return call(r.c.Ready)
+}
+
+// ready waits for a word (see expect) and for the name of the process that sends it: a
+// clone may be quicker to say that it is ready than the child to name it.
+func (r *runner) ready(want int32) error {
+	if err := r.expect(want); err != nil || !r.p.LoaderForks || r.taken || want == 0 {
+		return err
+	}
+	return r.expect(plan.MsgPid)
 }
 
 // goOn answers the child that waits.
@@ -515,7 +518,7 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || want == word {
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
 				return err
 			}
 			if err := r.handOn(); err != nil {
@@ -616,7 +619,7 @@ func (r *runner) takePid(pid, from int) error {
 
 // schedule sets the scheduler of the process that the loader has cloned, and lets it go on.
 func (r *runner) schedule() error {
-	if err := r.expect(plan.MsgReady); err != nil {
+	if err := r.ready(plan.MsgReady); err != nil {
 		return err
 	}
 	attr := r.p.Scheduler
