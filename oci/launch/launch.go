@@ -448,12 +448,6 @@ func (r *runner) accompany() error {
 	if err := r.expect(want); err != nil {
 		return err
 	}
-	// The clone may have been quicker to say that it is ready than the child to name it.
-	if r.p.LoaderForks && !r.taken && want != 0 {
-		if err := r.expect(plan.MsgPid); err != nil {
-			return err
-		}
-	}
 	return call(r.c.Ready)
 }
 
@@ -479,6 +473,7 @@ func (r *runner) peek() error {
 // expect waits for a word of the child. 0 stands for the end of the connection, which
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
+	early := false
 	for {
 		if r.listener != nil {
 			if err := r.await(); err != nil {
@@ -521,13 +516,17 @@ func (r *runner) expect(want int32) error {
 			if err := r.handOn(); err != nil {
 				return err
 			}
-			if want == plan.MsgPid {
+			if early {
 				return nil
 			}
 		case word == plan.MsgListener:
 			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
+		case want != 0 && word == want && !r.taken && (r.p.Refork || r.p.LoaderForks):
+			// The process that the child has cloned was quicker than the child, whose word is
+			// still to come: who it is.
+			early = true
 		case want != 0 && word == want:
 			return nil
 		case word >= 0:
