@@ -25,6 +25,7 @@ import (
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/store"
 )
 
 // CreateContainer makes a container from an image. When it returns without error the
@@ -120,10 +121,12 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
 	copies := e.copyUps(*v)
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return e.prepareSnapshot(gctx, *v, img) })
+	both := gctx
 	if len(copies) == 0 {
-		g.Go(func() error { return put(gctx) })
+		both = store.Together(gctx, 2)
+		g.Go(func() error { return put(both) })
 	}
+	g.Go(func() error { return e.prepareSnapshot(gctx, both, *v, img) })
 	err = g.Wait()
 	if err == nil && len(copies) > 0 {
 		if err = e.copyUp(ctx, *v, copies); err == nil {
@@ -380,8 +383,9 @@ func (e *Engine) idleEndpoints(ctx context.Context, want []EndpointSettings) []n
 	return out
 }
 
-// prepareSnapshot makes the container's writable layer.
-func (e *Engine) prepareSnapshot(ctx context.Context, v Container, img image.Image) error {
+// prepareSnapshot makes the container's writable layer, whose record is written under
+// the context write.
+func (e *Engine) prepareSnapshot(ctx, write context.Context, v Container, img image.Image) error {
 	sn := e.opt.Snapshotters[v.Snapshotter]
 	if sn == nil {
 		return fmt.Errorf("snapshotter %q: %w", v.Snapshotter, errdefs.ErrNotFound)
@@ -394,7 +398,7 @@ func (e *Engine) prepareSnapshot(ctx context.Context, v Container, img image.Ima
 	if size := v.Config.StorageOpt["size"]; size != "" {
 		return notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
 	}
-	mounts, err := sn.Prepare(ctx, v.SnapshotKey, chain, opts...)
+	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, opts...)
 	if err != nil {
 		return fmt.Errorf("prepare file system: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/store"
+
 	"github.com/hako-engine/hako/internal/errtext"
 )
 
@@ -147,9 +149,10 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 
 	// Side by side, so that the snapshot's and the container's record share one fsync.
 	var g errgroup.Group
-	g.Go(func() error { return e.removeSnapshot(ctx, v) })
+	both := store.Together(ctx, 2)
+	g.Go(func() error { return e.removeSnapshot(both, v) })
 	g.Go(func() error {
-		if err := e.opt.Containers.Delete(ctx, c.id); err != nil {
+		if err := e.opt.Containers.Delete(both, c.id); err != nil {
 			return fmt.Errorf("delete record: %w", err)
 		}
 		return nil

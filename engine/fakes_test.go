@@ -392,7 +392,7 @@ func (f *fakeSnapshots) count() int {
 
 // node is a machine: what survives the daemon.
 type node struct {
-	t *testing.T
+	t testing.TB
 	breaker
 	root, state string
 	containers  *memRecords
@@ -407,7 +407,7 @@ type node struct {
 
 const testImage = "docker.io/library/test:latest"
 
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	n := &node{t: t, root: t.TempDir(), state: t.TempDir()}
 	rec := func(kind string) *memRecords {

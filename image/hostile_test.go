@@ -218,7 +218,9 @@ func TestPullFromBadRegistry(t *testing.T) {
 			return func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
 		}, unavailable},
 		{"redirects for ever", func(*atomic.Int32) func(http.ResponseWriter, *http.Request, http.Handler) {
-			return func(w http.ResponseWriter, r *http.Request, _ http.Handler) { http.Redirect(w, r, r.URL.Path, 307) }
+			return func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				http.Redirect(w, r, r.URL.Path, http.StatusTemporaryRedirect)
+			}
 		}, unavailable},
 		{"header of a wrong digest", func(*atomic.Int32) func(http.ResponseWriter, *http.Request, http.Handler) {
 			return func(w http.ResponseWriter, r *http.Request, next http.Handler) {

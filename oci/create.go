@@ -214,9 +214,7 @@ func (k *creation) makeDir(id string) error {
 		Version: stateVersion, ID: id, OCIVersion: k.spec.Version, Bundle: k.o.Bundle, Rootfs: rootfs, Annotations: k.spec.Annotations,
 		Created: time.Now().UTC(), Owner: os.Geteuid(), Rootless: os.Geteuid() != 0,
 	}}
-	if k.o.run {
-		k.c.spec = k.spec
-	}
+	k.c.keep(k.spec)
 	return nil
 }
 
@@ -247,14 +245,20 @@ func (k *creation) makeCgroup() (err error) {
 
 func (k *creation) compile(id string) (*plan.Plan, error) {
 	facts := probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups)
+	for _, m := range k.o.Rootfs {
+		if m.Type == "overlay" && plan.LongOptions(m.Options) {
+			facts.LayerByLayer = longoverlay.LayerByLayer()
+		}
+	}
+	return k.compileFor(id, facts)
+}
+
+func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 	o := plan.Options{
 		ID: id, Bundle: k.o.Bundle, NoPivot: k.o.NoPivot, NoNewKeyring: k.o.NoNewKeyring, Hold: !k.o.run || k.needsHold(),
 		Preserve: len(k.o.PreserveFDs), Hooks: k.setupHooks(),
 	}
 	for _, m := range k.o.Rootfs {
-		if m.Type == "overlay" && plan.LongOptions(m.Options) {
-			facts.LayerByLayer = longoverlay.LayerByLayer()
-		}
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
 	for _, h := range facts.Cgroup.Hierarchies {
@@ -456,44 +460,6 @@ func (k *creation) ready(pid int) (err error) {
 		return err
 	}
 	return k.c.writeState()
-}
-
-// Plan compiles what Create would do, and does nothing.
-func (r *Runtime) Plan(id string, o CreateOptions) (*plan.Plan, error) {
-	if err := CheckID(id); err != nil {
-		return nil, err
-	}
-	k := &creation{r: r, o: o}
-	if err := k.readSpec(); err != nil {
-		return nil, err
-	}
-	var err error
-	if k.layout, err = cgroup.Detect(); err != nil {
-		return nil, err
-	}
-	path := k.spec.Linux.CgroupsPath
-	if r.CgroupDriver == "systemd" {
-		u, err := systemd.Parse(path, id, os.Geteuid() != 0)
-		if err != nil {
-			return nil, err
-		}
-		path = u.Path("")
-	}
-	if path == "" {
-		path = "/" + id
-	}
-	k.c = &Container{r: r, state: state{ID: id, Cgroups: map[string]string{}}}
-	for _, h := range k.layout.Hierarchies {
-		dir := filepath.Join(h.Mount, filepath.Clean("/"+path))
-		if h.V2 {
-			k.c.state.Cgroups[""] = dir
-			continue
-		}
-		for _, name := range h.Controllers {
-			k.c.state.Cgroups[name] = dir
-		}
-	}
-	return k.compile(id)
 }
 
 // CgroupV2 tells whether the machine has a single, unified cgroup hierarchy.

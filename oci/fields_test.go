@@ -71,8 +71,8 @@ func TestSchedulerPolicies(t *testing.T) {
 			}
 			continue
 		}
-		if k.s.Policy == specs.SchedIdle {
-			// The kernel leaves the nice value alone here.
+		if k.s.Policy != specs.SchedOther {
+			// The kernel leaves the nice value alone here: it is that of whoever runs the tests.
 			f := strings.Fields(out)
 			out = strings.Join([]string{f[0], f[1], "0", f[3]}, " ")
 		}

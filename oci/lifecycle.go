@@ -42,6 +42,7 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer c.forget()
 	if err := c.startContainerHooks(ctx, s); err != nil {
 		return c.abandon(ctx, err)
 	}
@@ -148,7 +149,7 @@ func (c *Container) Kill(ctx context.Context, sig unix.Signal) error {
 		if frozen, err := c.frozen(); err == nil && frozen {
 			return c.cgroup().Thaw()
 		}
-		if s, err := c.readSpec(); err == nil && !ownPidNamespace(s) {
+		if s, err := c.readBrief(); err == nil && !ownPidNamespace(s) {
 			// Without a PID namespace nobody ends the others with the first.
 			return c.KillAll(ctx, sig)
 		}
@@ -287,7 +288,7 @@ func (c *Container) remove(ctx context.Context, force bool) error {
 			return err
 		}
 	}
-	s, specErr := c.readSpec()
+	s, specErr := c.readBrief()
 	if len(c.state.Cgroups) > 0 {
 		if specErr != nil || !ownPidNamespace(s) {
 			// The first process may have left others behind.

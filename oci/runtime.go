@@ -27,6 +27,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -76,7 +77,12 @@ type Container struct {
 	r     *Runtime
 	dir   string
 	state state
-	spec  *specs.Spec // of a Run, which lasts as long as the caller's process; nil: it is read
+	// spec is the whole configuration, kept by its creator until the process is started (by
+	// Run, for ever); brief is what kill and delete look at. Where nil they are read.
+	kept struct {
+		sync.Mutex
+		spec, brief *specs.Spec
+	}
 
 	// Console is the master of the terminal, for the caller that has created the
 	// container with one. The caller closes it.

@@ -142,8 +142,11 @@ func (c *Container) writeState() error {
 
 // readSpec gives the configuration that the container was created with.
 func (c *Container) readSpec() (*specs.Spec, error) {
-	if c.spec != nil {
-		return c.spec, nil
+	c.kept.Lock()
+	kept := c.kept.spec
+	c.kept.Unlock()
+	if kept != nil {
+		return kept, nil
 	}
 	raw, err := rawfile.Read(filepath.Join(c.dir, configFile), 16<<10, spec.MaxSize)
 	if err != nil {
@@ -154,6 +157,38 @@ func (c *Container) readSpec() (*specs.Spec, error) {
 		return nil, fmt.Errorf("container %q: %w", c.ID(), err)
 	}
 	return s, nil
+}
+
+// keep remembers the configuration that the container was created with.
+func (c *Container) keep(s *specs.Spec) {
+	b := &specs.Spec{Version: s.Version, Linux: &specs.Linux{}}
+	if s.Linux != nil {
+		b.Linux.Namespaces = slices.Clone(s.Linux.Namespaces)
+	}
+	if s.Hooks != nil && len(s.Hooks.Poststop) > 0 {
+		b.Hooks = &specs.Hooks{Poststop: s.Hooks.Poststop}
+	}
+	c.kept.Lock()
+	defer c.kept.Unlock()
+	c.kept.spec, c.kept.brief = s, b
+}
+
+// forget lets go of the memory that only a start needs.
+func (c *Container) forget() {
+	c.kept.Lock()
+	defer c.kept.Unlock()
+	c.kept.spec = nil
+}
+
+// readBrief gives the namespaces and the hooks for the end.
+func (c *Container) readBrief() (*specs.Spec, error) {
+	c.kept.Lock()
+	brief := c.kept.brief
+	c.kept.Unlock()
+	if brief != nil {
+		return brief, nil
+	}
+	return c.readSpec()
 }
 
 // lock keeps other processes and goroutines from changing the container. The lock lies

@@ -23,7 +23,11 @@ func (s *Service) busy() { s.trim.Reset(quiet) }
 // and they are more than everything else that it holds. MADV_DONTNEED unmaps them;
 // they stay in the page cache, which all shims share, and a page that is needed again
 // costs a minor fault. It is only done to mappings that cannot have been written to.
+//
+// From then on the heap, a few hundred kilobytes, is collected often, which costs nothing.
+// Before, during the creation of a container, it would be a tenth of all work.
 func trim() {
+	debug.SetGCPercent(20)
 	debug.FreeOSMemory()
 	self, err := os.Readlink("/proc/self/exe")
 	if err != nil {

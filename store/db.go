@@ -25,8 +25,21 @@ const (
 	// writer wait for a new mapping. It costs no memory.
 	mapSize = 1 << 30
 	// maxGroup bounds how many updates share one transaction.
-	maxGroup = 256
+	maxGroup      = 256
+	togetherLimit = 5 * time.Millisecond
 )
+
+type togetherKey struct{}
+
+// together counts the updates that are still to come. Only the committer changes it.
+type together struct{ left int }
+
+// Together gives a context under which n updates, made side by side, are waited for, so
+// that they share one transaction. It is a hint: one that does not come delays the others
+// by some milliseconds, and each still fails alone.
+func Together(ctx context.Context, n int) context.Context {
+	return context.WithValue(ctx, togetherKey{}, &together{left: n})
+}
 
 // DB is the metadata file. Updates that wait at the same time share one
 // transaction, and so the price of making it durable; one that fails is rolled back
@@ -35,6 +48,8 @@ type DB struct {
 	bolt *bolt.DB
 	reqs chan *update
 	done chan struct{} // closed when the committer has ended
+	// patience bounds how long an update waits for the others of its Together.
+	patience time.Duration
 
 	mu     sync.RWMutex // guards closed; held while a request is handed over
 	closed bool
@@ -66,7 +81,7 @@ func openDB(path string) (*DB, error) {
 			return nil, fmt.Errorf("open metadata %s: %w", path, err)
 		}
 	}
-	d := &DB{bolt: b, reqs: make(chan *update, maxGroup), done: make(chan struct{})}
+	d := &DB{bolt: b, reqs: make(chan *update, maxGroup), done: make(chan struct{}), patience: togetherLimit}
 	go d.commitLoop()
 	return d, nil
 }
@@ -125,21 +140,54 @@ func (d *DB) Close() error {
 func (d *DB) commitLoop() {
 	defer close(d.done)
 	for u := range d.reqs {
-		group := []*update{u}
-	fill:
-		for len(group) < maxGroup {
-			select {
-			case u, ok := <-d.reqs:
-				if !ok {
-					break fill
-				}
-				group = append(group, u)
-			default:
-				break fill
-			}
-		}
-		d.commit(group)
+		d.commit(d.gather(u))
 	}
+}
+
+// gather gives an update with all those that wait already, or are waited for (Together).
+func (d *DB) gather(first *update) (group []*update) {
+	add := func(u *update) {
+		group = append(group, u)
+		if t := u.together(); t != nil {
+			t.left--
+		}
+	}
+	add(first)
+	var limit <-chan time.Time
+	for len(group) < maxGroup {
+		select {
+		case u, ok := <-d.reqs:
+			if !ok {
+				return group
+			}
+			add(u)
+			continue
+		default:
+		}
+		if !slices.ContainsFunc(group, func(u *update) bool { t := u.together(); return t != nil && t.left > 0 }) {
+			return group
+		}
+		if limit == nil {
+			t := time.NewTimer(d.patience)
+			defer t.Stop()
+			limit = t.C
+		}
+		select {
+		case u, ok := <-d.reqs:
+			if !ok {
+				return group
+			}
+			add(u)
+		case <-limit:
+			return group
+		}
+	}
+	return group
+}
+
+func (u *update) together() *together {
+	t, _ := u.ctx.Value(togetherKey{}).(*together)
+	return t
 }
 
 // commit applies a group. bbolt has no savepoints: after a failure the transaction

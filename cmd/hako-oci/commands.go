@@ -46,7 +46,7 @@ func commandTable() []command {
 		{"update", "ID", "change the limits of a container", 1, 1, updateCommand},
 		{"events", "ID", "print statistics and OOM events as JSON lines", 1, 1, eventsCommand},
 		{"spec", "", "write a config.json to start from", 0, 0, specCommand},
-		{"plan", "[BUNDLE]", "print what creating a bundle's container would do", 0, 1, planCommand},
+		{"plan", "[BUNDLE | CONFIG]", "explain what creating a container would do, and do nothing", 0, 1, planCommand},
 		{"features", "", "print what the runtime supports as JSON", 0, 0, featuresCommand},
 		{"completion", "bash|zsh|fish", "print a completion script", 1, 1, completionCommand},
 	}
@@ -309,27 +309,6 @@ func specCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		return 0, f.Close()
-	}, nil
-}
-
-func planCommand(a *app, fs *flag.FlagSet) (action, error) {
-	asJSON := fs.Bool("json", false, "print JSON")
-	bundle := stringFlag(fs, "bundle", "b", ".", "the bundle")
-	noPivot := fs.Bool("no-pivot", false, "as for create")
-	id := fs.String("id", "ID", "name of the container")
-	return func(args []string) (int, error) {
-		if len(args) > 0 {
-			*bundle = args[0]
-		}
-		p, err := a.rt.Plan(*id, oci.CreateOptions{Bundle: *bundle, NoPivot: *noPivot})
-		if err != nil {
-			return 0, err
-		}
-		if *asJSON {
-			return 0, printJSON(p)
-		}
-		_, err = os.Stdout.WriteString(p.Text())
-		return 0, err
 	}, nil
 }
 

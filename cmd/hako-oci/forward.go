@@ -10,7 +10,7 @@ import (
 )
 
 // forwardTo is the pidfd that forwardSignal sends to.
-var forwardTo int32
+var forwardTo int32 //lint:ignore U1000 the assembly uses it
 
 // forwardCode gives the addresses of the handler and of what it returns to.
 func forwardCode() (handler, restorer uintptr)
@@ -37,9 +37,18 @@ func forward(pidfd int, signals ...unix.Signal) error {
 	a.flags = saOnStack | saRestart | saRestorer
 	a.mask = ^uint64(0)
 	for _, sig := range signals {
-		if _, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&a)), 0, 8, 0, 0); e != 0 {
-			return fmt.Errorf("forward signal %d: %w", int(sig), e)
+		if err := actionOf(sig, &a, nil); err != nil {
+			return fmt.Errorf("forward signal %d: %w", int(sig), err)
 		}
+	}
+	return nil
+}
+
+// actionOf is rt_sigaction(2), past the Go runtime.
+func actionOf(sig unix.Signal, to, old *sigaction) error {
+	_, _, e := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(to)), uintptr(unsafe.Pointer(old)), 8, 0, 0)
+	if e != 0 {
+		return e
 	}
 	return nil
 }

@@ -18,7 +18,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
-	"runtime/debug"
 	"strings"
 	"syscall"
 	"time"
@@ -105,8 +104,6 @@ func run(args []string, out io.Writer) error {
 
 func serve(c shim.Command) error {
 	runtime.GOMAXPROCS(2)
-	// The heap is a few hundred kilobytes: collecting it often costs nothing.
-	debug.SetGCPercent(20)
 	// A daemon that stops its process group must not take the containers along. The
 	// signals are caught and not ignored: a container would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)

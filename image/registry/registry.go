@@ -408,7 +408,7 @@ func (r *Repository) denied(cause error) error {
 
 // statusError turns an answer that is no success into an error.
 func (r *Repository) statusError(resp *http.Response, h docker.RegistryHost, tagOrDigest string) error {
-	text, code := errorText(resp)
+	code, text := errorText(resp)
 	familiar := reference.FamiliarName(r.name)
 	switch resp.StatusCode {
 	case http.StatusUnauthorized, http.StatusForbidden:
@@ -432,7 +432,7 @@ func (r *Repository) statusError(resp *http.Response, h docker.RegistryHost, tag
 }
 
 // errorText reads the error document of a registry (distribution-spec, "Error Codes").
-func errorText(resp *http.Response) (error, string) {
+func errorText(resp *http.Response) (code string, text error) {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxError))
 	var doc struct {
 		Errors []struct {
@@ -444,17 +444,17 @@ func errorText(resp *http.Response) (error, string) {
 		e := doc.Errors[0]
 		word := strings.ToLower(strings.ReplaceAll(clip(e.Code, 40), "_", " "))
 		if e.Message == "" {
-			return errors.New(word), e.Code
+			return e.Code, errors.New(word)
 		}
-		return fmt.Errorf("%s: %s", word, clip(e.Message, 256)), e.Code
+		return e.Code, fmt.Errorf("%s: %s", word, clip(e.Message, 256))
 	}
 	if resp.StatusCode == http.StatusNotFound {
-		return errors.New("manifest unknown"), ""
+		return "", errors.New("manifest unknown")
 	}
 	if body = bytes.TrimSpace(body); len(body) > 0 && len(body) < 256 {
-		return errors.New(clip(string(body), 256)), ""
+		return "", errors.New(clip(string(body), 256))
 	}
-	return errors.New(strings.ToLower(http.StatusText(resp.StatusCode))), ""
+	return "", errors.New(strings.ToLower(http.StatusText(resp.StatusCode)))
 }
 
 // clip makes text of a stranger fit for a message: short, and without control characters.

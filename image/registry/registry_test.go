@@ -251,7 +251,7 @@ func TestErrorText(t *testing.T) {
 		strings.Repeat("x", 5000): "forbidden",
 		"":                        "forbidden",
 	} {
-		err, _ := errorText(&http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(body))})
+		_, err := errorText(&http.Response{StatusCode: http.StatusForbidden, Body: io.NopCloser(strings.NewReader(body))})
 		if err.Error() != want {
 			t.Errorf("%q: %q", body, err)
 		}

@@ -58,7 +58,7 @@ func Plain(err error) string {
 			// It reads like EACCES, whose words may be what it stands for here.
 		case ok:
 			text, end = short+rest, len(short)
-		case head == "" && strings.HasPrefix(rest, ": "):
+		case head == "" && strings.HasPrefix(rest, ": ") && inner != errdefs.ErrConflict: // with which Docker's own texts begin
 			text, end = rest[2:], 0
 		}
 	}

@@ -28,6 +28,7 @@ func TestPlain(t *testing.T) {
 	}{
 		{errors.New("x: not found"), "x: not found"},
 		{errdefs.ErrNotFound, "not found"},
+		{wired{"conflict: unable to delete x", errdefs.ErrConflict}, "conflict: unable to delete x"},
 		{allocated, "Bind for 0.0.0.0:80 failed: port is already allocated"},
 		{fmt.Errorf("endpoint web: %w", allocated), "endpoint web: Bind for 0.0.0.0:80 failed: port is already allocated"},
 		{fmt.Errorf("network x not found: %w", errdefs.ErrNotFound), "network x not found"},

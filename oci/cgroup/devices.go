@@ -376,10 +376,16 @@ func applyDevicesV1(dir string, d *deviceRules) error {
 func writeDevices(dir string, writes []deviceWrite) error {
 	// Most lines go into one of the two files, so that it is kept open.
 	fd, path := -1, ""
-	defer func() { unix.Close(fd) }()
+	defer func() {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}()
 	for _, w := range writes {
 		if p := dir + "/" + w.file; p != path {
-			unix.Close(fd)
+			if fd >= 0 {
+				unix.Close(fd)
+			}
 			path = p
 			var err error
 			if fd, err = open(path, unix.O_WRONLY); err != nil {

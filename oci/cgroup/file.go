@@ -89,10 +89,18 @@ func readFile(path string) ([]byte, error) {
 		case n == 0:
 			return buf, nil
 		default:
+			room := cap(buf) - len(buf)
 			buf = buf[:len(buf)+n]
+			if n < maxLine && room-n >= maxLine {
+				return buf, nil
+			}
 		}
 	}
 }
+
+// maxLine is longer than any line of a cgroup file. The kernel gives as many whole lines
+// as there is room for: where one more would have fitted, there is none.
+const maxLine = 1 << 10
 
 func readString(path string) (string, error) {
 	b, err := readFile(path)

@@ -68,6 +68,7 @@ func childMain(what string) {
 				b[i] = 1
 			}
 			hold = append(hold, b)
+			runtime.KeepAlive(hold)
 		}
 	case "spin":
 		fmt.Println("spinning")

@@ -299,7 +299,8 @@ func readHugetlb(r *reader, v2 bool) map[string]HugetlbStat {
 // pageSize turns "hugepages-2048kB" into "2MB".
 func pageSize(name string) (string, bool) {
 	s, ok := strings.CutPrefix(name, "hugepages-")
-	if s, ok = strings.CutSuffix(s, "kB"); !ok {
+	s, kb := strings.CutSuffix(s, "kB")
+	if !ok || !kb {
 		return "", false
 	}
 	n, err := strconv.ParseUint(s, 10, 64)

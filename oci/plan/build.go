@@ -64,7 +64,7 @@ func (b *builder) next(op Op, args []Arg) *Step {
 	*last = (*last)[:len(*last)+1]
 	b.n++
 	s := &(*last)[len(*last)-1]
-	s.Op, s.Do, s.Class, s.Args = op, b.words, b.class, b.keep(args)
+	s.Op, s.Do, s.Class, s.Args, s.From = op, b.words, b.class, b.keep(args), b.p.at
 	s.Fill, s.Expect, s.labels = NoSlot, -1, [2]label{-1, -1}
 	return s
 }
@@ -103,7 +103,6 @@ func (b *builder) call(c sysCall, args ...Arg) *Step {
 
 func (s *Step) into(slot Slot) *Step            { s.Fill = slot; return s }
 func (s *Step) accept(e ...unix.Errno) *Step    { s.Accept = append(s.Accept, e...); return s }
-func (s *Step) acceptAny() *Step                { s.Any = true; return s }
 func (s *Step) onFail(l label) *Step            { s.labels[1] = l; return s }
 func (s *Step) onOK(l label) *Step              { s.labels[0] = l; return s }
 func (s *Step) expect(n int64) *Step            { s.Expect = n; return s }
@@ -136,11 +135,6 @@ func (b *builder) fail(e unix.Errno) *Step {
 	s := b.next(Fail, nil)
 	s.Errno = e
 	return s
-}
-
-// skip goes to l unconditionally.
-func (b *builder) skip(l label) *Step {
-	return b.next(Branch, []Arg{num(0)}).onOK(l)
 }
 
 func (b *builder) label() label { b.labels = append(b.labels, -1); return label(len(b.labels) - 1) }

@@ -13,7 +13,6 @@ type sysCall struct {
 var (
 	sysOpenat2      = sysCall{unix.SYS_OPENAT2, "openat2"}
 	sysOpenat       = sysCall{unix.SYS_OPENAT, "openat"}
-	sysClose        = sysCall{unix.SYS_CLOSE, "close"}
 	sysCloseRange   = sysCall{unix.SYS_CLOSE_RANGE, "close_range"}
 	sysFsopen       = sysCall{unix.SYS_FSOPEN, "fsopen"}
 	sysFspick       = sysCall{unix.SYS_FSPICK, "fspick"}

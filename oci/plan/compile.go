@@ -73,6 +73,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	c.console()
 	c.enterCgroup()
 	if c.o.Hooks {
+		c.at("hooks")
 		c.meet(MsgMounted, "wait for the hooks")
 		c.p.HooksInSetup = true
 	}
@@ -173,6 +174,7 @@ func (c *compiler) namespaces() error {
 	slices.SortFunc(fresh, order)
 	slices.SortFunc(joined, order)
 	c.prologue()
+	c.at("linux.namespaces")
 	var late uint64
 	var ownTime bool
 	for _, n := range fresh {
@@ -193,6 +195,7 @@ func (c *compiler) namespaces() error {
 	refork := late&unix.CLONE_NEWPID != 0
 	b := c.child
 	for _, n := range joined {
+		c.atNamespace(n.Type)
 		h := c.host
 		h.do("open the %s namespace %s", n.Type, n.Path)
 		slot := h.slot("ns-" + n.Type)
@@ -212,6 +215,7 @@ func (c *compiler) namespaces() error {
 			c.becomeRoot()
 		}
 	}
+	c.at("linux.namespaces")
 	if late != 0 {
 		b.do("make namespaces")
 		b.call(sysUnshare, flags(late, cloneText(late)))
@@ -219,20 +223,25 @@ func (c *compiler) namespaces() error {
 	if refork {
 		c.refork()
 	}
+	c.own()
 	c.session()
 	if newUser {
+		c.at("linux.uidMappings")
 		c.p.IDMaps = true
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
 		c.becomeRoot()
 	}
 	if ownTime {
+		c.at("linux.timeOffsets")
 		c.makeTime()
 	}
+	c.own()
 	if c.f.Rootless {
 		b.do("hide from ptrace")
 		b.call(sysPrctl, flags(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), num(0), none, none, none)
 	}
 	if c.netns {
+		c.atNamespace("network")
 		sock := b.slot("socket")
 		b.do("bring loopback up")
 		b.call(sysSocket, flags(unix.AF_INET, "AF_INET"), flags(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|CLOEXEC"), none).into(sock)
@@ -328,6 +337,7 @@ func (c *compiler) rootfs() (err error) {
 	if c.rootPropagation, err = propagation(c.spec.Linux.RootfsPropagation); err != nil {
 		return err
 	}
+	c.at("root.path")
 	source := c.host
 	if c.f.Rootless {
 		source = c.child
@@ -397,6 +407,7 @@ func (c *compiler) rootfs() (err error) {
 		return nil
 	}
 	b := c.child
+	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
 	if p == unix.MS_UNBINDABLE {
@@ -409,6 +420,7 @@ func (c *compiler) rootfs() (err error) {
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	}
+	c.at("root.path")
 	b.do("attach the root file system")
 	over := NoSlot
 	for _, m := range layers {
@@ -500,6 +512,7 @@ func splitEscaped(s string) func(func(string) bool) {
 
 func (c *compiler) mounts() error {
 	for i, sm := range c.spec.Mounts {
+		c.at("mounts", i)
 		m, err := parseMount(sm)
 		if err != nil {
 			return err
@@ -542,12 +555,14 @@ func (c *compiler) enterCgroup() {
 		return
 	}
 	c.entered = true
+	defer c.back(c.at("linux.cgroupsPath"))
 	c.meet(0, "wait for the cgroup")
 	for i, name := range c.o.Doors {
 		b.do("enter the cgroup %s", name)
 		b.call(sysWrite, in(b.slot(fmt.Sprintf("door%d", i))), str("0"), num(1))
 	}
 	if c.cgroupns {
+		c.atNamespace("cgroup")
 		b.do("make the cgroup namespace")
 		b.call(sysUnshare, flags(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
 	}
@@ -556,6 +571,7 @@ func (c *compiler) enterCgroup() {
 // directories makes the working directory, which the specification lets be missing.
 func (c *compiler) directories() {
 	if p := c.spec.Process; p != nil && p.Cwd != "" && p.Cwd != "/" && defence.CheckedCwd {
+		c.at("process.cwd")
 		cwd := path.Clean(p.Cwd)
 		c.child.do("chdir to cwd (%q) set in config.json", p.Cwd)
 		first := c.child.n
@@ -570,6 +586,7 @@ func (c *compiler) directories() {
 // pivot makes the attached root the root of the process, and lets go of the host's.
 func (c *compiler) pivot() {
 	b := c.child
+	c.at("root.path")
 	b.do("enter the root file system")
 	b.call(sysFchdir, in(c.root))
 	if c.o.NoPivot || c.noMountns {
@@ -588,6 +605,7 @@ func (c *compiler) pivot() {
 func (c *compiler) propagate() {
 	if s := c.spec.Linux.RootfsPropagation; s != "" {
 		p := c.rootPropagation
+		c.at("linux.rootfsPropagation")
 		c.child.do("set the propagation of / to %s", s)
 		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
@@ -598,6 +616,7 @@ func (c *compiler) protect() {
 	b, l := c.child, c.spec.Linux
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
+			c.atMount(m)
 			b.do("make %s read-only", m.dest)
 			if c.noMountns {
 				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
@@ -611,11 +630,13 @@ func (c *compiler) protect() {
 		}
 	}
 	if c.spec.Root.Readonly {
+		c.at("root.readonly")
 		b.do("make / read-only")
 		b.setattr(c.root, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
 	target, copySlot := b.slot("target"), b.slot("copy")
-	for _, p := range l.ReadonlyPaths {
+	for i, p := range l.ReadonlyPaths {
+		c.at("linux.readonlyPaths", i)
 		skip := b.label()
 		b.do("make %s read-only", p)
 		dir, name := c.within(p)
@@ -632,6 +653,7 @@ func (c *compiler) protect() {
 	if c.f.Rootless {
 		h = b
 	}
+	c.at("linux.maskedPaths")
 	// The host's own /dev/null, and verified: never that of the image (CVE-2025-31133).
 	null, empty := h.slot("null"), h.slot("empty")
 	h.do("take /dev/null as a mask")
@@ -642,7 +664,8 @@ func (c *compiler) protect() {
 	b.do("mask paths")
 	b.set(b.slot("null-used"), num(0))
 	b.set(b.slot("empty-used"), num(0))
-	for _, p := range l.MaskedPaths {
+	for i, p := range l.MaskedPaths {
+		c.at("linux.maskedPaths", i)
 		skip, dir := b.label(), b.label()
 		b.do("mask %s", p)
 		at, name := c.within(p)
@@ -709,10 +732,12 @@ func (c *compiler) isDevice(b *builder, slot Slot, typ uint32, major, minor uint
 func (c *compiler) names() {
 	b := c.child
 	if n := c.spec.Hostname; n != "" {
+		c.at("hostname")
 		b.do("set the host name to %q", n)
 		b.call(sysSethostname, str(n), num(len(n)))
 	}
 	if n := c.spec.Domainname; n != "" {
+		c.at("domainname")
 		b.do("set the domain name to %q", n)
 		b.call(sysSetdomain, str(n), num(len(n)))
 	}
@@ -724,6 +749,7 @@ func (c *compiler) sysctls() error {
 		return nil
 	}
 	b := c.child
+	c.at("linux.sysctl")
 	proc := NoSlot
 	for _, m := range c.mounted {
 		if m.typ == "proc" && !m.bind && m.set&unix.MOUNT_ATTR_RDONLY == 0 {
@@ -744,6 +770,7 @@ func (c *compiler) sysctls() error {
 	file := b.slot("file")
 	for _, k := range keys {
 		v := c.spec.Linux.Sysctl[k]
+		c.atKey("linux.sysctl", k)
 		b.do("set sysctl %s=%s", k, v)
 		name := "sys/" + sysctlPath(k)
 		resolve := uint64(unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV | unix.RESOLVE_NO_MAGICLINKS)

@@ -87,7 +87,12 @@ func (c *compiler) devices() error {
 			}
 		}
 	}
-	for _, d := range all {
+	for i, d := range all {
+		if i < len(c.spec.Linux.Devices) {
+			c.at("linux.devices", i)
+		} else {
+			c.promised("default devices")
+		}
 		if dev != nil && dev.bind && strings.HasPrefix(d.path, "/dev/") {
 			continue
 		}
@@ -219,6 +224,7 @@ func (c *compiler) bindDevice(d device) error {
 // links makes the symbolic links of /dev that programs expect.
 func (c *compiler) links(dev *mount) {
 	b := c.child
+	c.promised("links in /dev")
 	b.do("make the links in /dev")
 	dir := b.slot("target")
 	if dev != nil && dev.fresh {
@@ -241,6 +247,7 @@ func (c *compiler) console() {
 	if c.spec.Process == nil || !c.spec.Process.Terminal {
 		return
 	}
+	c.at("process.terminal")
 	b := c.host
 	if c.f.Rootless {
 		b = c.child

@@ -88,6 +88,7 @@ func (c *compiler) execConsole(p *specs.Process) {
 	if !p.Terminal {
 		return
 	}
+	c.at("terminal")
 	b := c.child
 	master, tty := b.slot("master"), b.slot("tty")
 	b.do("open a terminal in the container's /dev/pts")

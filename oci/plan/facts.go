@@ -12,46 +12,48 @@ import (
 type Facts struct {
 	// Rootless: the runtime has no privileges on the host, so that the child does all
 	// mounts itself, inside its user namespace.
-	Rootless bool
-	AppArmor bool
-	SELinux  bool
+	Rootless bool `json:"rootless"`
+	AppArmor bool `json:"apparmor"`
+	SELinux  bool `json:"selinux"`
 	// LayerByLayer: overlay takes its layers one by one (Linux 6.7). Only looked at where
 	// it matters, see LongOptions.
-	LayerByLayer bool
+	LayerByLayer bool `json:"layerByLayer"`
 	// ProcOfOthers: procfs of a PID namespace can be mounted from outside (Linux 6.17). Only
 	// looked at where a PID namespace is joined.
-	ProcOfOthers bool
-	LastCap      int // highest capability that the kernel knows
+	ProcOfOthers bool `json:"procOfOthers"`
+	LastCap      int  `json:"lastCap"` // highest capability that the kernel knows
 	// Sources describes the sources of bind mounts by their absolute path.
-	Sources map[string]Source
+	Sources map[string]Source `json:"sources,omitempty"`
 	// Ignored are the signals which the runtime's process ignores.
-	Ignored []int
-	Cgroup  CgroupFacts
+	Ignored []int       `json:"ignoredSignals,omitempty"`
+	Cgroup  CgroupFacts `json:"cgroup"`
 	// Joined lists the types of namespaces of the target process that differ from the
 	// runtime's own (exec).
-	Joined []string
+	Joined []string `json:"joined,omitempty"`
+	// Kernel is the release, "6.1.0-13-amd64". Only explanations look at it.
+	Kernel string `json:"kernel,omitempty"`
 }
 
 // Source is what a path of the host is.
 type Source struct {
-	Exists bool
-	Dir    bool
-	Procfs bool // on a proc file system
+	Exists bool `json:"exists"`
+	Dir    bool `json:"dir"`
+	Procfs bool `json:"procfs"` // on a proc file system
 }
 
 // CgroupFacts tells how the container sees its cgroups.
 type CgroupFacts struct {
-	V2          bool // one unified hierarchy
-	Hierarchies []Hierarchy
+	V2          bool        `json:"v2"` // one unified hierarchy
+	Hierarchies []Hierarchy `json:"hierarchies"`
 }
 
 // Hierarchy is one mounted cgroup hierarchy.
 type Hierarchy struct {
-	Name       string   // of the directory below /sys/fs/cgroup
-	Mountpoint string   // on the host
-	Dir        string   // the container's directory on the host
-	Options    []string // mount options that select it (v1)
-	V2         bool
+	Name       string   `json:"name"`              // of the directory below /sys/fs/cgroup
+	Mountpoint string   `json:"mountpoint"`        // on the host
+	Dir        string   `json:"dir,omitempty"`     // the container's directory on the host
+	Options    []string `json:"options,omitempty"` // mount options that select it (v1)
+	V2         bool     `json:"v2"`
 }
 
 // Options is what the caller of the runtime asks for beside the configuration.

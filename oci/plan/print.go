@@ -3,8 +3,8 @@
 package plan
 
 import (
-	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -74,12 +74,13 @@ func (p *Plan) section(b *strings.Builder, steps []Step, base int) {
 			fmt.Fprintf(b, "%s\n", do)
 			last = do
 		}
-		fmt.Fprintf(b, "%4d %s\n", base+i+1, p.line(s, i, base))
+		fmt.Fprintf(b, "%4d %s\n", base+i+1, p.line(s, i, func(i int) string { return strconv.Itoa(base + i + 1) }))
 	}
 }
 
-// line prints one step: "openat2(root, "proc", {...}, 24) -> target, ENOENT: 17".
-func (p *Plan) line(s *Step, i, base int) string {
+// line prints one step: "openat2(root, "proc", {...}, 24) -> target; ENOENT: 17". target
+// names the step of an index.
+func (p *Plan) line(s *Step, i int, target func(int) string) string {
 	var b strings.Builder
 	switch s.Op {
 	case Call:
@@ -98,9 +99,9 @@ func (p *Plan) line(s *Step, i, base int) string {
 		fmt.Fprintf(&b, "set %s = %s", p.slotName(s.Fill), p.arg(s.Args[0]))
 	case Branch:
 		if s.Args[0].Kind == ArgInt {
-			fmt.Fprintf(&b, "go to %d", base+s.OnOK+1)
+			fmt.Fprintf(&b, "go to %s", target(s.OnOK))
 		} else {
-			fmt.Fprintf(&b, "if %s != 0 go to %d", p.arg(s.Args[0]), base+s.OnFail+1)
+			fmt.Fprintf(&b, "if %s != 0 go to %s", p.arg(s.Args[0]), target(s.OnFail))
 		}
 	case Fail:
 		fmt.Fprintf(&b, "fail %s", errnoName(s.Errno))
@@ -119,10 +120,10 @@ func (p *Plan) line(s *Step, i, base int) string {
 		why = append(why, errnoName(e))
 	}
 	if len(why) > 0 {
-		fmt.Fprintf(&b, "; %s: %d", strings.Join(why, ", "), base+s.OnFail+1)
+		fmt.Fprintf(&b, "; %s: %s", strings.Join(why, ", "), target(s.OnFail))
 	}
 	if s.OnOK != i+1 && s.Op != Branch && s.Op != Fail {
-		fmt.Fprintf(&b, "; then %d", base+s.OnOK+1)
+		fmt.Fprintf(&b, "; then %s", target(s.OnOK))
 	}
 	return b.String()
 }
@@ -169,60 +170,6 @@ func (p *Plan) arg(a Arg) string {
 		return a.Str
 	}
 	return fmt.Sprint(a.Int)
-}
-
-// jsonStep is a step in the JSON form of a plan.
-type jsonStep struct {
-	Step   int      `json:"step"`
-	Do     string   `json:"do"`
-	By     string   `json:"by"` // runtime, container
-	Op     string   `json:"op"`
-	Call   string   `json:"syscall,omitempty"`
-	Args   []string `json:"args,omitempty"`
-	Into   string   `json:"into,omitempty"`
-	Accept []string `json:"accept,omitempty"`
-	OnFail int      `json:"onAccepted,omitempty"`
-	Next   int      `json:"next,omitempty"`
-}
-
-// MarshalJSON gives the plan for programs. Step numbers count from 1, as in errors.
-func (p *Plan) MarshalJSON() ([]byte, error) {
-	out := struct {
-		Steps    []jsonStep `json:"steps"`
-		Clone    string     `json:"clone"`
-		Hold     bool       `json:"waitsForStart"`
-		Terminal bool       `json:"terminal"`
-		Filter   int        `json:"loaderSeccompInstructions,omitempty"`
-		Warnings []string   `json:"warnings,omitempty"`
-	}{Clone: p.cloneText(), Hold: p.Hold, Terminal: p.Terminal, Filter: len(p.Filter.Program), Warnings: p.Warnings}
-	add := func(steps []Step, base int, by string) {
-		for i := range steps {
-			s := &steps[i]
-			j := jsonStep{Step: base + i + 1, Do: s.Do.String(), By: by, Op: opNames[s.Op], Call: s.Name}
-			for _, a := range s.Args {
-				j.Args = append(j.Args, p.arg(a))
-			}
-			if s.Fill >= 0 {
-				j.Into = p.slotName(s.Fill)
-			}
-			for _, e := range s.Accept {
-				j.Accept = append(j.Accept, errnoName(e))
-			}
-			if s.Any {
-				j.Accept = append(j.Accept, "*")
-			}
-			if len(j.Accept) > 0 || s.Op == Branch {
-				j.OnFail = base + s.OnFail + 1
-			}
-			if s.OnOK != i+1 {
-				j.Next = base + s.OnOK + 1
-			}
-			out.Steps = append(out.Steps, j)
-		}
-	}
-	add(p.Host, 0, "runtime")
-	add(p.Program, len(p.Host), "container")
-	return json.Marshal(out)
 }
 
 func errnoName(e unix.Errno) string {

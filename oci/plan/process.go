@@ -66,6 +66,7 @@ func (c *compiler) process(p *specs.Process) error {
 		return errors.New("process.args: nothing to run")
 	}
 	b := c.child
+	c.own()
 	if !c.o.NoNewKeyring {
 		b.do("join a new session keyring")
 		b.call(sysKeyctl, flags(unix.KEYCTL_JOIN_SESSION_KEYRING, "JOIN_SESSION_KEYRING"), str("_ses."+c.o.ID)).
@@ -80,24 +81,30 @@ func (c *compiler) process(p *specs.Process) error {
 	c.p.OOMScoreAdj = p.OOMScoreAdj
 	c.labels(p)
 	if p.NoNewPrivileges {
+		c.at("process.noNewPrivileges")
 		b.do("set no_new_privs")
 		b.call(sysPrctl, flags(unix.PR_SET_NO_NEW_PRIVS, "PR_SET_NO_NEW_PRIVS"), num(1), none, none, none)
 	}
 	again := c.chdir(p, true)
 	caps := c.user(p)
 	c.chdirAgain(p, again)
+	c.at("process.args", 0)
 	path := c.lookup(p)
+	c.own()
 	c.handOn()
 	if err := c.rlimits(p); err != nil {
 		return err
 	}
+	c.at("process.user.umask")
 	b.do("set the umask")
 	mask := uint32(0o022)
 	if p.User.Umask != nil {
 		mask = *p.User.Umask & 0o777
 	}
 	b.call(sysUmask, flags(uint64(mask), fmt.Sprintf("%#o", mask)))
+	c.at("linux.seccomp")
 	c.filter(p, caps)
+	c.at("process.args")
 	b.do("exec %q", p.Args[0])
 	c.exec(p.Args, p.Env, path)
 	return nil
@@ -179,10 +186,12 @@ func (c *compiler) labels(p *specs.Process) {
 		b.call(sysWrite, in(file), str(value), num(len(value))).expect(int64(len(value)))
 	}
 	if apparmor {
+		c.at("process.apparmorProfile")
 		b.do("set AppArmor profile %q", p.ApparmorProfile)
 		write("exec "+p.ApparmorProfile, "thread-self/attr/apparmor/exec", "thread-self/attr/exec")
 	}
 	if selinux {
+		c.at("process.selinuxLabel")
 		b.do("set SELinux label %q", p.SelinuxLabel)
 		write(p.SelinuxLabel, "thread-self/attr/exec")
 	}
@@ -202,6 +211,7 @@ func (c *compiler) lsm(enabled bool, what, label string) bool {
 // system; the slot that it gives is then set, and the user tries again.
 func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 	b := c.child
+	c.at("process.cwd")
 	b.do("chdir to cwd (%q)", p.Cwd)
 	text := fmt.Sprintf("chdir to cwd (%q) set in config.json failed: %%e", p.Cwd)
 	dir, failed := b.slot("cwd"), b.slot("cwd-failed")
@@ -227,6 +237,7 @@ func (c *compiler) chdir(p *specs.Process, first bool) Slot {
 func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 	b := c.child
 	again, done := b.label(), b.label()
+	c.at("process.cwd")
 	b.do("chdir to cwd (%q)", p.Cwd)
 	b.next(Branch, []Arg{in(failed)}).onOK(done).onFail(again)
 	b.here(again)
@@ -236,6 +247,7 @@ func (c *compiler) chdirAgain(p *specs.Process, failed Slot) {
 		return
 	}
 	// A directory outside the root has no path: getcwd(2) gives "(unreachable)".
+	c.own()
 	b.do("check that cwd is inside the container")
 	buf, inside := b.buffer(), b.label()
 	text := "current working directory is outside of container mount namespace root -- possible container breakout detected: %e"
@@ -264,6 +276,7 @@ func (c *compiler) user(p *specs.Process) capSets {
 		bounding, ambient = set(k.Bounding), set(k.Ambient)
 		caps = capSets{set(k.Effective), set(k.Permitted), set(k.Inheritable)}
 	}
+	c.at("process.capabilities.bounding")
 	b.do("limit the bounding set")
 	for i := range c.f.LastCap + 1 {
 		if bounding&(1<<i) == 0 {
@@ -274,6 +287,7 @@ func (c *compiler) user(p *specs.Process) capSets {
 			b.call(sysPrctl, flags(unix.PR_CAPBSET_DROP, "PR_CAPBSET_DROP"), flags(uint64(i), name), none, none, none)
 		}
 	}
+	c.at("process.user")
 	b.do("become user %d, group %d", p.User.UID, p.User.GID)
 	b.call(sysPrctl, flags(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), num(1), none, none, none)
 	groups := p.User.AdditionalGids
@@ -286,6 +300,7 @@ func (c *compiler) user(p *specs.Process) capSets {
 	b.call(sysSetresgid, gid, gid, gid)
 	b.call(sysSetresuid, uid, uid, uid)
 	b.call(sysPrctl, flags(unix.PR_SET_KEEPCAPS, "PR_SET_KEEPCAPS"), num(0), none, none, none)
+	c.at("process.capabilities")
 	b.do("set capabilities")
 	now := caps
 	if c.filterNeedsAdmin(p) {
@@ -446,7 +461,8 @@ func (c *compiler) handOn() {
 
 func (c *compiler) rlimits(p *specs.Process) error {
 	b := c.child
-	for _, r := range p.Rlimits {
+	for i, r := range p.Rlimits {
+		c.at("process.rlimits", i)
 		n, ok := rlimits[r.Type]
 		if !ok {
 			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)

@@ -25,6 +25,7 @@ func (c *compiler) schedule(p *specs.Process) error {
 		if io.Priority < 0 || io.Priority > 7 {
 			return fmt.Errorf("process.ioPriority: priority %d is not within 0 and 7", io.Priority)
 		}
+		c.at("process.ioPriority")
 		c.child.do("set the I/O priority to %s/%d", io.Class, io.Priority)
 		c.child.call(sysIoprioSet, num(1), num(0), num(class<<13|uint64(io.Priority)))
 	}
@@ -40,6 +41,7 @@ func (c *compiler) schedule(p *specs.Process) error {
 		if len(l.Personality.Flags) > 0 {
 			return fmt.Errorf("linux.personality: unknown flag %q", l.Personality.Flags[0])
 		}
+		c.at("linux.personality")
 		c.child.do("set the personality to %s", l.Personality.Domain)
 		c.child.call(sysPersonality, num(domain))
 	}
@@ -98,6 +100,7 @@ func (c *compiler) scheduler(s *specs.Scheduler) error {
 		c.p.Scheduler, c.p.SchedulerName = attr, string(s.Policy)
 		return nil
 	}
+	c.at("process.scheduler")
 	c.child.do("set the scheduler to %s", s.Policy)
 	c.child.call(sysSchedSetattr, num(0), data(attr, fmt.Sprintf("{%s nice=%d priority=%d}", s.Policy, s.Nice, s.Priority)), num(0))
 	return nil
@@ -166,6 +169,7 @@ func (c *compiler) memoryPolicy(m *specs.LinuxMemoryPolicy) error {
 			return fmt.Errorf("linux.memoryPolicy: %s needs nodes", m.Mode)
 		}
 	}
+	c.at("linux.memoryPolicy")
 	c.child.do("set the memory policy to %s %s", m.Mode, m.Nodes)
 	if !some {
 		c.child.call(sysMempolicy, flags(mode, text), none, none)
@@ -191,6 +195,7 @@ func (c *compiler) affinity(a *specs.CPUAffinity) error {
 		return fmt.Errorf("process.execCPUAffinity.final: %w", err)
 	}
 	if len(final) > 0 {
+		c.at("process.execCPUAffinity.final")
 		c.child.do("run on the CPUs %s", a.Final)
 		c.child.call(sysAffinity, num(0), num(len(final)), data(final, "{"+a.Final+"}"))
 	}

@@ -121,6 +121,7 @@ type Step struct {
 	Errno  unix.Errno   // Check, Fail: the failure
 	Text   string       // replaces "Do: errno" in the error; "%e" at its end stands for the errno
 	Class  ErrClass     // class of the failure
+	From   OriginRef    // what asked for it
 	labels [2]label     // OnOK and OnFail before they are resolved
 }
 
@@ -199,6 +200,8 @@ type Plan struct {
 	CopyUps []CopyUp
 
 	Warnings []string
+	origins  []Origin
+	at       OriginRef // of the steps that are being made
 }
 
 // Overlay asks for an overlay, as a detached mount in Slot. Names and options are in the

@@ -20,7 +20,7 @@ import (
 // data is struct seccomp_data.
 type data struct {
 	nr, arch uint32
-	ip       uint64
+	_        uint64 // the instruction pointer
 	args     [6]uint64
 }
 

@@ -1,42 +1,127 @@
 #!/bin/bash
 # Compares hako-oci with the installed runc and crun: `run` of a static program that does
-# nothing, with the default specification. Makes the bundle itself, prints ratios of the
-# minimum and the mean. Usage: oci.sh PATH_OF_HAKO_OCI [RUNS] (root, hyperfine, jq, a C
-# compiler or busybox-static).
+# nothing, and `exec` of it in a running container, with the default specification. Prints
+# wall and CPU times and their ratios to each peer.
+# Usage: oci.sh [PATH_OF_HAKO_OCI [RUNS]] (root, hyperfine, jq, a C compiler or busybox-static).
 #
-# crun wants ociVersion 1.0.2, and every controller that the kernel has in a v1
-# hierarchy: a missing hugetlb is mounted, in a mount namespace of our own.
+# crun wants ociVersion 1.0.2 and, where the machine has cgroup v1, every controller in a v1
+# hierarchy: a missing hugetlb is taken from cgroup v2 and mounted, in a mount namespace of
+# our own, and given back afterwards. While it is away nobody can limit huge pages on v2.
 set -eu
-oci=$(realpath "${1:?usage: oci.sh HAKO_OCI [RUNS]}")
-runs=${2:-60}
+root=$(cd "$(dirname "$0")/../.." && pwd)
+oci=$(realpath "${1:-$root/bin/hako-oci}")
+runs=${2:-100}
 if [ "${HAKO_BENCH_NS:-}" = "" ]; then exec env HAKO_BENCH_NS=1 unshare -m "$0" "$oci" "$runs"; fi
 w=$(mktemp -d)
+cg=/sys/fs/cgroup
+v2=$cg/unified
+taken=()   # v2 cgroups that had handed the controller down
 mounted=
-cleanup() { [ -z "$mounted" ] || { umount "$mounted"; rmdir "$mounted"; }; cd /; rm -rf "$w"; }
+
+hugetlb_v1() {
+	[ -d $cg/memory ] && [ -d $v2 ] && ! grep -q ' cgroup .*hugetlb' /proc/mounts || return 0
+	local d
+	while read -r d; do
+		grep -qw hugetlb "$d/cgroup.subtree_control" 2>/dev/null && echo -hugetlb >"$d/cgroup.subtree_control" && taken=("$d" "${taken[@]}")
+	done < <(find $v2 -type d -printf '%d %p\n' | sort -rn | cut -d' ' -f2-)
+	mkdir -p $cg/hugetlb
+	for _ in $(seq 20); do
+		mount -t cgroup -o hugetlb hugetlb $cg/hugetlb 2>/dev/null && mounted=1 && return 0
+		sleep 0.3 # until the kernel has let go of removed cgroups
+	done
+	echo "bench: no v1 hierarchy for hugetlb: another process uses it on cgroup v2, so crun may not run" >&2
+}
+
+hugetlb_back() {
+	local d
+	if [ "$mounted" ]; then
+		for _ in $(seq 20); do
+			find $cg/hugetlb -mindepth 1 -depth -type d -name 'bench-*' -exec rmdir {} + 2>/dev/null || true
+			umount $cg/hugetlb || true
+			sleep 0.5
+			grep -q hugetlb /proc/self/cgroup || break
+			# Removed cgroups keep a hierarchy alive for a moment, and then for ever, unless
+			# it is mounted and unmounted once more.
+			mount -t cgroup -o hugetlb hugetlb $cg/hugetlb || break
+		done
+		if grep -q hugetlb /proc/self/cgroup; then echo "bench: the v1 hierarchy hugetlb is left behind: something else uses it" >&2; fi
+	fi
+	for d in "${taken[@]}"; do echo +hugetlb >"$d/cgroup.subtree_control" 2>/dev/null || true; done
+}
+
+cleanup() {
+	set +e
+	for rt in hako crun runc; do
+		[ -f "$w/$rt.running" ] && "$(cat "$w/$rt.running")" --root "$w/$rt" delete --force "bench-x$rt" >/dev/null 2>&1
+	done
+	hugetlb_back
+	cd /
+	rm -rf "$w"
+}
 trap cleanup EXIT
-if [ -d /sys/fs/cgroup/memory ] && [ ! -d /sys/fs/cgroup/hugetlb ] && mkdir /sys/fs/cgroup/hugetlb; then
-	if mount -t cgroup -o hugetlb cgroup /sys/fs/cgroup/hugetlb 2>/dev/null; then mounted=/sys/fs/cgroup/hugetlb
-	else rmdir /sys/fs/cgroup/hugetlb; fi
+trap 'exit 1' INT TERM
+hugetlb_v1
+
+mkdir -p "$w/rootfs/bin" "$w/sleeper"
+if command -v cc >/dev/null; then
+	echo 'int main(void){return 0;}' | cc -static -O2 -x c -o "$w/rootfs/bin/true" -
+	printf '#include <unistd.h>\nint main(void){for(;;)pause();}' | cc -static -O2 -x c -o "$w/rootfs/bin/pause" -
+	pause='["/bin/pause"]'
+else
+	cp "$(command -v busybox)" "$w/rootfs/bin/true"
+	pause='["/bin/true","sleep","100000"]'
+	cp "$w/rootfs/bin/true" "$w/rootfs/bin/busybox"
+	pause=${pause/true/busybox}
 fi
-mkdir -p "$w/rootfs/bin"
-if command -v cc >/dev/null; then echo 'int main(void){return 0;}' | cc -static -O2 -x c -o "$w/rootfs/bin/true" -
-else cp "$(command -v busybox)" "$w/rootfs/bin/true"; fi
 cd "$w"
 "$oci" spec
 jq '.ociVersion="1.0.2" | .process.args=["/bin/true"] | .process.terminal=false' config.json >c && mv c config.json
-commands=("$oci run bench-hako"); names=(hako-oci)
-for rt in crun runc; do
-	command -v $rt >/dev/null || continue
-	if $rt run bench-probe >/dev/null 2>"$w/err"; then commands+=("$rt run bench-$rt"); names+=($rt)
-	else echo "$rt does not run here: $(head -c 200 "$w/err")"; fi
+jq --argjson a "$pause" --arg r "$w/rootfs" '.process.args=$a | .root.path=$r' config.json >sleeper/config.json
+
+# compare TITLE NAME COMMAND ...: several short series, one command after the other in
+# turn, so that all meet the same noise.
+compare() {
+	local title=$1 names=() commands=() i
+	shift
+	while [ $# -gt 0 ]; do names+=("$1"); commands+=("$2"); shift 2; done
+	for i in 1 2 3 4 5; do
+		hyperfine -N --style none --warmup 3 --runs $((runs / 5)) --export-json "$w/r$i" "${commands[@]}" >/dev/null 2>&1
+	done
+	echo "$title"
+	jq -s -r --arg names "${names[*]}" '
+		def r: . * 100 | round / 100;
+		def med: sort | .[length / 2 | floor];
+		($names | split(" ")) as $n
+		| [range($n | length) as $i | {name: $n[$i], t: [.[].results[$i].times[]], cpu: [.[].results[$i] | .user + .system]}]
+		| .[0] as $h | .[]
+		| "  \(.name): min \((.t | min) * 1e3 | r) ms, median \((.t | med) * 1e3 | r) ms, CPU \((.cpu | med) * 1e3 | r) ms"
+			+ if .name == $h.name then "" else "; hako-oci takes \(($h.t | min) / (.t | min) | r) x min, \(($h.t | med) / (.t | med) | r) x median, \(($h.cpu | med) / (.cpu | med) | r) x CPU" end' "$w"/r?
+	rm -f "$w"/r?
+}
+
+run=(hako-oci "$oci --root $w/hako run bench-hako")
+exe=()
+for rt in hako crun runc; do
+	bin=$rt
+	[ $rt = hako ] && bin=$oci
+	command -v "$bin" >/dev/null || { echo "bench: $rt is not installed" >&2; continue; }
+	if ! "$bin" --root "$w/$rt" run bench-probe >/dev/null 2>"$w/err"; then
+		echo "bench: $rt does not run here: $(head -c 200 "$w/err")" >&2
+		continue
+	fi
+	[ $rt = hako ] || run+=("$rt" "$rt --root $w/$rt run bench-$rt")
+	if "$bin" --root "$w/$rt" run -d --bundle "$w/sleeper" "bench-x$rt" </dev/null >/dev/null 2>"$w/err"; then
+		echo "$bin" >"$w/$rt.running"
+		exe+=("${rt/hako/hako-oci}" "$bin --root $w/$rt exec bench-x$rt /bin/true")
+	fi
 done
-# Several short series, one runtime after the other, so that all meet the same noise.
-for i in 1 2 3 4; do
-	hyperfine -N --style none --warmup 3 --runs $((runs / 4)) --export-json "$w/r$i" "${commands[@]}" >/dev/null 2>&1
-done
-jq -s -r --arg names "${names[*]}" '
-	($names | split(" ")) as $n
-	| [range($n | length) as $i | {name: $n[$i], t: [.[].results[$i].times[]], cpu: ([.[].results[$i] | .user + .system] | add / length)}]
-	| . as $all | ($all[0].t | add / length) as $mean | ($all[0].t | min) as $min | ($all[0].t | sort | .[length / 2 | floor]) as $med
-	| $all[] | (.t | add / length) as $m | (.t | sort | .[length / 2 | floor]) as $d
-	| "\(.name): min \((.t | min) * 1e5 | round / 100) ms, median \($d * 1e5 | round / 100) ms, mean \($m * 1e5 | round / 100) ms, CPU \(.cpu * 1e5 | round / 100) ms; hako-oci takes \($min / (.t | min) * 100 | round / 100) x min, \($med / $d * 100 | round / 100) x median, \($mean / $m * 100 | round / 100) x mean"' "$w"/r?
+compare "run of a static program, default specification:" "${run[@]}"
+compare "exec of it in a running container:" "${exe[@]}"
+if command -v strace >/dev/null; then
+	echo "system calls of one run, with all threads and children:"
+	for ((i = 0; i < ${#run[@]}; i += 2)); do
+		read -ra command <<<"${run[i + 1]}"
+		strace -f -c -o "$w/calls" "${command[@]}" >/dev/null
+		echo "  ${run[i]}: $(awk '/ total$/ {print $4}' "$w/calls"), without waiting in the Go runtime (futex, nanosleep, sched_yield): $(awk '$NF ~ /^(futex|nanosleep|sched_yield|clock_nanosleep)$/ {n += $4} / total$/ {t = $4} END {print t - n}' "$w/calls")"
+	done
+fi

@@ -14,12 +14,12 @@ rounds=${1:-3}
 dir=${BENCH_DIR:-$(mktemp -d "${TMPDIR:-/tmp}/hako-bench.XXXXXX")}
 mkdir -p "$dir"
 image=${BENCH_IMAGE:-$dir/image}
-registry_pid= containerd_pid=
+registry_pid="" containerd_pid=""
 stop() { if [ -n "$1" ]; then kill "$1" 2>/dev/null || true; wait "$1" 2>/dev/null || true; fi; }
 cleanup() {
 	stop "$containerd_pid"
 	stop "$registry_pid"
-	rm -rf "$dir/hako" "$dir/containerd" "$dir/podman" "$dir/bin"
+	rm -rf "${dir:?}/hako" "$dir/containerd" "$dir/podman" "${dir:?}/bin"
 	[ -n "${BENCH_DIR:-}" ] || rm -rf "$dir"
 }
 trap cleanup EXIT

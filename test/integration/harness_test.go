@@ -80,16 +80,15 @@ var nodes atomic.Int32
 
 // node is one daemon.
 type node struct {
-	dir, socket   string
-	bridge        string
-	subnet        string
-	flags         []string
-	log           *os.File
-	cmd           *exec.Cmd
-	exited        chan error
-	client        *http.Client
-	before        census
-	registryHosts []string
+	dir, socket string
+	bridge      string
+	subnet      string
+	flags       []string
+	log         *os.File
+	cmd         *exec.Cmd
+	exited      chan error
+	client      *http.Client
+	before      census
 }
 
 var sharedNode struct {

@@ -262,11 +262,7 @@ func TestPublishedPorts(t *testing.T) {
 	n.docker(t, "run", "-d", "--name", name, "-p", "8080", "-p", "127.0.0.1::8081/udp", "--expose", "9", testImage, "helper", "serve", "8080", "hello from inside")
 	port := n.docker(t, "inspect", "-f", `{{(index (index .NetworkSettings.Ports "8080/tcp") 0).HostPort}}`, name)
 	ip := n.docker(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", name)
-	var hosts []string
 	for _, host := range []string{"127.0.0.1:" + port, "localhost:" + port, ip + ":8080", gateway(n) + ":" + port} {
-		hosts = append(hosts, host)
-	}
-	for _, host := range hosts {
 		eventually(t, "an answer on "+host, func() bool { return fetch(host) == "hello from inside" })
 	}
 	// From another container, by the host's address.

@@ -408,8 +408,8 @@ func (b *bundle) start(e engine, verb ...string) (pid int, out output) {
 }
 
 func (b *bundle) remove(e engine) {
-	if len(e.command) > 0 {
-		b.do(e, "delete", "--force", b.id)
+	if out := b.do(e, "delete", "--force", b.id); out.err != nil && !strings.Contains(out.text, "exist") && !strings.Contains(out.text, "No such file") {
+		b.t.Errorf("%s: delete: %v %s", e.name, out.err, out.text)
 	}
 }
 

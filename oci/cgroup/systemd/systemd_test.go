@@ -180,7 +180,7 @@ func value(d *decoder, sig string) (text, rest string) {
 		end := d.i + n
 		var parts []string
 		for d.i < end && !d.bad {
-			text, rest = value(d, sig[1:])
+			text, _ = value(d, sig[1:])
 			parts = append(parts, text)
 		}
 		return "[" + strings.Join(parts, ",") + "]", skip(sig[1:])

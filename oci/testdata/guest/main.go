@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -17,6 +18,10 @@ import (
 	"time"
 	"unsafe"
 )
+
+// What a thread has of its own (scheduling policy, memory policy) is that of the first
+// one: others may begin with less (SCHED_RESET_ON_FORK).
+func init() { runtime.LockOSThread() }
 
 func main() {
 	args := os.Args[1:]

@@ -1,0 +1,96 @@
+//go:build linux && (amd64 || arm64)
+
+package oci
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/longoverlay"
+	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/cgroup/systemd"
+	"github.com/hako-engine/hako/oci/plan"
+)
+
+// Plan explains what Create would do, and does nothing. change, if not nil, is given what
+// is known of this machine, and makes of it what another one is like; the directory of a
+// cgroup follows from its mount point.
+func (r *Runtime) Plan(id string, o CreateOptions, change func(*plan.Facts) error) (*plan.Explanation, error) {
+	k, facts, err := r.facts(id, o, change)
+	if err != nil {
+		return nil, err
+	}
+	p, err := k.compileFor(id, facts)
+	if err != nil {
+		return nil, err
+	}
+	raw := k.raw
+	if o.Spec != nil {
+		raw = o.Raw // what was made of the specification has no lines
+	}
+	return plan.Explain(p, k.spec, facts, raw), nil
+}
+
+// Facts gives what compiling the plan of a container needs to know of this machine, or of
+// one that change makes of it.
+func (r *Runtime) Facts(id string, o CreateOptions, change func(*plan.Facts) error) (plan.Facts, error) {
+	_, f, err := r.facts(id, o, change)
+	return f, err
+}
+
+func (r *Runtime) facts(id string, o CreateOptions, change func(*plan.Facts) error) (*creation, plan.Facts, error) {
+	if err := CheckID(id); err != nil {
+		return nil, plan.Facts{}, err
+	}
+	k := &creation{r: r, o: o}
+	if err := k.readSpec(); err != nil {
+		return nil, plan.Facts{}, err
+	}
+	var err error
+	if k.layout, err = cgroup.Detect(); err != nil {
+		return nil, plan.Facts{}, err
+	}
+	path := k.spec.Linux.CgroupsPath
+	if r.CgroupDriver == "systemd" {
+		u, err := systemd.Parse(path, id, os.Geteuid() != 0)
+		if err != nil {
+			return nil, plan.Facts{}, err
+		}
+		path = u.Path("")
+	}
+	if path == "" {
+		path = "/" + id
+	}
+	k.c = &Container{r: r, state: state{ID: id, Cgroups: map[string]string{}}}
+	for _, h := range k.layout.Hierarchies {
+		dir := filepath.Join(h.Mount, filepath.Clean("/"+path))
+		if h.V2 {
+			k.c.state.Cgroups[""] = dir
+			continue
+		}
+		for _, name := range h.Controllers {
+			k.c.state.Cgroups[name] = dir
+		}
+	}
+	f := probe(k.spec, k.o.Bundle, k.layout, k.c.state.Cgroups)
+	// A creation looks only at what its configuration needs. Here it is for people, and
+	// for other configurations too.
+	probeLabels(&f, &specs.Process{ApparmorProfile: "any", SelinuxLabel: "any"})
+	f.LayerByLayer, f.ProcOfOthers = longoverlay.LayerByLayer(), procOfOthers()
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, f, fmt.Errorf("read the kernel's release: %w", err)
+	}
+	f.Kernel = unix.ByteSliceToString(uts.Release[:])
+	if change != nil {
+		if err := change(&f); err != nil {
+			return nil, f, err
+		}
+		f.Cgroup.Locate(path)
+	}
+	return k, f, nil
+}
