@@ -101,6 +101,7 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 		return nil, err
 	}
 	if err := r.accompany(); err != nil {
+		r.findClone()
 		r.proc.Kill()
 		return nil, err
 	}
@@ -474,6 +475,7 @@ func (r *runner) peek() error {
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
 	early := false
+	var failure error // of a clone that is still to be named
 	for {
 		if r.listener != nil {
 			if err := r.await(); err != nil {
@@ -494,6 +496,9 @@ func (r *runner) expect(want int32) error {
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
 		}
+		if n == 0 && failure != nil {
+			return failure
+		}
 		if n == 0 {
 			if want == 0 {
 				return nil
@@ -510,8 +515,8 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || want == word {
-				return err
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || failure != nil || want == word {
+				return errors.Join(failure, err)
 			}
 			if err := r.handOn(); err != nil {
 				return err
@@ -523,16 +528,52 @@ func (r *runner) expect(want int32) error {
 			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
-		case want != 0 && word == want && !r.taken && (r.p.Refork || r.p.LoaderForks):
+		case want != 0 && word == want && r.forking():
 			// The process that the child has cloned was quicker than the child, whose word is
 			// still to come: who it is.
 			early = true
 		case want != 0 && word == want:
 			return nil
-		case word >= 0:
-			return r.stepError(r.p.Program, int(word), len(r.p.Host), uintptr(arg))
 		default:
-			return LoaderError(r.p, word, unix.Errno(arg))
+			if word >= 0 {
+				failure = r.stepError(r.p.Program, int(word), len(r.p.Host), uintptr(arg))
+			} else {
+				failure = LoaderError(r.p, word, unix.Errno(arg))
+			}
+			// A clone that was quicker than the child has to be known, so that it is reaped.
+			if !r.forking() || sender(oob[:oobn]) == r.proc.Pid {
+				return failure
+			}
+		}
+	}
+}
+
+// forking: the child clones once more, and has not named the clone so far.
+func (r *runner) forking() bool { return !r.taken && (r.p.Refork || r.p.LoaderForks) }
+
+// findClone ends a child that clones, and learns whom it has cloned: an unreaped process
+// would keep the container's PID namespace from ending.
+func (r *runner) findClone() {
+	if !r.forking() {
+		return
+	}
+	unix.Kill(r.proc.Pid, unix.SIGKILL)
+	for unix.Waitid(unix.P_PID, r.proc.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	for r.forking() {
+		var b [8]byte
+		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
+		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		if err == unix.EINTR || err == unix.ECONNRESET {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		if word, pid := *(*int32)(unsafe.Pointer(&b[0])), *(*int32)(unsafe.Pointer(&b[4])); n == 8 && word == plan.MsgPid {
+			if r.takePid(int(pid), sender(oob[:oobn])) != nil {
+				return
+			}
 		}
 	}
 }
