@@ -361,7 +361,7 @@ func (k *creation) place(pid int, p *plan.Plan) error {
 		}
 	}
 	if k.cg != nil {
-		if err := k.cg.Apply(withDevices(k.spec.Linux.Resources)); err != nil {
+		if err := k.cg.Apply(k.resources()); err != nil {
 			return err
 		}
 	}
@@ -379,6 +379,21 @@ func (k *creation) place(pid int, p *plan.Plan) error {
 		}
 	}
 	return raiseLimits(pid, p.Rlimits)
+}
+
+// resources are those of the specification, with rules for devices if they can be: a
+// plain user may load no filter, and cannot make devices either.
+func (k *creation) resources() *specs.LinuxResources {
+	r := k.spec.Linux.Resources
+	if os.Geteuid() == 0 {
+		return withDevices(r)
+	}
+	if r == nil {
+		return nil
+	}
+	out := *r
+	out.Devices = nil
+	return &out
 }
 
 // withDevices adds the devices that every container may use. What no rule allows is

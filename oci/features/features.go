@@ -10,6 +10,7 @@ package features
 import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
+	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
 	"github.com/hako-engine/hako/oci/spec"
@@ -17,7 +18,7 @@ import (
 
 // Get gives the document. All lists come from the packages that do the work.
 func Get(version string) *features.Features {
-	yes, no := true, false
+	yes := true
 	known := seccomp.Supported()
 	modes, flags := plan.MemoryPolicies()
 	return &features.Features{
@@ -28,7 +29,7 @@ func Get(version string) *features.Features {
 		Linux: &features.Linux{
 			Namespaces:   plan.Namespaces(),
 			Capabilities: plan.Capabilities(),
-			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &yes},
+			Cgroup:       &features.Cgroup{V1: &yes, V2: &yes, Systemd: &yes, SystemdUser: &yes, Rdma: &yes},
 			Seccomp: &features.Seccomp{
 				Enabled: &yes, Actions: text(known.Actions), Operators: text(known.Operators), Archs: text(known.Archs),
 				KnownFlags: text(known.Flags), SupportedFlags: text(seccomp.FlagsOfKernel()),
@@ -40,6 +41,7 @@ func Get(version string) *features.Features {
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
+		PotentiallyUnsafeConfigAnnotations: []string{systemd.AnnotationPrefix},
 		Annotations: map[string]string{
 			"io.github.hako-engine.version":              version,
 			"org.opencontainers.runc.checkpoint.enabled": "false",

@@ -101,6 +101,7 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 		return nil, err
 	}
 	if err := r.accompany(); err != nil {
+		r.findClone()
 		r.proc.Kill()
 		return nil, err
 	}
@@ -445,19 +446,10 @@ func (r *runner) accompany() error {
 	if r.p.Hold {
 		want = plan.MsgReady
 	}
-	if err := r.ready(want); err != nil {
+	if err := r.expect(want); err != nil {
 		return err
 	}
 	return call(r.c.Ready)
-}
-
-// ready waits for a word (see expect) and for the name of the process that sends it: a
-// clone may be quicker to say that it is ready than the child to name it.
-func (r *runner) ready(want int32) error {
-	if err := r.expect(want); err != nil || !r.p.LoaderForks || r.taken || want == 0 {
-		return err
-	}
-	return r.expect(plan.MsgPid)
 }
 
 // goOn answers the child that waits.
@@ -482,6 +474,8 @@ func (r *runner) peek() error {
 // expect waits for a word of the child. 0 stands for the end of the connection, which
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
+	early := false
+	var failure error // of a clone that is still to be named
 	for {
 		if r.listener != nil {
 			if err := r.await(); err != nil {
@@ -502,6 +496,9 @@ func (r *runner) expect(want int32) error {
 		if err != nil {
 			return fmt.Errorf("read from the container's first process: %w", err)
 		}
+		if n == 0 && failure != nil {
+			return failure
+		}
 		if n == 0 {
 			if want == 0 {
 				return nil
@@ -518,25 +515,65 @@ func (r *runner) expect(want int32) error {
 				return err
 			}
 		case word == plan.MsgPid:
-			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil {
-				return err
+			if err := r.takePid(int(arg), sender(oob[:oobn])); err != nil || failure != nil || want == word {
+				return errors.Join(failure, err)
 			}
 			if err := r.handOn(); err != nil {
 				return err
 			}
-			if want == plan.MsgPid {
+			if early {
 				return nil
 			}
 		case word == plan.MsgListener:
 			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
+		case want != 0 && word == want && r.forking():
+			// The process that the child has cloned was quicker than the child, whose word is
+			// still to come: who it is.
+			early = true
 		case want != 0 && word == want:
 			return nil
-		case word >= 0:
-			return r.stepError(r.p.Program, int(word), len(r.p.Host), uintptr(arg))
 		default:
-			return LoaderError(r.p, word, unix.Errno(arg))
+			if word >= 0 {
+				failure = r.stepError(r.p.Program, int(word), len(r.p.Host), uintptr(arg))
+			} else {
+				failure = LoaderError(r.p, word, unix.Errno(arg))
+			}
+			// A clone that was quicker than the child has to be known, so that it is reaped.
+			if !r.forking() || sender(oob[:oobn]) == r.proc.Pid {
+				return failure
+			}
+		}
+	}
+}
+
+// forking: the child clones once more, and has not named the clone so far.
+func (r *runner) forking() bool { return !r.taken && (r.p.Refork || r.p.LoaderForks) }
+
+// findClone ends a child that clones, and learns whom it has cloned: an unreaped process
+// would keep the container's PID namespace from ending.
+func (r *runner) findClone() {
+	if !r.forking() {
+		return
+	}
+	unix.Kill(r.proc.Pid, unix.SIGKILL)
+	for unix.Waitid(unix.P_PID, r.proc.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	for r.forking() {
+		var b [8]byte
+		oob := make([]byte, unix.CmsgSpace(4)+unix.CmsgSpace(unix.SizeofUcred))
+		n, oobn, _, _, err := unix.Recvmsg(r.sync, b[:], oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		if err == unix.EINTR || err == unix.ECONNRESET {
+			continue
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		if word, pid := *(*int32)(unsafe.Pointer(&b[0])), *(*int32)(unsafe.Pointer(&b[4])); n == 8 && word == plan.MsgPid {
+			if r.takePid(int(pid), sender(oob[:oobn])) != nil {
+				return
+			}
 		}
 	}
 }
@@ -619,7 +656,7 @@ func (r *runner) takePid(pid, from int) error {
 
 // schedule sets the scheduler of the process that the loader has cloned, and lets it go on.
 func (r *runner) schedule() error {
-	if err := r.ready(plan.MsgReady); err != nil {
+	if err := r.expect(plan.MsgReady); err != nil {
 		return err
 	}
 	attr := r.p.Scheduler
