@@ -125,7 +125,12 @@ func newCLI(t *testing.T, args ...string) cli {
 	if err := os.MkdirAll(filepath.Join(c.bundle, "rootfs"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(c.bundle, "rootfs/guest"), raw, 0o755); err != nil {
+	// No other test may fork meanwhile: its child would hold the file open for writing, and it
+	// could not be executed (ETXTBSY, execve(2)).
+	syscall.ForkLock.RLock()
+	err = os.WriteFile(filepath.Join(c.bundle, "rootfs/guest"), raw, 0o755)
+	syscall.ForkLock.RUnlock()
+	if err != nil {
 		t.Fatal(err)
 	}
 	s := spec.Default(false)
