@@ -528,7 +528,7 @@ func (r *runner) expect(want int32) error {
 			if err := r.takeListener(int(arg)); err != nil {
 				return err
 			}
-		case want != 0 && word == want && r.forking():
+		case want != 0 && word == want && r.forking() && sender(oob[:oobn]) != r.proc.Pid:
 			// The process that the child has cloned was quicker than the child, whose word is
 			// still to come: who it is.
 			early = true
