@@ -50,11 +50,11 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 	}
 	warnings = adjustResources(&c.Resources, e.host)
 
-	img, err := e.lookupImage(ctx, c)
+	img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.lookupImage(ctx, c) })
 	if err != nil {
 		return "", nil, err
 	}
-	defer e.useImage(img.ID.String())()
+	defer unuse()
 	cfg, err := e.opt.Images.Config(ctx, img)
 	if err != nil {
 		return "", nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
@@ -161,21 +161,6 @@ func (r *registry) making(id, snapshotter string, on bool) {
 		r.beingMade[id] = snapshotter
 	} else {
 		delete(r.beingMade, id)
-	}
-}
-
-// useImage keeps an image from being removed until the function it gives is called.
-func (e *Engine) useImage(id string) (done func()) {
-	r := &e.containers
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.imagesInUse[id]++
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.imagesInUse[id]--; r.imagesInUse[id] <= 0 {
-			delete(r.imagesInUse, id)
-		}
 	}
 }
 

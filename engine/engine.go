@@ -98,7 +98,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
 	e.containers = registry{
 		byID: map[string]*container{}, names: map[string]string{},
-		beingMade: map[string]string{}, imagesInUse: map[string]int{},
+		beingMade: map[string]string{},
 	}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
