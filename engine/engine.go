@@ -115,6 +115,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if e.host, err = probeHost(); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	e.host.CgroupDriver = o.CgroupDriver
 	if err := e.loadID(ctx); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}

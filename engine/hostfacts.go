@@ -21,6 +21,8 @@ type hostFacts struct {
 	Kernel     string
 	Hostname   string
 	CgroupV2   bool // pure: the root of /sys/fs/cgroup is a cgroup2 file system
+	// CgroupDriver is what makes the cgroups: "cgroupfs" or "systemd".
+	CgroupDriver string
 	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
 	OOMScoreAdj  int
 	Seccomp      bool
