@@ -71,6 +71,7 @@ type Engine struct {
 	volumes    volumes
 	execs      execRegistry
 	events     bus
+	apparmor   *apparmor
 
 	stopping chan struct{} // closed by Interrupt
 	stopOnce sync.Once
@@ -116,6 +117,17 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e.host.CgroupDriver = o.CgroupDriver
+	e.apparmor = &apparmor{parser: apparmorParser(), profiles: "/sys/kernel/security/apparmor/profiles"}
+	switch {
+	case e.host.AppArmorProfile != "":
+		e.background(func(ctx context.Context) { // ahead of the first container
+			if err := e.apparmor.ensure(ctx); err != nil {
+				e.log.Error("containers cannot start", "error", err)
+			}
+		})
+	case e.host.AppArmor:
+		e.log.Warn("AppArmor is enabled, but does not confine containers", "why", e.host.AppArmorWhy)
+	}
 	if err := e.loadID(ctx); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}

@@ -30,6 +30,11 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	if h.Seccomp {
 		i.SecurityOptions = append([]string{"name=seccomp,profile=builtin"}, i.SecurityOptions...)
 	}
+	if h.AppArmorProfile != "" {
+		i.SecurityOptions = append([]string{"name=apparmor"}, i.SecurityOptions...)
+	} else if h.AppArmor {
+		i.Warnings = append(i.Warnings, "WARNING: AppArmor is enabled, but does not confine containers: "+h.AppArmorWhy)
+	}
 	for name, bin := range e.opt.Runtimes {
 		i.Runtimes[name] = bin
 	}

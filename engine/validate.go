@@ -82,7 +82,7 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := sec.apparmorProfile(h); err != nil {
+	if _, err := sec.apparmorProfile(h, c.Privileged); err != nil {
 		return err
 	}
 	if sec.seccomp != "" && sec.seccomp != "unconfined" && !json.Valid([]byte(sec.seccomp)) {
