@@ -119,6 +119,16 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 	put := func(ctx context.Context) error { return e.opt.Containers.Put(ctx, id, &rec) }
 	u.Add("record", func(ctx context.Context) error { return e.opt.Containers.Delete(ctx, id) })
 	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
+	filled := slices.DeleteFunc(slices.Clone(v.Mounts), func(m Mount) bool { return m.NoCopy })
+	drop, err := e.holdVolumes(ctx, filled, "create "+id)
+	if err != nil {
+		return "", nil, invalidf("failed to populate volume: %v", err)
+	}
+	defer func() {
+		if derr := drop(context.WithoutCancel(ctx)); derr != nil {
+			e.log.Error("unmount volumes", "container", id, "error", derr)
+		}
+	}()
 	copies := e.copyUps(*v)
 	g, gctx := errgroup.WithContext(ctx)
 	both := gctx

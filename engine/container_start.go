@@ -168,6 +168,12 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	}
 	u.Add("bundle", func(context.Context) error { return RemoveBundle(bundle) })
 
+	drop, err := e.holdVolumes(ctx, v.Mounts, v.ID)
+	if err != nil {
+		return err
+	}
+	u.Add("mounts of volumes", drop)
+
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
 	if err := e.joinNamespaces(&in); err != nil {
 		return err

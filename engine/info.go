@@ -137,6 +137,9 @@ func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 		if err := ctx.Err(); err != nil {
 			return d, context.Cause(ctx)
 		}
+		if len(d.Volumes[i].Options) > 0 {
+			continue // what is mounted there is not the volume's
+		}
 		if n, err := treeSize(d.Volumes[i].Mountpoint); err == nil {
 			d.Volumes[i].Size = n
 		}

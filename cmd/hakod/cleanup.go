@@ -46,7 +46,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 			return nil
 		})
 	}
-	errs = append(errs, err, g.Wait())
+	errs = append(errs, err, g.Wait(), engine.UnmountVolumes(cfg.Root))
 	st, err := store.Open(cfg.Root, store.Options{Log: log})
 	if err != nil {
 		return errors.Join(append(errs, err)...)

@@ -82,7 +82,8 @@ func TestCleanup(t *testing.T) {
 // stopped with a container, and one whose binary was replaced since it began.
 func TestCleanupHungShim(t *testing.T) {
 	n := own(t)
-	n.docker(t, "run", "-d", "--name", "hung", "-p", "127.0.0.1::8080", "--tmpfs", "/t", testImage, "sleep", "1000")
+	n.docker(t, "volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "scratch")
+	n.docker(t, "run", "-d", "--name", "hung", "-p", "127.0.0.1::8080", "--tmpfs", "/t", "-v", "scratch:/s", testImage, "sleep", "1000")
 	n.docker(t, "run", "-d", "--name", "live", testImage, "sleep", "1000")
 	id := n.docker(t, "inspect", "-f", "{{.Id}}", "hung")
 	// What only looks like its shim is left alone: a program with the same arguments.
