@@ -370,6 +370,11 @@ func (c *compiler) rootfs() (err error) {
 				return err
 			}
 			c.ownPropagation(source, m)
+			if c.rootPropagation&unix.MS_SHARED != 0 && m.propagation == 0 {
+				// In the peer group of the host's, the root would show all that is mounted in
+				// it on the host. It gets a group of its own in the end.
+				source.setattr(m.slot, false, 0, 0, unix.MS_PRIVATE)
+			}
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
 			}
