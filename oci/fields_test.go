@@ -357,6 +357,21 @@ func TestRecursiveAttributes(t *testing.T) {
 // host, where the root lies on a shared mount as it does under systemd.
 func TestSharedRoot(t *testing.T) {
 	t.Parallel()
+	// Peers of the host's mounts must not be unmounted on the way.
+	shared := t.TempDir()
+	below := filepath.Join(shared, "below")
+	for _, dir := range []string{shared, below} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, kind := range []string{"shared", "rshared"} {
 		b := newBox(t)
 		if err := unix.Mount(b.rootfs, b.rootfs, "", unix.MS_BIND, ""); err != nil {
@@ -373,10 +388,15 @@ func TestSharedRoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		var kept bool
 		for _, l := range lines(string(raw)) {
 			if strings.Contains(l, " "+b.rootfs+"/") {
 				t.Errorf("%s: on the host: %s", kind, l)
 			}
+			kept = kept || strings.Contains(l, " "+below+" ")
+		}
+		if !kept {
+			t.Errorf("%s: the container has unmounted a mount of the host, below a shared one", kind)
 		}
 		if out, _, err := b.exec(c, nil, "mounts"); err != nil || !strings.Contains(out, "shared:") {
 			t.Errorf("%s: %v %s", kind, err, out)

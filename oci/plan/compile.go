@@ -415,16 +415,16 @@ func (c *compiler) rootfs() (err error) {
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
 	p := c.rootPropagation &^ unix.MS_REC
-	if p == unix.MS_UNBINDABLE {
+	switch p {
+	case unix.MS_UNBINDABLE:
 		p = unix.MS_PRIVATE // copies are still to be made
+	case unix.MS_SHARED:
+		// What is left of the host's mounts after pivot_root is unmounted: shared, that would
+		// unmount them on the host. What the container shares are copies that the parent made.
+		p = unix.MS_SLAVE
 	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED {
-		// The root mount itself is left by pivot_root, which refuses a shared one.
-		b.call(sysMountSetattr, atCwd, str("/"), none,
-			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	}
 	c.at("root.path")
 	b.do("attach the root file system")
 	over := NoSlot
