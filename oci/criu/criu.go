@@ -111,14 +111,14 @@ func (c *Conversation) Do(ctx context.Context, req *rpc.CriuReq, handle func(Eve
 	for {
 		resp, file, err := c.receive(ctx)
 		if err != nil {
-			return nil, errors.Join(failed, err)
+			return nil, cause(failed, err)
 		}
 		if resp.GetType() != rpc.CriuReqType_NOTIFY || resp.GetNotify() == nil {
 			if file != nil {
 				file.Close()
 			}
 			if !resp.GetSuccess() {
-				return resp, errors.Join(failed, refusal(resp))
+				return resp, cause(failed, refusal(resp))
 			}
 			if resp.GetType() != req.GetType() {
 				return resp, errors.Join(failed, fmt.Errorf("CRIU answers %v to %v", resp.GetType(), req.GetType()))
@@ -135,9 +135,17 @@ func (c *Conversation) Do(ctx context.Context, req *rpc.CriuReq, handle func(Eve
 			ok = true
 		}
 		if err := c.send(&rpc.CriuReq{Type: new(rpc.CriuReqType_NOTIFY), NotifySuccess: &ok}); err != nil {
-			return nil, errors.Join(failed, err)
+			return nil, cause(failed, err)
 		}
 	}
+}
+
+// cause is the handler's error, if there is one: CRIU's is then what follows of it.
+func cause(failed, err error) error {
+	if failed != nil {
+		return failed
+	}
+	return err
 }
 
 func refusal(resp *rpc.CriuResp) error {
@@ -292,7 +300,8 @@ func LogErrors(dir *os.File, name string) string {
 	var out []string
 	for line := range bytes.Lines(raw) {
 		_, text, ok := bytes.Cut(line, []byte("Error ("))
-		if !ok || len(out) == logErrors {
+		// That there are no tun devices is found out, and does no harm.
+		if !ok || len(out) == logErrors || bytes.Contains(text, []byte("Unable to create tun")) {
 			continue
 		}
 		if _, after, ok := bytes.Cut(text, []byte("): ")); ok {

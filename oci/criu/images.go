@@ -55,6 +55,22 @@ func OpenImages(path string) (*os.File, error) {
 	return f, nil
 }
 
+// Reopen opens the directory at path again, in the mount namespace of the calling thread,
+// and fails unless it is the one that is open already.
+func Reopen(path string, dir *os.File) (*os.File, error) {
+	f, err := openDir(unix.AT_FDCWD, path, unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, err
+	}
+	a, err1 := dir.Stat()
+	b, err2 := f.Stat()
+	if err1 != nil || err2 != nil || !os.SameFile(a, b) {
+		f.Close()
+		return nil, errors.Join(fmt.Errorf("%s has been replaced", path), err1, err2)
+	}
+	return f, nil
+}
+
 func openDir(at int, path string, flags int) (*os.File, error) {
 	fd, err := unix.Openat(at, path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC|flags, 0)
 	switch {
