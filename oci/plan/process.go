@@ -461,21 +461,31 @@ func (c *compiler) handOn() {
 
 func (c *compiler) rlimits(p *specs.Process) error {
 	b := c.child
-	for i, r := range p.Rlimits {
+	limits, err := ParseRlimits(p.Rlimits)
+	for i, l := range limits {
 		c.at("process.rlimits", i)
+		c.p.Rlimits = append(c.p.Rlimits, l)
+		name := p.Rlimits[i].Type
+		b.do("set %s to %d:%d", name, l.Soft, l.Hard)
+		b.call(sysPrlimit, num(0), flags(uint64(l.Resource), name), data(words(l.Soft, l.Hard), fmt.Sprintf("{%d, %d}", l.Soft, l.Hard)), none)
+	}
+	return err
+}
+
+// ParseRlimits gives the numbers of resource limits, up to the first that is wrong.
+func ParseRlimits(list []specs.POSIXRlimit) (out []Rlimit, err error) {
+	for _, r := range list {
 		n, ok := rlimits[r.Type]
 		if !ok {
-			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+			return out, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
 		if r.Soft > r.Hard {
-			return fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
+			return out, fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
 		}
-		if slices.ContainsFunc(c.p.Rlimits, func(o Rlimit) bool { return o.Resource == n }) {
-			return fmt.Errorf("process.rlimits: %s is given twice", r.Type)
+		if slices.ContainsFunc(out, func(o Rlimit) bool { return o.Resource == n }) {
+			return out, fmt.Errorf("process.rlimits: %s is given twice", r.Type)
 		}
-		c.p.Rlimits = append(c.p.Rlimits, Rlimit{n, r.Soft, r.Hard})
-		b.do("set %s to %d:%d", r.Type, r.Soft, r.Hard)
-		b.call(sysPrlimit, num(0), flags(uint64(n), r.Type), data(words(r.Soft, r.Hard), fmt.Sprintf("{%d, %d}", r.Soft, r.Hard)), none)
+		out = append(out, Rlimit{n, r.Soft, r.Hard})
 	}
-	return nil
+	return out, nil
 }
