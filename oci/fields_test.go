@@ -313,6 +313,37 @@ func TestRecursiveAttributes(t *testing.T) {
 	}
 }
 
+// A root file system that the host shares (containerd mounts it so) stays out of the
+// host's sight, whatever the propagation that the container asks for.
+func TestSharedRoot(t *testing.T) {
+	t.Parallel()
+	for _, propagation := range []string{"", "rshared", "shared", "rslave"} {
+		b := newBox(t)
+		if err := unix.Mount(b.rootfs, b.rootfs, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(b.rootfs, unix.MNT_DETACH) })
+		if err := unix.Mount("", b.rootfs, "", unix.MS_SHARED, ""); err != nil {
+			t.Fatal(err)
+		}
+		b.spec.Linux.RootfsPropagation = propagation
+		b.start("sleep", "100")
+		raw, err := os.ReadFile("/proc/thread-self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for l := range strings.Lines(string(raw)) {
+			if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], b.rootfs) {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("%q: the host sees %d mounts at the root of the container, want 1", propagation, n)
+		}
+	}
+}
+
 func TestPropagation(t *testing.T) {
 	t.Parallel()
 	for root, want := range map[string]string{

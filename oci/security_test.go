@@ -357,3 +357,53 @@ func TestManyRunsLeaveNothing(t *testing.T) {
 		t.Errorf("child %d was not reaped", pid)
 	}
 }
+
+// A pod with a user namespace: its containers join that, and the network which belongs to
+// it or to the host; what is new belongs to the user namespace.
+func TestJoinedUserNamespace(t *testing.T) {
+	t.Parallel()
+	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+	mapped := func() *box {
+		b := newBox(t)
+		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = maps, maps
+		b.spec.Linux.Namespaces = append(slices.Clone(b.spec.Linux.Namespaces), specs.LinuxNamespace{Type: "user"})
+		if err := os.Chmod(b.bundle, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	first := mapped()
+	pod, _ := first.start("sleep", "100")
+	plain := newBox(t)
+	host, _ := plain.start("sleep", "100")
+	for _, tt := range []struct {
+		name    string
+		network *Container // nil: a new one
+		also    []string   // joined, of the pod
+	}{
+		{name: "the user namespace alone"},
+		{"the pod's network", pod, []string{"ipc", "uts"}},
+		{"a network of the host", host, nil},
+		{"all but the mounts", pod, []string{"ipc", "uts", "pid"}},
+	} {
+		b := mapped()
+		for i, n := range b.spec.Linux.Namespaces {
+			path := ""
+			switch {
+			case n.Type == "network" && tt.network != nil:
+				path = fmt.Sprintf("/proc/%d/ns/net", tt.network.Pid())
+			case n.Type == "user" || slices.Contains(tt.also, string(n.Type)):
+				path = fmt.Sprintf("/proc/%d/ns/%s", pod.Pid(), n.Type)
+			}
+			b.spec.Linux.Namespaces[i].Path = path
+		}
+		if slices.Contains(tt.also, "uts") {
+			b.spec.Hostname = ""
+		}
+		out, code := b.run("id", "readlink", "/proc/self/ns/user", "mkdir", "/dev/shm/x")
+		want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pod.Pid()))
+		if got := lines(out); err != nil || code != 0 || !slices.Equal(got, []string{"0 0 []", want, "made"}) {
+			t.Errorf("%s: %q, exit code %d (%v)", tt.name, got, code, err)
+		}
+	}
+}

@@ -191,9 +191,13 @@ func (c *compiler) namespaces() error {
 		}
 	}
 	newUser := c.p.CloneFlags&unix.CLONE_NEWUSER != 0
-	if newUser && len(joined) > 0 {
-		// What is joined belongs to the host: it is entered before the rights are gone.
+	if joinsUser := c.userns && !newUser; joinsUser || newUser && len(joined) > 0 {
+		// What is joined may belong to the host: it is entered before the rights are gone.
+		// What is new belongs to the user namespace: it is made behind it.
 		late, c.p.CloneFlags = c.p.CloneFlags, 0
+		if joinsUser && !c.f.Rootless {
+			slices.Reverse(joined)
+		}
 	}
 	refork := late&unix.CLONE_NEWPID != 0
 	b := c.child
@@ -373,6 +377,10 @@ func (c *compiler) rootfs() (err error) {
 				return err
 			}
 			c.ownPropagation(source, m)
+			if c.rootPropagation&unix.MS_SHARED != 0 {
+				// Else what is mounted below it shows on the host, and pivot_root refuses it.
+				source.setattr(m.slot, false, 0, 0, unix.MS_PRIVATE)
+			}
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
 			}
@@ -412,17 +420,14 @@ func (c *compiler) rootfs() (err error) {
 	b := c.child
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
-	p := c.rootPropagation &^ unix.MS_REC
-	if p == unix.MS_UNBINDABLE {
-		p = unix.MS_PRIVATE // copies are still to be made
+	p := uint64(unix.MS_SLAVE)
+	if c.rootPropagation&(unix.MS_PRIVATE|unix.MS_UNBINDABLE) != 0 {
+		p = unix.MS_PRIVATE // not unbindable: copies are still to be made
 	}
+	// Never shared, whatever the root is to be in the end: when the host's file systems are
+	// detached here, they would go from the host too.
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED {
-		// The root mount itself is left by pivot_root, which refuses a shared one.
-		b.call(sysMountSetattr, atCwd, str("/"), none,
-			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	}
 	c.at("root.path")
 	b.do("attach the root file system")
 	over := NoSlot
