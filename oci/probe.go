@@ -56,7 +56,7 @@ func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]
 			info.ParentOnly, err = true, unix.Stat(src, &st)
 		}
 		if err != nil {
-			f.Sources[src] = plan.Source{}
+			f.Sources[src] = plan.Source{ParentOnly: true}
 			continue
 		}
 		info.Dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
