@@ -246,21 +246,27 @@ func TestSysctlsOfTheHostAreRefused(t *testing.T) {
 	}
 }
 
-func TestUserNamespace(t *testing.T) {
-	t.Parallel()
-	b := newBox(t)
+// ownUserNamespace gives the box a user namespace of its own, and the image to its root.
+func ownUserNamespace(b *box) {
+	b.t.Helper()
 	l := b.spec.Linux
 	l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: "user"})
 	l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
 	l.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 300000, Size: 65536}}
 	if err := unix.Chmod(b.bundle, 0o700); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	for _, d := range []string{"", "proc", "sys", "dev", "tmp", "bin", "etc"} {
 		if err := os.Chown(filepath.Join(b.rootfs, d), 200000, 300000); err != nil {
-			t.Fatal(err)
+			b.t.Fatal(err)
 		}
 	}
+}
+
+func TestUserNamespace(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	ownUserNamespace(b)
 	out, code := b.run("id", "cat", "/proc/self/uid_map", "stat", "/dev/null", "stat", "/dev", "stat", "/dev/shm", "write", "/dev/null", "x",
 		"write", "/dev/shm/f", "x", "mkdir", "/dev/new", "stat", "/", "hostname", "create", "/tmp/mine", "open", "/proc/sysrq-trigger")
 	if code != 0 {
@@ -280,7 +286,7 @@ func TestUserNamespace(t *testing.T) {
 	}
 	// And exec joins it.
 	b = newBox(t)
-	b.spec.Linux.Namespaces, b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = l.Namespaces, l.UIDMappings, l.GIDMappings
+	ownUserNamespace(b)
 	c, _ := b.start("sleep", "100")
 	out, _, err := b.exec(c, func(p *specs.Process) { p.User.UID = 12 }, "id", "cat", "/proc/self/uid_map")
 	if err != nil || !strings.HasPrefix(out, "12 0 []\n") || !strings.Contains(out, "200000") {

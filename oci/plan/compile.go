@@ -27,6 +27,7 @@ type compiler struct {
 
 	userns, cgroupns, netns, pidns bool
 	noMountns                      bool   // the mount namespace is the runtime's own
+	joinsMounts                    bool   // it is somebody else's
 	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
@@ -154,6 +155,8 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
+		case specs.MountNamespace:
+			c.joinsMounts = n.Path != ""
 		}
 	}
 	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
