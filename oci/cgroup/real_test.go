@@ -520,7 +520,7 @@ func TestRealKillTree(t *testing.T) {
 		}
 		if dir, ok := c.v1["cpuset"]; ok {
 			h := Hierarchy{Mount: filepath.Dir(filepath.Dir(dir))}
-			if err := h.inheritCpuset(dir + "/a/b"); err != nil {
+			if err := h.inheritCpuset(dir+"/a/b", nil); err != nil {
 				t.Fatal(err)
 			}
 		}

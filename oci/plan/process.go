@@ -148,7 +148,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	b := c.child
 	b.class = ClassNoExec
 	c.p.Hold = c.o.Hold
-	argv := list(append([]string{""}, args...))
+	argv := Strings(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
 		if s == SlotSync || c.o.Hold || c.p.Scheduler != nil {
@@ -158,7 +158,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	if c.noMountns {
 		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
 	}
-	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
+	b.call(sysExecveat, in(SlotLoader), str(""), argv, Strings(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
 }
 
@@ -380,7 +380,7 @@ func (c *compiler) filter(p *specs.Process, caps capSets) {
 
 func (c *compiler) loadFilter() *Step {
 	f := c.o.Filter
-	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, more: &argMore{filter: f.Program}, Slot: NoSlot})
 }
 
 // notify makes the step that loads the filter ask for a listener, and lets the parent
