@@ -96,7 +96,8 @@ type Manager struct {
 
 	cancel     context.CancelFunc
 	background sync.WaitGroup
-	sweeping   atomic.Bool
+	sweeping   atomic.Bool // guards complaint
+	complaint  string      // what retry logged last
 }
 
 // Open prepares the folder, ends what plugins an earlier daemon left running, and watches the configuration. GC

@@ -100,7 +100,12 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, envi
 		cmd.Env, cmd.Dir = environ, "/"
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), out, errout
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+		cmd.Cancel = func() error {
+			if err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); err != unix.ESRCH {
+				return err
+			}
+			return os.ErrProcessDone
+		}
 		cmd.WaitDelay = strayLimit
 		if err = cmd.Run(); !errors.Is(err, unix.ETXTBSY) || wait > time.Second {
 			break
