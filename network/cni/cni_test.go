@@ -17,6 +17,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/network"
 )
 
@@ -209,6 +210,15 @@ func TestTeardownNeedsNothing(t *testing.T) {
 		return p
 	}
 	plain, gone, damaged, lost, rebooted := setup("plain"), setup("gone"), setup("damaged"), setup("lost"), setup("rebooted")
+	nothing := setup("nothing")
+	for _, f := range []string{m.records.path(nothing.ID), filepath.Join(w.state, "results", "testnet-"+nothing.ID+"-eth0")} {
+		if err := os.Truncate(f, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := m.Teardown(ctx, nothing.ID); err != nil {
+		t.Error(err)
+	}
 
 	if err := os.RemoveAll(w.conf); err != nil {
 		t.Fatal(err)
@@ -278,21 +288,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes}, fake{Type: "chained", Dir: w.fakes, Hang: "ADD"})
 	torn := w.pod("torn")
-	o := w.options()
-	o.Log = nil
-	raw, err := json.Marshal(struct {
-		Options Options
-		Pod     Pod
-	}{o, torn})
-	if err != nil {
-		t.Fatal(err)
-	}
-	daemon := exec.Command("/proc/self/exe")
-	daemon.Env = append(os.Environ(), "HAKO_CNI_TEST_VICTIM="+string(raw))
-	daemon.Stderr = os.Stderr
-	if err := daemon.Start(); err != nil {
-		t.Fatal(err)
-	}
+	daemon := victim{w.options(), []Pod{torn}}.start(t)
 	eventually(t, "the plugin", func() bool { _, err := os.Stat(filepath.Join(w.fakes, "pids")); return err == nil })
 	if err := daemon.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -336,7 +332,7 @@ func TestOwedIsTriedAgain(t *testing.T) {
 	}
 	rec.Config = json.RawMessage(strings.ReplaceAll(string(rec.Config), `"fail":"DEL"`, `"fail":""`))
 	raw, _ := json.Marshal(rec)
-	if err := os.WriteFile(m.records.path(p.ID), raw, 0o600); err != nil {
+	if err := durable.WriteVolatile(m.records.path(p.ID), raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the second try", func() bool { return !m.owes(p.ID) })

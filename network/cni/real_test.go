@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -343,6 +344,52 @@ func TestDebianPluginsSubnetExhausted(t *testing.T) {
 	}
 	w.nothingLeft()
 	eventually(t, "the cables' end", func() bool { return hostVeths(t) == before })
+}
+
+// TestDebianPluginsDaemonKilled kills the daemon at random moments of ADD and DEL of many pods.
+func TestDebianPluginsDaemonKilled(t *testing.T) {
+	w := real(t)
+	rounds := 5
+	if testing.Short() {
+		rounds = 2
+	}
+	before := hostVeths(t)
+	br := w.bridge("hkcnikill", "10.218.0.0/24")
+	br["ipMasq"] = true
+	w.write("10-x.conflist", "1.0.0", "killed", br, map[string]any{"type": "portmap", "capabilities": map[string]bool{"portMappings": true}})
+	var pods []Pod
+	for i := range 16 {
+		p := w.pod("p")
+		p.Ports = []network.PortMapping{{ContainerPort: 80, HostPort: uint16(18100 + i)}}
+		pods = append(pods, p)
+	}
+	for range rounds {
+		daemon := victim{w.options(), pods}.start(t)
+		time.Sleep(time.Duration(200+rand.IntN(1500)) * time.Millisecond)
+		if err := daemon.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+			t.Errorf("the daemon ended by itself: %v", err)
+		}
+		m := w.open(nil)
+		if err := m.GC(context.Background(), nil); err != nil {
+			t.Error(err)
+		}
+		m.Close()
+		w.nothingLeft()
+		if left := w.leases("killed"); len(left) > 0 {
+			t.Errorf("leases are left: %v", left)
+		}
+		nat, err := exec.Command("iptables-save", "-t", "nat").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, nat)
+		}
+		if strings.Contains(string(nat), "10.218.0.") || strings.Contains(string(nat), "181") {
+			t.Errorf("rules are left:\n%s", nat)
+		}
+		eventually(t, "the cables' end", func() bool { return hostVeths(t) == before })
+	}
 }
 
 // BenchmarkLife is a pod's attachment and its end with the bridge plugin, beside the plugins alone.
