@@ -28,6 +28,7 @@ mkdir -p "$tmp/tests"
 		[ ! -e "$main" ] || nice "$GO" build -o "$tmp/tests/$(dirname "$main")/.built" "./$(dirname "$main")"
 	done
 done
+[ ! -d "$tmp/tests/oci/plan" ] || cp -r docs "$tmp/tests/" # a schema that a test compares with
 for binary in bin/*; do
 	[ ! -d "cmd/${binary#bin/}" ] || { mkdir -p "$tmp/tests/cmd/${binary#bin/}" && cp "$binary" "$tmp/tests/cmd/${binary#bin/}/.built"; }
 done
