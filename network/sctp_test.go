@@ -9,9 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 )
 
 // sctpInit is an SCTP packet with one chunk, INIT (1) or INIT ACK (2) (RFC 9260, sections 3.3.2 and 3.3.3).
@@ -48,14 +47,13 @@ func (b *box) sctpSocket() int {
 }
 
 type sctpPacket struct {
-	source         netip.Addr
-	from, to       uint16
-	chunk          byte
-	rightCheckSum  bool
-	initiateTagLow byte
+	source   netip.Addr
+	from     uint16
+	chunk    byte
+	checksum bool // it is right
 }
 
-// receive waits for a packet to the given port.
+// receiveSCTP waits for a packet to the given port.
 func receiveSCTP(fd int, port uint16, wait time.Duration) (sctpPacket, error) {
 	for end := time.Now().Add(wait); ; {
 		left := time.Until(end)
@@ -79,11 +77,11 @@ func receiveSCTP(fd int, port uint16, wait time.Duration) (sctpPacket, error) {
 		if len(body) < 32 || binary.BigEndian.Uint16(body[2:]) != port {
 			continue
 		}
-		p := sctpPacket{from: binary.BigEndian.Uint16(body), to: port, chunk: body[12], initiateTagLow: body[19]}
+		p := sctpPacket{from: binary.BigEndian.Uint16(body), chunk: body[12]}
 		p.source, _ = netip.AddrFromSlice(ip[12:16])
 		sum := binary.LittleEndian.Uint32(body[8:])
 		binary.LittleEndian.PutUint32(body[8:], 0)
-		p.rightCheckSum = sum == crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
+		p.checksum = sum == crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
 		return p, nil
 	}
 }
@@ -124,7 +122,7 @@ func TestPublishedSCTP(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if got.source.String() != "198.51.100.2" || got.from != mine || got.chunk != 1 || !got.rightCheckSum {
+		if got.source.String() != "198.51.100.2" || got.from != mine || got.chunk != 1 || !got.checksum {
 			t.Errorf("port %d: %+v", x.port, got)
 		}
 		if err := unix.Sendto(server, sctpInit(x.inner, mine, 42, 2), 0, &unix.SockaddrInet4{Addr: got.source.As4()}); err != nil {
@@ -134,7 +132,7 @@ func TestPublishedSCTP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if back.source != host || back.from != x.port || back.chunk != 2 || !back.rightCheckSum {
+		if back.source != host || back.from != x.port || back.chunk != 2 || !back.checksum {
 			t.Errorf("port %d: answer %+v", x.port, back)
 		}
 	}
