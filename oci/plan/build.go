@@ -193,6 +193,22 @@ func halves(v ...uint32) []byte {
 	return out
 }
 
+// table finds a value by name. A map would be filled when the program starts, also when
+// nobody asks.
+type table[V any] []struct {
+	name  string
+	value V
+}
+
+func (t table[V]) find(name string) (value V, ok bool) {
+	for i := range t {
+		if t[i].name == name {
+			return t[i].value, true
+		}
+	}
+	return value, false
+}
+
 type flagName struct {
 	bit  uint64
 	name string

@@ -322,10 +322,10 @@ func propagation(s string) (uint64, error) {
 	if s == "" {
 		return unix.MS_SLAVE | unix.MS_REC, nil
 	}
-	if p, ok := propagations[s]; ok {
+	if p, ok := propagations.find(s); ok {
 		return p, nil
 	}
-	if p, ok := propagations[strings.TrimPrefix(s, "r")]; ok {
+	if p, ok := propagations.find(strings.TrimPrefix(s, "r")); ok {
 		return p | unix.MS_REC, nil
 	}
 	return 0, fmt.Errorf("linux.rootfsPropagation: unknown value %q", s)
@@ -414,7 +414,7 @@ func (c *compiler) rootfs() (err error) {
 		p = unix.MS_PRIVATE // copies are still to be made
 	}
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
-		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
+		data(words(0, 0, p, 0), "{"+propagationName(p)+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	if p == unix.MS_SHARED {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
