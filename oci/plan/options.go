@@ -190,7 +190,7 @@ func (b *builder) setattr(slot Slot, rec bool, set, clr, propagation uint64) *St
 		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
 	}
 	attr := data(words(set, clr, propagation, 0), "")
-	attr.text = func() string {
+	attr.more.text = func() string {
 		return "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationName(propagation) + "}"
 	}
 	return b.call(sysMountSetattr, in(slot), str(""), flags(f, text), attr, num(unix.MOUNT_ATTR_SIZE_VER0))
