@@ -181,7 +181,6 @@ func TestCheckpointRestore(t *testing.T) {
 			b.spec.Linux.Resources = &specs.LinuxResources{Pids: &specs.LinuxPids{Limit: new(int64(64))}}
 			b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/tmp", Type: "tmpfs", Options: []string{"mode=1777"}})
 		},
-		"user namespace": (*box).inUserns,
 		"host's network": func(b *box) {
 			b.spec.Linux.Namespaces = slices.DeleteFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 		},
@@ -459,9 +458,12 @@ func TestCheckpointRefuses(t *testing.T) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/a", Source: "/tmp", Options: []string{"bind", "ridmap"}})
 		}, "mapped ids"},
 		"no mount namespace": {func(s *specs.Spec) { s.Linux.Namespaces = nil }, "mount namespace"},
-		"joined user namespace": {func(s *specs.Spec) {
-			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: "/proc/1/ns/user"})
-		}, "joined user namespace"},
+		"user namespace": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		}, "user namespace"},
+		"joined time namespace": {func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace, Path: "/proc/1/ns/time"})
+		}, "joined time namespace"},
 		"agent":                 {func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/x"} }, "seccomp agent"},
 		"configuration of CRIU": {func(s *specs.Spec) { s.Annotations = map[string]string{AnnotationCRIUConfig: "relative"} }, AnnotationCRIUConfig},
 		"somebody's configuration of CRIU": {func(s *specs.Spec) {
