@@ -50,6 +50,7 @@ test-security: ## the battery of published escapes, as root, with many starts fo
 
 test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppArmor, systemd
 	@GO='$(GO)' test/vm/suite.sh
+	@GO='$(GO)' MODES=systemd RUN='TestSystemdDriver|TestAppArmor' test/vm/suite.sh ./test/integration
 
 bench: build ## benchmarks beside the code, then against the peers that are installed
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

@@ -61,9 +61,21 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 			release()
 			return nil, "", nil, invalidf("mounted volume is marked read-only")
 		}
-		if root, err = safepath.OpenRoot(m.Resolved); err == nil {
-			return root, rest, func() { root.Close(); release() }, nil
+		user := "copy " + newID()
+		drop, err := e.holdVolumes(ctx, []Mount{*m}, user)
+		if err != nil {
+			release()
+			return nil, "", nil, err
 		}
+		unmount := func() {
+			if err := drop(context.WithoutCancel(ctx)); err != nil {
+				e.log.Error("unmount volume", "volume", m.Source, "error", err)
+			}
+		}
+		if root, err = safepath.OpenRoot(m.Resolved); err == nil {
+			return root, rest, func() { root.Close(); unmount(); release() }, nil
+		}
+		unmount()
 	}
 	if write && v.Config.ReadonlyRootfs {
 		release()

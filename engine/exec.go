@@ -301,7 +301,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(e.host)
+	profile, err := sec.apparmorProfile(e.host, v.Config.Privileged)
 	if err != nil {
 		return nil, err
 	}

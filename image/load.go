@@ -114,16 +114,18 @@ func (a *archive) load(ctx context.Context, f found) (Loaded, error) {
 
 // nameless keeps an image that the archive has no name for.
 func (a *archive) nameless(ctx context.Context, target ocispec.Descriptor) error {
-	all, err := a.w.s.o.Images.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, r := range all {
-		if r.Target.Digest == target.Digest {
-			return nil
+	return a.w.s.naming(ctx, func() error {
+		all, err := a.w.s.o.Images.List(ctx)
+		if err != nil {
+			return err
 		}
-	}
-	return a.w.s.setName(ctx, danglingPrefix+target.Digest.String(), target)
+		for _, r := range all {
+			if r.Target.Digest == target.Digest {
+				return nil
+			}
+		}
+		return a.w.s.giveName(ctx, danglingPrefix+target.Digest.String(), target)
+	})
 }
 
 // read takes in the whole archive.

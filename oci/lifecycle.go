@@ -42,6 +42,9 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.Process == nil {
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot start it: its configuration has no process", c.ID())
+	}
 	defer c.forget()
 	if err := c.startContainerHooks(ctx, s); err != nil {
 		return c.abandon(ctx, err)

@@ -21,7 +21,7 @@ type builder struct {
 	n      int      // steps in all of them
 	args   []Arg    // room for the arguments of the next steps
 	labels []int
-	words  Words // Do of the next steps
+	words  *Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
 	pidns  Slot // the PID namespace that a new procfs shows, NoSlot: that of the process
@@ -35,7 +35,7 @@ func newBuilder(p *Plan, names map[string]Slot, steps int) *builder {
 
 // do sets the sentence of the steps that follow.
 func (b *builder) do(format string, a ...any) {
-	b.words, b.class = Words{format, a}, ClassSystem
+	b.words, b.class = &Words{format, a}, ClassSystem
 }
 
 func (b *builder) slot(name string) Slot {
@@ -165,9 +165,8 @@ func num[T ~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~uintptr](v T) A
 func flags(v uint64, text string) Arg {
 	return Arg{Kind: ArgInt, Int: v, Str: text, Slot: NoSlot}
 }
-func str(s string) Arg    { return Arg{Kind: ArgString, Str: s, Slot: NoSlot} }
-func in(s Slot) Arg       { return Arg{Kind: ArgSlot, Slot: s} }
-func list(v []string) Arg { return Arg{Kind: ArgStrings, Strs: v, Slot: NoSlot} }
+func str(s string) Arg { return Arg{Kind: ArgString, Str: s, Slot: NoSlot} }
+func in(s Slot) Arg    { return Arg{Kind: ArgSlot, Slot: s} }
 func data(v []byte, text string) Arg {
 	return Arg{Kind: ArgBytes, Bytes: v, Str: text, Slot: NoSlot}
 }

@@ -27,6 +27,7 @@ type compiler struct {
 
 	userns, cgroupns, netns, pidns bool
 	noMountns                      bool   // the mount namespace is the runtime's own
+	joinsMounts                    bool   // it is somebody else's
 	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
@@ -154,6 +155,8 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
+		case specs.MountNamespace:
+			c.joinsMounts = n.Path != ""
 		}
 	}
 	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
@@ -188,9 +191,13 @@ func (c *compiler) namespaces() error {
 		}
 	}
 	newUser := c.p.CloneFlags&unix.CLONE_NEWUSER != 0
-	if newUser && len(joined) > 0 {
-		// What is joined belongs to the host: it is entered before the rights are gone.
+	if joinsUser := c.userns && !newUser; joinsUser || newUser && len(joined) > 0 {
+		// What is joined may belong to the host: it is entered before the rights are gone.
+		// What is new belongs to the user namespace: it is made behind it.
 		late, c.p.CloneFlags = c.p.CloneFlags, 0
+		if joinsUser && !c.f.Rootless {
+			slices.Reverse(joined)
+		}
 	}
 	refork := late&unix.CLONE_NEWPID != 0
 	b := c.child
@@ -370,7 +377,7 @@ func (c *compiler) rootfs() (err error) {
 				return err
 			}
 			c.ownPropagation(source, m)
-			if c.rootPropagation&unix.MS_SHARED != 0 && m.propagation == 0 {
+			if c.rootPropagation&unix.MS_SHARED != 0 {
 				// In the peer group of the host's, the root would show all that is mounted in
 				// it on the host. It gets a group of its own in the end.
 				source.setattr(m.slot, false, 0, 0, unix.MS_PRIVATE)
@@ -414,15 +421,12 @@ func (c *compiler) rootfs() (err error) {
 	b := c.child
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
-	p := c.rootPropagation &^ unix.MS_REC
-	switch p {
-	case unix.MS_UNBINDABLE:
-		p = unix.MS_PRIVATE // copies are still to be made
-	case unix.MS_SHARED:
-		// What is left of the host's mounts after pivot_root is unmounted: shared, that would
-		// unmount them on the host. What the container shares are copies that the parent made.
-		p = unix.MS_SLAVE
+	p := uint64(unix.MS_SLAVE)
+	if c.rootPropagation&(unix.MS_PRIVATE|unix.MS_UNBINDABLE) != 0 {
+		p = unix.MS_PRIVATE // not unbindable: copies are still to be made
 	}
+	// Never shared, whatever the root is to be in the end: when the host's file systems are
+	// detached here, they would go from the host too.
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	c.at("root.path")

@@ -57,7 +57,6 @@ func Hook(h specs.Hook, rootPath string, f Facts, o Options) (*Plan, error) {
 // join enters the cgroup and the namespaces of the process behind SlotPidfd.
 func (c *compiler) join() {
 	c.prologue()
-	c.enterCgroup()
 	b := c.child
 	var all uint64
 	for _, t := range c.f.Joined {
@@ -69,13 +68,20 @@ func (c *compiler) join() {
 			c.p.LoaderForks = defence.LateFork
 		}
 	}
-	c.session()
+	early := !defence.LateFork && slices.Contains(c.f.Joined, "pid")
+	if !early {
+		c.enterCgroup()
+		c.session()
+	}
 	if all != 0 {
 		b.do("join the container's namespaces")
 		b.call(sysSetns, in(SlotPidfd), flags(all, cloneText(all)))
 	}
-	if !defence.LateFork && slices.Contains(c.f.Joined, "pid") {
+	if early {
+		// The parent waits for the clone before it places anybody.
 		c.refork()
+		c.enterCgroup()
+		c.session()
 	}
 	if c.userns {
 		c.becomeRoot()

@@ -70,7 +70,7 @@ func (c *compiler) mapIDs(b *builder, m *mount) error {
 	if err != nil {
 		return err
 	}
-	if b != c.host {
+	if b != c.host && (c.userns || !m.bind) {
 		return fmt.Errorf("mount %s: the ids of %s cannot be mapped", m.dest, m.typ)
 	}
 	b.do("map the ids of %s", m.dest)

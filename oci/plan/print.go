@@ -157,9 +157,9 @@ func (p *Plan) arg(a Arg) string {
 	case ArgBuffer:
 		return fmt.Sprintf("buffer%d", a.Int)
 	case ArgStrings:
-		return fmt.Sprintf("%q", a.Strs)
+		return fmt.Sprintf("%q", a.Strs())
 	case ArgFilter:
-		return fmt.Sprintf("filter of %d instructions", len(a.Filter))
+		return fmt.Sprintf("filter of %d instructions", len(a.Filter()))
 	case ArgMessage:
 		return "SCM_RIGHTS " + p.slotName(a.Slot)
 	}

@@ -79,9 +79,12 @@ type Words struct {
 }
 
 // Say makes Words.
-func Say(format string, args ...any) Words { return Words{format, args} }
+func Say(format string, args ...any) *Words { return &Words{format, args} }
 
-func (w Words) String() string {
+func (w *Words) String() string {
+	if w == nil {
+		return ""
+	}
 	if len(w.args) == 0 {
 		return w.format
 	}
@@ -90,39 +93,65 @@ func (w Words) String() string {
 
 // Arg is one argument of a system call.
 type Arg struct {
-	Kind   ArgKind
-	Slot   Slot
-	Int    uint64
-	Str    string        // also the text of an ArgInt or ArgBytes for people
-	text   func() string // makes that text, for those where it takes work
-	Bytes  []byte
-	Strs   []string
-	Filter []unix.SockFilter
+	Kind  ArgKind
+	Slot  Slot
+	Int   uint64
+	Str   string        // also the text of an ArgInt or ArgBytes for people
+	text  func() string // makes that text, for those where it takes work
+	Bytes []byte
+	more  *argMore
 }
 
-// Step is one instruction of the machine.
+// argMore is what few arguments have. A plan has a thousand of them, and is made within a
+// fraction of a millisecond: they are kept small.
+type argMore struct {
+	strs   []string
+	filter []unix.SockFilter
+}
+
+// Strings is an argument of the kind ArgStrings.
+func Strings(v []string) Arg { return Arg{Kind: ArgStrings, Slot: NoSlot, more: &argMore{strs: v}} }
+
+// Strs gives the strings of an ArgStrings.
+func (a *Arg) Strs() []string {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.strs
+}
+
+// Filter gives the filter of an ArgFilter.
+func (a *Arg) Filter() []unix.SockFilter {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.filter
+}
+
+// Step is one instruction of the machine. Its fields are in the order of their sizes:
+// see argMore.
 type Step struct {
-	Do   Words // names action and object; "%e" at the end of Text stands for the errno
-	Op   Op
+	Do   *Words  // names action and object; "%e" at the end of Text stands for the errno
 	Nr   uintptr // number of the system call on this architecture
 	Name string  // its name
 	Args []Arg
+	Text string // replaces "Do: errno" in the error; "%e" at its end stands for the errno
 
-	Fill   Slot         // where a non-negative result goes, NoSlot if nowhere
 	Accept []unix.Errno // these failures go to OnFail instead of ending the program
-	Any    bool         // every failure goes to OnFail
 	OnOK   int          // index of the step after success
 	OnFail int          // index of the step after an accepted failure or a failed Check
 	Expect int64        // if not -1: the result must be this, else the step failed with EPROTO
-	Off    uint32       // Check, Poke: byte offset
-	Wide   bool         // Check: compare 64 bits
 	Mask   uint64       // Check
 	Want   uint64       // Check
 	Errno  unix.Errno   // Check, Fail: the failure
-	Text   string       // replaces "Do: errno" in the error; "%e" at its end stands for the errno
-	Class  ErrClass     // class of the failure
-	From   OriginRef    // what asked for it
 	labels [2]label     // OnOK and OnFail before they are resolved
+	Off    uint32       // Check, Poke: byte offset
+	Fill   Slot         // where a non-negative result goes, NoSlot if nowhere
+	From   OriginRef    // what asked for it
+	Op     Op
+	Class  ErrClass // class of the failure
+	Any    bool     // every failure goes to OnFail
+	Wide   bool     // Check: compare 64 bits
 }
 
 // ErrClass says whose fault a failed step is.
@@ -134,7 +163,7 @@ const (
 	ClassNoExec                  // the program of the container cannot be executed
 )
 
-type label int
+type label int32
 
 // Namespace is a namespace that the container gets.
 type Namespace struct {
