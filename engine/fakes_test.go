@@ -235,6 +235,10 @@ func (f *fakeNetworks) List(context.Context) ([]network.Network, error) {
 	return slices.Collect(maps.Values(f.nets)), nil
 }
 
+func (f *fakeNetworks) KeepNetns(ctx context.Context, id, _ string) (string, error) {
+	return f.NewNetns(ctx, id)
+}
+
 func (f *fakeNetworks) NewNetns(_ context.Context, id string) (string, error) {
 	if err := f.step("netns"); err != nil {
 		return "", err
@@ -398,6 +402,7 @@ type node struct {
 	containers  *memRecords
 	volumes     *memRecords
 	settings    *memRecords
+	sandboxes   *memRecords
 	images      *fakeImages
 	nets        *fakeNetworks
 	shims       *fakeShims
@@ -413,7 +418,7 @@ func newNode(t testing.TB) *node {
 	rec := func(kind string) *memRecords {
 		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
 	}
-	n.containers, n.volumes, n.settings = rec("containers"), rec("volumes"), rec("settings")
+	n.containers, n.volumes, n.settings, n.sandboxes = rec("containers"), rec("volumes"), rec("settings"), rec("sandboxes")
 	n.images = &fakeImages{breaker: &n.breaker, imgs: []image.Image{{ID: digest.FromString("test"), Names: []string{testImage}}}}
 	n.images.cfg.Config.Cmd = []string{"sleep"}
 	n.images.cfg.Config.Env = []string{"PATH=/bin", "A=image"}
@@ -433,7 +438,7 @@ func newNode(t testing.TB) *node {
 func (n *node) boot() {
 	n.t.Helper()
 	e, err := New(context.Background(), Options{
-		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings,
+		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
 	})

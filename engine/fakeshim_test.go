@@ -251,6 +251,7 @@ func (s *fakeShim) Resize(context.Context, string, string, uint32, uint32) error
 	return nil
 }
 func (s *fakeShim) CloseStdin(context.Context, string, string) error { return nil }
+func (s *fakeShim) ReopenLog(context.Context, string, string) error  { return nil }
 
 func (s *fakeShim) Attach(_ context.Context, o client.AttachOptions) (client.Stream, error) {
 	p, err := s.proc(o.ExecID)
