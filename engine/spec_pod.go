@@ -41,15 +41,11 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 		}
 		set.Ambient = ambient
 	}
-	// Mounts that shall pass on what is mounted later need a root that does.
+	// What is mounted below a shared mount in the container shows on the host only if the
+	// container's root is shared, too. A slave mount needs nothing.
 	for _, m := range c.Mounts {
-		switch strings.TrimPrefix(m.Propagation, "r") {
-		case "shared":
-			s.Linux.RootfsPropagation = "rshared"
-		case "slave":
-			if s.Linux.RootfsPropagation == "" {
-				s.Linux.RootfsPropagation = "rslave"
-			}
+		if strings.TrimPrefix(m.Propagation, "r") == "shared" {
+			s.Linux.RootfsPropagation = "shared"
 		}
 	}
 	return nil

@@ -419,6 +419,8 @@ func (c *compiler) rootfs() (err error) {
 		// The root mount itself is left by pivot_root, which refuses a shared one.
 		b.call(sysMountSetattr, atCwd, str("/"), none,
 			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
+		b.do("open the host's root")
+		b.call(sysOpenat, atCwd, str("/"), openFlag(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), none).into(b.slot("host root"))
 	}
 	c.at("root.path")
 	b.do("attach the root file system")
@@ -594,6 +596,12 @@ func (c *compiler) pivot() {
 	} else {
 		b.do("pivot_root")
 		b.call(sysPivotRoot, str("."), str("."))
+		if c.rootPropagation&unix.MS_SHARED != 0 {
+			// What is detached now must not be unmounted on the host as well.
+			b.do("cut the host's file systems off from the host's")
+			b.setattr(b.slot("host root"), true, 0, 0, unix.MS_SLAVE)
+			b.call(sysClose, in(b.slot("host root")))
+		}
 		b.do("detach the host's file systems")
 		b.call(sysUmount, str("."), flags(unix.MNT_DETACH, "MNT_DETACH"))
 	}
