@@ -36,6 +36,7 @@ type sandbox struct {
 	ticket chan struct{}
 	// starting is held while a shim is being started for the sandbox.
 	starting chan struct{}
+	meter    meter
 
 	mu    sync.Mutex // guards all below; never held over I/O or a call to another room
 	state SandboxState

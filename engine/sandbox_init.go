@@ -72,6 +72,7 @@ func (e *Engine) initSpec(s *sandbox, dir string) *specs.Spec {
 		},
 		Mounts: []specs.Mount{
 			{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=64k"}},
 			{Destination: initInSandbox, Type: "bind", Source: e.opt.InitBinary, Options: []string{"bind", "ro"}},
 		},
 		Linux: &specs.Linux{
@@ -120,7 +121,7 @@ func writeInitBundle(spec *specs.Spec, dir string) error {
 	if err := mkdir(root, 0o755); err != nil {
 		return err
 	}
-	for _, d := range []string{"proc"} {
+	for _, d := range []string{"proc", "dev"} {
 		if err := mkdir(filepath.Join(root, d), 0o755); err != nil {
 			return err
 		}

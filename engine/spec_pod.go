@@ -25,21 +25,8 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.Pod.UserNS})
 		s.Linux.UIDMappings, s.Linux.GIDMappings = specMaps(sc.Userns.UIDs), specMaps(sc.Userns.GIDs)
 	}
-	if len(p.AmbientCaps) > 0 {
-		ambient, err := capabilities(false, p.AmbientCaps, []string{"ALL"})
-		if err != nil {
-			return err
-		}
-		ambient = slices.DeleteFunc(in.Host.availableCaps(ambient), func(n string) bool { return !slices.Contains(caps, n) })
-		set := s.Process.Capabilities
-		for _, to := range []*[]string{&set.Effective, &set.Permitted, &set.Inheritable} {
-			for _, n := range ambient {
-				if !slices.Contains(*to, n) {
-					*to = append(slices.Clip(*to), n)
-				}
-			}
-		}
-		set.Ambient = ambient
+	if err := addAmbient(s.Process.Capabilities, p.AmbientCaps, caps, in.Host); err != nil {
+		return err
 	}
 	// What is mounted below a shared mount in the container shows on the host only if the
 	// container's root is shared, too. A slave mount needs nothing.
@@ -48,6 +35,28 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 			s.Linux.RootfsPropagation = "shared"
 		}
 	}
+	return nil
+}
+
+// addAmbient lets a program keep capabilities that run as another user than root. Only those
+// that the container has anyway can be kept.
+func addAmbient(set *specs.LinuxCapabilities, names, bounding []string, h hostFacts) error {
+	if len(names) == 0 {
+		return nil
+	}
+	ambient, err := capabilities(false, names, []string{"ALL"})
+	if err != nil {
+		return err
+	}
+	ambient = slices.DeleteFunc(h.availableCaps(ambient), func(n string) bool { return !slices.Contains(bounding, n) })
+	for _, to := range []*[]string{&set.Effective, &set.Permitted, &set.Inheritable} {
+		for _, n := range ambient {
+			if !slices.Contains(*to, n) {
+				*to = append(slices.Clip(*to), n)
+			}
+		}
+	}
+	set.Ambient = ambient
 	return nil
 }
 

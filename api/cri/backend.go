@@ -24,6 +24,8 @@ type Sandboxes interface {
 	Sandbox(ctx context.Context, ref string) (engine.Sandbox, error)
 	Sandboxes(ctx context.Context) []engine.Sandbox
 	SandboxContainers(ctx context.Context, id string) []engine.Container
+	SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error)
+	SandboxUsages(ctx context.Context, want func(engine.Sandbox) bool) []engine.SandboxUsage
 }
 
 // Containers are the life of the containers in pods.
@@ -35,6 +37,7 @@ type Containers interface {
 	UpdatePodContainer(ctx context.Context, ref string, r engine.Resources, oomScoreAdj *int) error
 	Container(ctx context.Context, ref string) (engine.Container, error)
 	PodContainers(ctx context.Context) []engine.Container
+	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
 	ExecSync(ctx context.Context, ref string, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
 }

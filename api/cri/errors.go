@@ -63,6 +63,10 @@ func invalidf(format string, args ...any) error {
 	return status.Error(codes.InvalidArgument, fmt.Sprintf(format, args...))
 }
 
+func failedf(format string, args ...any) error {
+	return status.Error(codes.FailedPrecondition, fmt.Sprintf(format, args...))
+}
+
 func notFoundf(format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), errdefs.ErrNotFound)
 }

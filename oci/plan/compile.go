@@ -188,8 +188,10 @@ func (c *compiler) namespaces() error {
 		}
 	}
 	newUser := c.p.CloneFlags&unix.CLONE_NEWUSER != 0
-	if newUser && len(joined) > 0 {
-		// What is joined belongs to the host: it is entered before the rights are gone.
+	joinsUser := slices.ContainsFunc(joined, func(n Namespace) bool { return n.Type == "user" })
+	if newUser && len(joined) > 0 || joinsUser {
+		// What is joined belongs to the host: it is entered before the rights are gone. What is
+		// made belongs to the user namespace: it is made there.
 		late, c.p.CloneFlags = c.p.CloneFlags, 0
 	}
 	refork := late&unix.CLONE_NEWPID != 0
