@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/network"
@@ -177,6 +179,8 @@ func (f *fakeImages) Save(context.Context, []string, image.SaveOptions, io.Write
 
 // fakeNetworks gives addresses and remembers what is taken.
 type fakeNetworks struct {
+	// realNetns is a folder: namespaces are real ones, kept there. "": they are names only.
+	realNetns string
 	*breaker
 	mu   sync.Mutex
 	nets map[string]network.Network
@@ -245,14 +249,34 @@ func (f *fakeNetworks) NewNetns(_ context.Context, id string) (string, error) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ns["/ns/"+id] = true
-	return "/ns/" + id, nil
+	path := "/ns/" + id
+	if f.realNetns != "" {
+		path = filepath.Join(f.realNetns, id)
+		if err := makeNetns(path); err != nil {
+			return "", err
+		}
+	}
+	f.ns[path] = true
+	return path, nil
+}
+
+// makeNetns makes a network namespace that lives by its path.
+func makeNetns(path string) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return pin("/proc/thread-self/ns/net", path)
+	})
 }
 
 func (f *fakeNetworks) DeleteNetns(_ context.Context, path string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.ns, path)
+	if f.realNetns != "" {
+		return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
+	}
 	return nil
 }
 

@@ -118,15 +118,17 @@ func makeNamespaces(dir string, ipc, uts bool) error {
 // configureNamespaces sets host name and sysctls of a sandbox, each in the namespace that it belongs to.
 func configureNamespaces(dir, netns, hostname string, sysctls map[string]string) error {
 	return onThread(func() error {
+		hasUTS := false
 		for _, ns := range []struct {
 			path string
 			flag int
-		}{{nsPath(dir, "ipc"), unix.CLONE_NEWIPC}, {nsPath(dir, "uts"), unix.CLONE_NEWUTS}, {netns, unix.CLONE_NEWNET}} {
-			if ns.path == "" {
-				continue
-			}
+			may  bool // be missing: it is the host's
+		}{
+			{nsPath(dir, "ipc"), unix.CLONE_NEWIPC, true}, {nsPath(dir, "uts"), unix.CLONE_NEWUTS, true},
+			{netns, unix.CLONE_NEWNET, netns == ""},
+		} {
 			f, err := os.Open(ns.path)
-			if errors.Is(err, fs.ErrNotExist) {
+			if ns.may && errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
 			if err != nil {
@@ -137,8 +139,9 @@ func configureNamespaces(dir, netns, hostname string, sysctls map[string]string)
 			if err != nil {
 				return fmt.Errorf("enter namespace %s: %w", ns.path, err)
 			}
+			hasUTS = hasUTS || ns.flag == unix.CLONE_NEWUTS
 		}
-		if _, err := os.Lstat(nsPath(dir, "uts")); err == nil {
+		if hasUTS {
 			if err := unix.Sethostname([]byte(hostname)); err != nil {
 				return fmt.Errorf("set host name %q: %w", hostname, err)
 			}
