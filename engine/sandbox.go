@@ -30,7 +30,7 @@ type sandboxRecord struct {
 // sandbox is one pod's sandbox: namespaces, a network, a shim for its containers.
 type sandbox struct {
 	id  string
-	rec sandboxRecord // never changes, but for Overhead and Resources, which mu guards
+	rec sandboxRecord // never changes; Overhead and Resources are those of its beginning
 
 	// ticket is held by the one operation that stops or removes the sandbox.
 	ticket chan struct{}
@@ -42,6 +42,8 @@ type sandbox struct {
 	state SandboxState
 	live  sandboxRun
 	shim  Shim // nil: none yet, or it has ended
+	// overhead and resources are those in force.
+	overhead, resources *Resources
 	// released tells that the network has been given back since the daemon started.
 	released bool
 }
@@ -61,7 +63,7 @@ type sandboxRun struct {
 }
 
 func newSandbox(rec sandboxRecord) *sandbox {
-	return &sandbox{id: rec.ID, rec: rec, ticket: make(chan struct{}, 1), starting: make(chan struct{}, 1)}
+	return &sandbox{id: rec.ID, rec: rec, overhead: rec.Config.Overhead, resources: rec.Config.Resources, ticket: make(chan struct{}, 1), starting: make(chan struct{}, 1)}
 }
 
 func (s *sandbox) acquire(ctx context.Context) error {
@@ -79,8 +81,10 @@ func (s *sandbox) release() { <-s.ticket }
 func (s *sandbox) view() Sandbox {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	c := s.rec.Config
+	c.Overhead, c.Resources = s.overhead, s.resources
 	return Sandbox{
-		ID: s.id, Created: s.rec.Created, Config: s.rec.Config, State: s.state,
+		ID: s.id, Created: s.rec.Created, Config: c, State: s.state,
 		IPs: slices.Clone[[]netip.Addr](s.live.Addresses.IPs), NetNS: s.live.NetNS, Pid: s.live.Init,
 	}
 }
@@ -300,3 +304,30 @@ const (
 	AttrPodNamespace = "io.hako.pod.namespace"
 	AttrPodUID       = "io.hako.pod.uid"
 )
+
+// UpdateSandboxResources notes the limits that the kubelet gave to a pod's cgroup, which is the
+// kubelet's own. nil leaves what was.
+func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhead, resources *Resources) error {
+	s, err := e.pods.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := s.acquire(ctx); err != nil {
+		return fmt.Errorf("update sandbox %s: %w", ref, err)
+	}
+	defer s.release()
+	rec := s.rec
+	s.mu.Lock()
+	if overhead != nil {
+		s.overhead = overhead
+	}
+	if resources != nil {
+		s.resources = resources
+	}
+	rec.Config.Overhead, rec.Config.Resources = s.overhead, s.resources
+	s.mu.Unlock()
+	if err := e.opt.Sandboxes.Put(ctx, s.id, &rec); err != nil {
+		return fmt.Errorf("update sandbox %s: %w", s.id, err)
+	}
+	return nil
+}

@@ -24,6 +24,7 @@ type Sandboxes interface {
 	Sandbox(ctx context.Context, ref string) (engine.Sandbox, error)
 	Sandboxes(ctx context.Context) []engine.Sandbox
 	SandboxContainers(ctx context.Context, id string) []engine.Container
+	UpdateSandboxResources(ctx context.Context, ref string, overhead, resources *engine.Resources) error
 	SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error)
 	SandboxUsages(ctx context.Context, want func(engine.Sandbox) bool) []engine.SandboxUsage
 }

@@ -43,16 +43,17 @@ func sandboxConfig(w *api.PodSandboxConfig, handler string) (engine.SandboxConfi
 	if c.Userns, err = userns(ns.GetUsernsOptions()); err != nil {
 		return c, err
 	}
-	for _, f := range []struct {
-		from *api.LinuxContainerResources
-		to   **engine.Resources
-	}{{w.GetLinux().GetOverhead(), &c.Overhead}, {w.GetLinux().GetResources(), &c.Resources}} {
-		if f.from != nil {
-			r := resources(f.from)
-			*f.to = &r
-		}
-	}
+	c.Overhead, c.Resources = optionalResources(w.GetLinux().GetOverhead()), optionalResources(w.GetLinux().GetResources())
 	return c, nil
+}
+
+// optionalResources gives nil for limits that are not there.
+func optionalResources(w *api.LinuxContainerResources) *engine.Resources {
+	if w == nil {
+		return nil
+	}
+	r := resources(w)
+	return &r
 }
 
 func portMapping(p *api.PortMapping) (engine.PortMapping, error) {

@@ -73,6 +73,11 @@ func (f *fake) SandboxContainers(_ context.Context, id string) []engine.Containe
 	return out
 }
 
+func (f *fake) UpdateSandboxResources(_ context.Context, ref string, _, _ *engine.Resources) error {
+	_, err := f.Sandbox(nil, ref)
+	return err
+}
+
 func (f *fake) SandboxUsage(_ context.Context, ref string) (engine.SandboxUsage, error) {
 	s, err := f.Sandbox(nil, ref)
 	return engine.SandboxUsage{Sandbox: s, Networks: map[string]engine.NetStats{"eth0": {RxBytes: 7}, "net1": {}}}, err

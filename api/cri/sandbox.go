@@ -60,6 +60,14 @@ func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *api.PodSandbox
 	return resp, nil
 }
 
+func (s *runtimeService) UpdatePodSandboxResources(ctx context.Context, r *api.UpdatePodSandboxResourcesRequest) (*api.UpdatePodSandboxResourcesResponse, error) {
+	err := s.opt.Backend.UpdateSandboxResources(ctx, r.GetPodSandboxId(), optionalResources(r.GetOverhead()), optionalResources(r.GetResources()))
+	if err != nil {
+		return nil, err
+	}
+	return &api.UpdatePodSandboxResourcesResponse{}, nil
+}
+
 func (s *runtimeService) ListPodSandbox(ctx context.Context, r *api.ListPodSandboxRequest) (*api.ListPodSandboxResponse, error) {
 	return &api.ListPodSandboxResponse{Items: s.listSandboxes(ctx, r.GetFilter())}, nil
 }
