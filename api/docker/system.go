@@ -181,6 +181,9 @@ func (s *Server) events(ctx context.Context, c *call) error {
 	out := c.objects(c.version.eventType(c.Header.Values("Accept")))
 	out.begin()
 	for e := range stream {
+		if e.Type == engine.EventSandbox {
+			continue // Docker has no sandboxes
+		}
 		if err := out.write(c.version.event(eventOf(&e))); err != nil {
 			return nil // the client left
 		}

@@ -23,7 +23,7 @@ type config struct {
 	State            string            `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
 	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
 	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
-	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI. This version does not serve it."`
+	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
 	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins. This version does not serve it."`
 	MetricsAddress   string            `toml:"metrics-address" comment:"Address for Prometheus. This version does not serve it."`
 	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
