@@ -64,7 +64,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	p := inherit(*o.Process, s.Process)
-	p.Env = withHome(&p, procRoot(c.Pid()))
+	p.Env = withHome(&p, rootAt(procRoot(c.Pid())))
 	facts, err := c.insideFacts(&p)
 	if err != nil {
 		return nil, err
@@ -170,6 +170,9 @@ func (c *Container) execCgroup(sub map[string]string) (*cgroup.Cgroup, error) {
 	return cgroup.Layout{}.Load(paths), nil
 }
 
+// namespaceTypes in the order in which they are joined.
+var namespaceTypes = []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"}
+
 // namespaceFiles are the names in /proc/PID/ns.
 var namespaceFiles = map[string]string{
 	"user": "user", "pid": "pid", "ipc": "ipc", "uts": "uts", "network": "net", "cgroup": "cgroup", "mount": "mnt", "time": "time",
@@ -179,7 +182,7 @@ var namespaceFiles = map[string]string{
 func (c *Container) insideFacts(p *specs.Process) (plan.Facts, error) {
 	f := ownFacts()
 	probeLabels(&f, p)
-	for _, typ := range []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"} {
+	for _, typ := range namespaceTypes {
 		var own, its unix.Stat_t
 		file := namespaceFiles[typ]
 		if unix.Stat("/proc/thread-self/ns/"+file, &own) != nil {

@@ -59,6 +59,17 @@ func guest() {
 				}
 			}
 		}
+	case "notify": // then ends with a code
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+		if err == nil {
+			err = syscall.Sendto(fd, []byte("STATUS=nearly\nREADY=1\n"), 0, &syscall.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")})
+		}
+		if err != nil {
+			fmt.Println(os.Getenv("NOTIFY_SOCKET"), err)
+			os.Exit(1)
+		}
+		time.Sleep(300 * time.Millisecond)
+		os.Exit(7)
 	case "wait":
 		fmt.Println("waiting")
 		time.Sleep(time.Minute)
