@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -327,7 +328,11 @@ func (f execFlags) apply(p *specs.Process) error {
 	if f.apparmor != "" {
 		p.ApparmorProfile = f.apparmor
 	}
-	p.Env = append(p.Env, f.env...)
+	for _, e := range f.env {
+		// Programs take the first of two values of a name.
+		name, _, _ := strings.Cut(e, "=")
+		p.Env = append(slices.DeleteFunc(slices.Clone(p.Env), func(old string) bool { return strings.HasPrefix(old, name+"=") }), e)
+	}
 	if f.noNewPrivs {
 		p.NoNewPrivileges = true
 	}
