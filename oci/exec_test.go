@@ -201,7 +201,7 @@ func TestHooks(t *testing.T) {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf(`echo %s $(cat | tr -d '\n' | sed 's/.*"status":"\([a-z]*\)".*/\1/') $X >>%s`, name, log)}, Env: []string{"X=y", "PATH=/usr/bin:/bin"}}}
 	}
 	// Runs before pivot_root: a path of the host, in the container's namespaces.
-	setup := fmt.Sprintf(`echo createContainer $(cat /proc/sys/kernel/hostname) >>%s; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' >>%s`, log, log)
+	setup := fmt.Sprintf(`echo createContainer $(cat | tr -d '\n' | sed 's/.*"pid":\([0-9]*\).*/\1/') $(cat /proc/sys/kernel/hostname) >>%s; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' >>%s`, log, log)
 	b.spec.Hooks = &specs.Hooks{
 		Prestart: host("prestart"), CreateRuntime: host("createRuntime"), Poststart: host("poststart"), Poststop: host("poststop"),
 		CreateContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", setup}, Env: []string{"PATH=/usr/bin:/bin"}}},
@@ -216,7 +216,7 @@ func TestHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostname, _ := os.Hostname()
-	want := []string{"prestart created y", "createRuntime created y", "createContainer " + hostname, "lo", "poststart running y", "poststop stopped y"}
+	want := []string{"prestart created y", "createRuntime created y", "createContainer 1 " + hostname, "lo", "poststart running y", "poststop stopped y"}
 	if got := lines(string(raw)); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

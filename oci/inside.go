@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -256,8 +257,28 @@ func (c *Container) initCgroup() (string, bool) {
 	return "", false
 }
 
+// pidInside gives the pid that a process has in its own PID namespace: what hooks read who
+// run there.
+func pidInside(pid int) int {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return pid
+	}
+	for line := range strings.Lines(string(raw)) {
+		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			if f := strings.Fields(pids); len(f) > 0 {
+				if n, err := strconv.Atoi(f[len(f)-1]); err == nil {
+					return n
+				}
+			}
+		}
+	}
+	return pid
+}
+
 // hookInside runs a hook in the container's namespaces.
 func (c *Container) hookInside(ctx context.Context, kind string, i int, h specs.Hook, st specs.State) error {
+	st.Pid = pidInside(st.Pid)
 	return runHook(ctx, kind, i, h, st, func(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
 		f, err := c.insideFacts(nil)
 		if err != nil {
