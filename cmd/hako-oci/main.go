@@ -81,6 +81,7 @@ func globalFlags() (*flag.FlagSet, globals) {
 		showHelp:    boolFlag(fs, "help", "h", "print this help"),
 	}
 	fs.String("rootless", "auto", "ignored: the runtime finds out")
+	fs.String("criu", "criu", "ignored: criu is looked up in $PATH")
 	return fs, g
 }
 
@@ -237,7 +238,7 @@ func oneLine(err error) string {
 func usage(global *flag.FlagSet) {
 	fmt.Println("hako-oci makes and manages containers of OCI bundles.\n\nUsage: hako-oci [global flags] COMMAND [flags] [arguments]\n\nCommands:")
 	for _, c := range commandTable() {
-		fmt.Printf("  %-10s %s\n", c.name, c.help)
+		fmt.Printf("  %-11s %s\n", c.name, c.help)
 	}
 	fmt.Println("\nGlobal flags:")
 	printFlags(os.Stdout, global)

@@ -366,7 +366,7 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "pause", args: []string{"pause", c.id}},
 		{name: "exec in a paused container", args: []string{"exec", c.id, "/guest", "exit", "0"}, code: 255},
 		{name: "resume", args: []string{"resume", c.id}},
-		{name: "checkpoint", args: []string{"checkpoint", c.id}, code: 3},
+		{name: "checkpoint where there is no CRIU", args: []string{"checkpoint", c.id}, env: []string{"PATH=/nowhere"}, code: 1},
 	} {
 		out, code := c.with(tc.input, tc.env, tc.files, tc.args...)
 		if code != tc.code || !strings.HasPrefix(out, tc.want) {

@@ -256,11 +256,21 @@ func (p *Part) origin(lines bool) string {
 }
 
 func (e *Explanation) title(stage string) string {
-	return map[string]string{
-		StagePrepare: "the runtime prepares", StageClone: "the runtime clones " + e.who,
-		StageAccompany: "the runtime, while that process works", StageProgram: e.who,
-		StageStart: "start", StageStop: "delete",
-	}[stage]
+	switch stage {
+	case StagePrepare:
+		return "the runtime prepares"
+	case StageClone:
+		return "the runtime clones " + e.who
+	case StageAccompany:
+		return "the runtime, while that process works"
+	case StageProgram:
+		return e.who
+	case StageStart:
+		return "start"
+	case StageStop:
+		return "delete"
+	}
+	return ""
 }
 
 // Text prints the explanation: one action a paragraph, with its origin, one system call a

@@ -176,7 +176,7 @@ func (c *compiler) prepare(m *mount) error {
 	if m.relabel {
 		c.relabel(m)
 	}
-	if m.propagation != 0 {
+	if m.propagation != 0 && m.propagation != unix.MS_UNBINDABLE {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
 	}
 	c.reorder(m)
@@ -241,7 +241,8 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 // asked to be shared.
 func (c *compiler) ownPropagation(b *builder, m *mount) {
 	shared := c.rootPropagation&unix.MS_SHARED != 0
-	if m.propagation != 0 && m.propagation != unix.MS_SHARED && m.propagationRec {
+	unbindable := m.propagation == unix.MS_UNBINDABLE // only when it is in place
+	if m.propagation != 0 && m.propagation != unix.MS_SHARED && !unbindable && m.propagationRec {
 		b.setattr(m.slot, true, 0, 0, m.propagation)
 		return
 	}
@@ -252,7 +253,7 @@ func (c *compiler) ownPropagation(b *builder, m *mount) {
 		}
 		b.setattr(m.slot, true, 0, 0, first)
 	}
-	if m.propagation != 0 {
+	if m.propagation != 0 && !unbindable {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
 	}
 }
@@ -287,7 +288,14 @@ func (c *compiler) place(m *mount) {
 	} else {
 		b.do("mount %s", m.dest)
 	}
-	defer func() { c.mounted = append(c.mounted, m) }()
+	defer func() {
+		if m.propagation == unix.MS_UNBINDABLE {
+			// The kernel does not attach an unbindable mount to a shared one, which the root
+			// may be.
+			b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
+		}
+		c.mounted = append(c.mounted, m)
+	}()
 	target := b.slot("target")
 	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
 	switch parent, rel := c.freshParent(m.dest); {

@@ -58,10 +58,10 @@ func (c *compiler) warnOnce(w string) {
 	}
 }
 
-var rlimits = map[string]int{
-	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5, "RLIMIT_NPROC": 6,
-	"RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12,
-	"RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+var rlimits = table[int]{
+	{"RLIMIT_CPU", 0}, {"RLIMIT_FSIZE", 1}, {"RLIMIT_DATA", 2}, {"RLIMIT_STACK", 3}, {"RLIMIT_CORE", 4}, {"RLIMIT_RSS", 5}, {"RLIMIT_NPROC", 6},
+	{"RLIMIT_NOFILE", 7}, {"RLIMIT_MEMLOCK", 8}, {"RLIMIT_AS", 9}, {"RLIMIT_LOCKS", 10}, {"RLIMIT_SIGPENDING", 11}, {"RLIMIT_MSGQUEUE", 12},
+	{"RLIMIT_NICE", 13}, {"RLIMIT_RTPRIO", 14}, {"RLIMIT_RTTIME", 15},
 }
 
 // process emits everything from a prepared environment to exec.
@@ -148,7 +148,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	b := c.child
 	b.class = ClassNoExec
 	c.p.Hold = c.o.Hold
-	argv := list(append([]string{""}, args...))
+	argv := Strings(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
 		if s == SlotSync || c.o.Hold || c.p.Scheduler != nil {
@@ -158,7 +158,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	if c.noMountns {
 		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
 	}
-	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
+	b.call(sysExecveat, in(SlotLoader), str(""), argv, Strings(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
 }
 
@@ -380,7 +380,7 @@ func (c *compiler) filter(p *specs.Process, caps capSets) {
 
 func (c *compiler) loadFilter() *Step {
 	f := c.o.Filter
-	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, more: &argMore{filter: f.Program}, Slot: NoSlot})
 }
 
 // notify makes the step that loads the filter ask for a listener, and lets the parent
@@ -487,21 +487,31 @@ func (c *compiler) handOn() {
 
 func (c *compiler) rlimits(p *specs.Process) error {
 	b := c.child
-	for i, r := range p.Rlimits {
+	limits, err := ParseRlimits(p.Rlimits)
+	for i, l := range limits {
 		c.at("process.rlimits", i)
-		n, ok := rlimits[r.Type]
+		c.p.Rlimits = append(c.p.Rlimits, l)
+		name := p.Rlimits[i].Type
+		b.do("set %s to %d:%d", name, l.Soft, l.Hard)
+		b.call(sysPrlimit, num(0), flags(uint64(l.Resource), name), data(words(l.Soft, l.Hard), fmt.Sprintf("{%d, %d}", l.Soft, l.Hard)), none)
+	}
+	return err
+}
+
+// ParseRlimits gives the numbers of resource limits, up to the first that is wrong.
+func ParseRlimits(list []specs.POSIXRlimit) (out []Rlimit, err error) {
+	for _, r := range list {
+		n, ok := rlimits.find(r.Type)
 		if !ok {
-			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+			return out, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
 		if r.Soft > r.Hard {
-			return fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
+			return out, fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
 		}
-		if slices.ContainsFunc(c.p.Rlimits, func(o Rlimit) bool { return o.Resource == n }) {
-			return fmt.Errorf("process.rlimits: %s is given twice", r.Type)
+		if slices.ContainsFunc(out, func(o Rlimit) bool { return o.Resource == n }) {
+			return out, fmt.Errorf("process.rlimits: %s is given twice", r.Type)
 		}
-		c.p.Rlimits = append(c.p.Rlimits, Rlimit{n, r.Soft, r.Hard})
-		b.do("set %s to %d:%d", r.Type, r.Soft, r.Hard)
-		b.call(sysPrlimit, num(0), flags(uint64(n), r.Type), data(words(r.Soft, r.Hard), fmt.Sprintf("{%d, %d}", r.Soft, r.Hard)), none)
+		out = append(out, Rlimit{n, r.Soft, r.Hard})
 	}
-	return nil
+	return out, nil
 }
