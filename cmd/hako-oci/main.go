@@ -242,6 +242,7 @@ func usage(global *flag.FlagSet) {
 	}
 	fmt.Println("\nGlobal flags:")
 	printFlags(os.Stdout, global)
+	fmt.Println("\nEnvironment: NOTIFY_SOCKET, LISTEN_FDS and XDG_RUNTIME_DIR, see hako-oci(1) (hako-oci completion man DIR).")
 }
 
 func commandUsage(w io.Writer, c command, fs *flag.FlagSet) {
