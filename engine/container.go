@@ -69,6 +69,7 @@ type run struct {
 	exited chan struct{}
 	done   chan struct{}
 	cancel context.CancelFunc // ends health checks
+	meter  meter
 }
 
 // atomicShim holds the connection that is in use.

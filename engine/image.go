@@ -135,6 +135,9 @@ func (e *Engine) PullImage(ctx context.Context, ref string, o image.PullOptions)
 	return img, nil
 }
 
+// Login asks a registry whether it takes credentials. Nothing of them is kept.
+func (e *Engine) Login(ctx context.Context, a image.Auth) error { return e.opt.Images.Login(ctx, a) }
+
 // PushImage sends an image to its registry.
 func (e *Engine) PushImage(ctx context.Context, ref string, o image.PushOptions) error {
 	if err := e.opt.Images.Push(e.ns(ctx), ref, o); err != nil {

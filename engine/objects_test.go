@@ -319,7 +319,7 @@ func TestGCRoots(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.create("cc", Config{})
-	n.e.containers.making("young", "fake", true)
+	n.e.containers.making([]string{"young"}, "fake", true)
 	var got []string
 	if err := n.e.Roots(bg, func(nd store.Node) { got = append(got, nd.Type+"/"+nd.Namespace+"/"+nd.ID) }); err != nil {
 		t.Fatal(err)

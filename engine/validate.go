@@ -105,7 +105,27 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 			}
 		}
 	}
+	if c.Pod != nil {
+		return c.Resources.validatePod()
+	}
 	return c.Resources.validate(h)
+}
+
+// validatePod checks limits as Kubernetes gives them: what the kernel takes is right.
+func (r *Resources) validatePod() error {
+	switch {
+	case r.Memory < 0, r.CPUPeriod < 0, r.CPUShares < 0, r.MemorySwap < -1, r.CPUQuota < -1:
+		return invalidf("a limit of the container is negative")
+	}
+	for _, s := range []string{r.CpusetCPUs, r.CpusetMems} {
+		if s == "" {
+			continue
+		}
+		if _, err := parseCPUSet(s); err != nil {
+			return invalidf("invalid cpuset %q", s)
+		}
+	}
+	return r.validUnified()
 }
 
 func (p RestartPolicy) validate() error {

@@ -69,6 +69,22 @@ func (s *Service) giveName(ctx context.Context, name string, target ocispec.Desc
 	}
 }
 
+// keepNameless makes a record for an image that has no name, unless it has one by now.
+func (s *Service) keepNameless(ctx context.Context, target ocispec.Descriptor) error {
+	return s.naming(ctx, func() error {
+		all, err := s.o.Images.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			if r.Target.Digest == target.Digest {
+				return nil
+			}
+		}
+		return s.giveName(ctx, danglingPrefix+target.Digest.String(), target)
+	})
+}
+
 // keepDangling makes a record for the target of a name that is about to point elsewhere,
 // unless other names keep it.
 func (s *Service) keepDangling(ctx context.Context, old images.Image) error {

@@ -419,6 +419,12 @@ func TestPropagation(t *testing.T) {
 		if err := unix.Mount("", src, "", unix.MS_SHARED, ""); err != nil {
 			t.Fatal(err)
 		}
+		// What lies on a shared mount of the host is not unmounted there when the container lets go of it.
+		sub := filepath.Join(src, "sub")
+		if err := errors.Join(os.Mkdir(sub, 0o755), unix.Mount("tmpfs", sub, "tmpfs", 0, "")); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(sub, unix.MNT_DETACH) })
 		b.spec.Linux.RootfsPropagation = root
 		b.spec.Mounts = append(b.spec.Mounts,
 			specs.Mount{Destination: "/plain", Source: src, Options: []string{"rbind"}},
@@ -427,6 +433,9 @@ func TestPropagation(t *testing.T) {
 			specs.Mount{Destination: "/rshared", Source: src, Options: []string{"rbind", "rshared"}},
 			specs.Mount{Destination: "/unbindable", Source: src, Options: []string{"rbind", "unbindable"}})
 		out, _ := b.run("mounts")
+		if m, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !strings.Contains(string(m), " "+sub+" ") {
+			t.Errorf("rootfsPropagation %q: a mount of the host is gone: %v", root, err)
+		}
 		kinds := map[string]string{}
 		for _, l := range lines(out) {
 			if f := strings.Fields(l); len(f) > 3 {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -46,7 +47,16 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 			return nil
 		})
 	}
-	errs = append(errs, err, g.Wait(), engine.UnmountVolumes(cfg.Root))
+	errs = append(errs, err, g.Wait())
+	// The shims of pods, once their containers have ended.
+	pods, err := filepath.Glob(filepath.Join(cfg.State, "sandboxes", "*"))
+	errs = append(errs, err)
+	for _, dir := range pods {
+		if err := endSandbox(ctx, cfg, dir); err != nil {
+			errs = append(errs, fmt.Errorf("end sandbox %s: %w", filepath.Base(dir), err))
+		}
+	}
+	errs = append(errs, engine.UnmountVolumes(cfg.Root))
 	st, err := store.Open(cfg.Root, store.Options{Log: log})
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -58,11 +68,19 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	errs = append(errs, nets.Purge(ctx), nets.Close())
 	// The parents of containers' cgroups, unless another daemon has containers there.
-	parents, _ := filepath.Glob("/sys/fs/cgroup/*/hako")
-	for _, p := range append(parents, "/sys/fs/cgroup/hako") {
+	var parents []string
+	for _, pattern := range []string{"/sys/fs/cgroup/*/hako", "/sys/fs/cgroup/hako"} {
+		for _, dir := range pods {
+			found, _ := filepath.Glob(filepath.Join(pattern, "pod"+filepath.Base(dir)))
+			parents = append(parents, found...)
+		}
+		found, _ := filepath.Glob(pattern)
+		parents = append(parents, found...)
+	}
+	for _, p := range parents {
 		_ = unix.Rmdir(p)
 	}
-	for _, path := range []string{cfg.DockerSocket, cfg.DebugSocket} {
+	for _, path := range []string{cfg.DockerSocket, cfg.CRISocket, cfg.DebugSocket} {
 		removeDeadSocket(path)
 	}
 	return errors.Join(errs...)
@@ -89,7 +107,11 @@ func endContainer(ctx context.Context, cfg config, bundle string, log *slog.Logg
 	defer cancel()
 	id := filepath.Base(bundle)
 	shim, err := client.Manager{}.Connect(ctx, bundle)
-	if err == nil {
+	switch {
+	case err == nil && sharesShim(bundle):
+		err = endTask(ctx, shim, id)
+		shim.Close()
+	case err == nil:
 		err = endShim(ctx, shim, id)
 		shim.Close()
 	}
@@ -114,17 +136,37 @@ func endContainer(ctx context.Context, cfg config, bundle string, log *slog.Logg
 	return errors.Join(err, engine.RemoveBundle(bundle))
 }
 
+// endSandbox ends the shim of a pod, with the init that it may hold, and lets the namespaces go.
+func endSandbox(ctx context.Context, cfg config, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, endLimit)
+	defer cancel()
+	id := filepath.Base(dir)
+	shim, err := client.Manager{}.Connect(ctx, dir)
+	if err == nil {
+		err = endShim(ctx, shim, id)
+		shim.Close()
+	}
+	if err != nil {
+		_, rerr := client.Manager{}.Reap(context.WithoutCancel(ctx), client.StartOptions{
+			Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: dir})
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+		err = errors.Join(err, rerr)
+	}
+	return errors.Join(err, engine.RemoveSandboxDir(dir))
+}
+
+// sharesShim tells that the container of a bundle lies in the shim of a pod.
+func sharesShim(bundle string) bool {
+	b, err := os.ReadFile(filepath.Join(bundle, "address"))
+	return err == nil && filepath.Dir(strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")) != filepath.Clean(bundle)
+}
+
 // endShim kills and deletes the container of a live shim, and waits for the shim's end.
 func endShim(ctx context.Context, shim *client.Shim, id string) error {
-	err := shim.Kill(ctx, id, "", int(unix.SIGKILL), true)
-	if err == nil {
-		_, err = shim.Wait(ctx, id, "")
-	}
-	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-		return fmt.Errorf("kill: %w", err)
-	}
-	if _, err := shim.Delete(ctx, id, ""); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete: %w", err)
+	if err := endTask(ctx, shim, id); err != nil {
+		return err
 	}
 	if err := shim.Shutdown(ctx); err != nil {
 		return fmt.Errorf("shut the shim down: %w", err)
@@ -135,4 +177,19 @@ func endShim(ctx context.Context, shim *client.Shim, id string) error {
 	case <-ctx.Done():
 		return fmt.Errorf("the shim does not end: %w", ctx.Err())
 	}
+}
+
+// endTask kills and deletes the container of a live shim.
+func endTask(ctx context.Context, shim *client.Shim, id string) error {
+	err := shim.Kill(ctx, id, "", int(unix.SIGKILL), true)
+	if err == nil {
+		_, err = shim.Wait(ctx, id, "")
+	}
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("kill: %w", err)
+	}
+	if _, err := shim.Delete(ctx, id, ""); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete: %w", err)
+	}
+	return nil
 }

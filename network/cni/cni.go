@@ -96,10 +96,11 @@ type Manager struct {
 
 	cancel     context.CancelFunc
 	background sync.WaitGroup
-	sweeping   atomic.Bool
+	sweeping   atomic.Bool // guards complaint
+	complaint  string      // what retry logged last
 }
 
-// Open prepares the folder, ends what plugins an earlier daemon left running, and watches the configuration. GC
+// Open prepares the folder, sees to the end of plugins that an earlier daemon left running, and watches the configuration. GC
 // has to be called once it is known which sandboxes still exist.
 func Open(ctx context.Context, o Options) (*Manager, error) {
 	m := &Manager{
@@ -135,8 +136,8 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 			torn = append(torn, id)
 		}
 	}
-	if n := killStrays(torn); n > 0 {
-		m.log.Warn("ended CNI plugins that an earlier daemon left running", "processes", n)
+	if n := endStrays(torn, time.Second); n > 0 {
+		m.log.Warn("CNI plugins that an earlier daemon left running have ended", "processes", n)
 	}
 	if err := m.loadRanges(); err != nil {
 		m.log.Warn("the ranges of this node are lost until they are set again", "error", err)
@@ -256,8 +257,11 @@ func (m *Manager) Teardown(ctx context.Context, id string) (err error) {
 	switch {
 	case err == nil:
 		return m.detach(ctx, rec)
-	case errdefs.IsNotFound(err), errdefs.IsDataLoss(err):
-		return m.detachCached(ctx, id)
+	case errdefs.IsNotFound(err):
+		return m.detachCached(ctx, id, false)
+	case errdefs.IsDataLoss(err):
+		m.log.Warn("undoing what CNI plugins did without its record", "error", err)
+		return m.detachCached(ctx, id, true)
 	}
 	return err
 }
@@ -277,8 +281,9 @@ func (m *Manager) detach(ctx context.Context, rec record) error {
 	return m.records.remove(rec.ID)
 }
 
-// detachCached runs DEL from the results that libcni keeps, for a sandbox whose record is lost.
-func (m *Manager) detachCached(ctx context.Context, id string) error {
+// detachCached runs DEL from the results that libcni keeps, for a sandbox whose record is lost. With guess, when there
+// is none of these either, it is DEL with the configuration of now: plugins find by the id what is theirs.
+func (m *Manager) detachCached(ctx context.Context, id string, guess bool) error {
 	all, err := m.cni.GetCachedAttachments(id)
 	if err != nil {
 		return err
@@ -290,6 +295,16 @@ func (m *Manager) detachCached(ctx context.Context, id string) error {
 		}
 		rt := &libcni.RuntimeConf{ContainerID: a.ContainerID, NetNS: alive(a.NetNS), IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs}
 		if err := m.cni.DelNetworkList(ctx, list, rt); err != nil {
+			return err
+		}
+	}
+	if guess && len(all) == 0 {
+		conf, err := m.current(ctx)
+		if err != nil {
+			return err
+		}
+		rt := &libcni.RuntimeConf{ContainerID: id, IfName: IfName, Args: [][2]string{{"IgnoreUnknown", "1"}}}
+		if err := m.cni.DelNetworkList(ctx, conf.list, rt); err != nil {
 			return err
 		}
 	}

@@ -145,8 +145,14 @@ func (m *Manager) retry(ctx context.Context) {
 	}
 	m.background.Go(func() {
 		defer m.sweeping.Store(false)
-		if err := m.sweep(ctx); err != nil && ctx.Err() == nil {
+		err := m.sweep(ctx)
+		if err == nil || ctx.Err() != nil {
+			m.complaint = ""
+			return
+		}
+		if err.Error() != m.complaint { // once, not every few seconds
 			m.log.Warn("what CNI plugins did for sandboxes that are gone is not undone yet", "error", err)
 		}
+		m.complaint = err.Error()
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 	case os.Getenv("CNI_COMMAND") != "":
 		os.Exit(fakePlugin())
 	case os.Getenv("HAKO_CNI_TEST_VICTIM") != "":
-		victim(os.Getenv("HAKO_CNI_TEST_VICTIM"))
+		runVictim(os.Getenv("HAKO_CNI_TEST_VICTIM"))
 	case os.Getenv(inChild) != "":
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			fmt.Fprintln(os.Stderr, "cni tests:", err)
@@ -343,20 +344,53 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// victim is a daemon that is killed in the middle of a Setup: what is its world and pod, as JSON.
-func victim(what string) {
-	var v struct {
-		Options Options
-		Pod     Pod
+// victim is a daemon that is killed while each of its pods is set up and torn down again and again.
+type victim struct {
+	Options Options
+	Pods    []Pod
+}
+
+// start starts it in a process of its own.
+func (v victim) start(t testing.TB) *exec.Cmd {
+	t.Helper()
+	v.Options.Log = nil
+	raw, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
 	}
+	daemon := exec.Command("/proc/self/exe")
+	daemon.Env = append(os.Environ(), "HAKO_CNI_TEST_VICTIM="+string(raw))
+	daemon.Stderr = os.Stderr
+	daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := daemon.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return daemon
+}
+
+func runVictim(what string) {
+	var v victim
 	if err := json.Unmarshal([]byte(what), &v); err != nil {
 		panic(err)
 	}
 	v.Options.Log = slog.New(slog.DiscardHandler)
-	m, err := Open(context.Background(), v.Options)
+	ctx := context.Background()
+	m, err := Open(ctx, v.Options)
 	if err != nil {
 		panic(err)
 	}
-	_, err = m.Setup(context.Background(), v.Pod)
-	panic(err)
+	var wg sync.WaitGroup
+	for _, p := range v.Pods {
+		wg.Go(func() {
+			for {
+				if _, err := m.Setup(ctx, p); err != nil {
+					panic(err)
+				}
+				if err := m.Teardown(ctx, p.ID); err != nil {
+					panic(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -30,6 +30,10 @@ const (
 	// versionLimit is how long a plugin may take to tell its versions.
 	versionLimit = 5 * time.Second
 
+	// grace is how long a plugin may go on when its caller gave up. One that is killed in the middle leaves what no DEL
+	// finds: an IPAM plugin, for example, a lease with no owner in it.
+	grace = 2 * time.Second
+
 	// strayLimit is how long output is waited for that a plugin's children hold open after its end.
 	strayLimit = 500 * time.Millisecond
 )
@@ -83,11 +87,24 @@ func (r *runner) FindInPath(plugin string, dirs []string) (string, error) {
 	return "", fmt.Errorf("CNI plugin %q is not in %s: %w", plugin, strings.Join(dirs, ":"), errdefs.ErrNotFound)
 }
 
-// ExecPlugin runs a plugin in a process group of its own, which is killed as a whole when ctx ends or the
+// ExecPlugin runs a plugin in a process group of its own, which is killed as a whole a moment after ctx ended, or when the
 // time limit is over. What it prints is read up to a bound. The error of a plugin that failed is, or wraps, a *types.Error.
-func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, r.limit, errStuck)
+func (r *runner) ExecPlugin(caller context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	if caller.Err() != nil {
+		return nil, context.Cause(caller)
+	}
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(caller), r.limit, errStuck)
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	stop := context.AfterFunc(caller, func() {
+		select {
+		case <-time.After(grace):
+			giveUp(context.Cause(caller))
+		case <-ctx.Done():
+		}
+	})
+	defer stop()
 	environ = environment(environ)
 	started := time.Now()
 	var out *capture
@@ -100,7 +117,12 @@ func (r *runner) ExecPlugin(ctx context.Context, path string, stdin []byte, envi
 		cmd.Env, cmd.Dir = environ, "/"
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), out, errout
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+		cmd.Cancel = func() error {
+			if err := unix.Kill(-cmd.Process.Pid, unix.SIGKILL); err != unix.ESRCH {
+				return err
+			}
+			return os.ErrProcessDone
+		}
 		cmd.WaitDelay = strayLimit
 		if err = cmd.Run(); !errors.Is(err, unix.ETXTBSY) || wait > time.Second {
 			break

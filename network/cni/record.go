@@ -10,9 +10,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/utils"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
@@ -118,7 +120,7 @@ func (s records) ids() ([]string, error) {
 	}
 	var out []string
 	for _, e := range entries {
-		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && !strings.HasPrefix(id, ".") {
+		if id, ok := strings.CutSuffix(e.Name(), ".json"); ok && utils.ValidateContainerID(id) == nil {
 			out = append(out, id)
 		}
 	}
@@ -141,9 +143,10 @@ func (s records) sweep() error {
 	return nil
 }
 
-// killStrays ends plugins that a daemon which was killed left running for sandboxes whose ADD has no result: a late
-// one would take an address after its DEL. Their children (an IPAM plugin) have the same variables in their environment.
-func killStrays(ids []string) (killed int) {
+// endStrays ends plugins that a daemon which was killed left running for sandboxes whose ADD has no result: a late
+// one would take an address after its DEL. Their children (an IPAM plugin) have the same variables in their environment. They
+// are waited for first: killed in the middle, they leave what no DEL finds.
+func endStrays(ids []string, patience time.Duration) (found int) {
 	if len(ids) == 0 {
 		return 0
 	}
@@ -151,39 +154,49 @@ func killStrays(ids []string) (killed int) {
 	for _, id := range ids {
 		known[id] = true
 	}
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0
-	}
-	const prefix = "CNI_CONTAINERID="
-	stray := func(pid int) bool {
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err != nil {
-			return false // ended, or a kernel thread
+	seen := map[int]bool{}
+	for end := time.Now().Add(patience); ; {
+		pids := strays(known)
+		if len(pids) == 0 || time.Now().After(end.Add(patience)) { // what SIGKILL does not end hangs in the kernel
+			return len(seen)
 		}
-		for kv := range bytes.SplitSeq(env, []byte{0}) {
-			if id, ok := bytes.CutPrefix(kv, []byte(prefix)); ok {
-				return known[string(id)]
+		for _, pid := range pids {
+			seen[pid] = true
+			if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+				// Asked again: the descriptor may be that of a later process of the same number.
+				if time.Now().After(end) && isStray(pid, known) {
+					_ = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+				}
+				_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 20)
+				unix.Close(fd)
 			}
 		}
-		return false
+	}
+}
+
+// strays are the processes that work on one of the sandboxes for a plugin.
+func strays(known map[string]bool) (pids []int) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
 	}
 	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || !stray(pid) {
-			continue
+		if pid, err := strconv.Atoi(e.Name()); err == nil && pid != os.Getpid() && isStray(pid, known) {
+			pids = append(pids, pid)
 		}
-		fd, err := unix.PidfdOpen(pid, 0)
-		if err != nil {
-			continue
-		}
-		// Asked again: the descriptor may be that of a later process of the same number.
-		if stray(pid) && unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0) == nil {
-			killed++
-			pfd := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-			_, _ = unix.Poll(pfd, 1000)
-		}
-		unix.Close(fd)
 	}
-	return killed
+	return pids
+}
+
+func isStray(pid int, known map[string]bool) bool {
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return false // ended, or a kernel thread
+	}
+	for kv := range bytes.SplitSeq(env, []byte{0}) {
+		if id, ok := bytes.CutPrefix(kv, []byte("CNI_CONTAINERID=")); ok {
+			return known[string(id)]
+		}
+	}
+	return false
 }

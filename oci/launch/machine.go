@@ -113,7 +113,7 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 				in.args[j] = uintptr(a.Slot)
 				in.slotArgs |= 1 << j
 			case plan.ArgBytes:
-				in.args[j] = m.bytes(a.Bytes)
+				in.args[j] = m.bytes(a.Bytes())
 			case plan.ArgBuffer:
 				in.args[j] = addr(buffers[a.Int*plan.BufferSize:])
 			case plan.ArgStrings:

@@ -329,10 +329,10 @@ func propagation(s string) (uint64, error) {
 	if s == "" {
 		return unix.MS_SLAVE | unix.MS_REC, nil
 	}
-	if p, ok := propagations[s]; ok {
+	if p, ok := propagations.find(s); ok {
 		return p, nil
 	}
-	if p, ok := propagations[strings.TrimPrefix(s, "r")]; ok {
+	if p, ok := propagations.find(strings.TrimPrefix(s, "r")); ok {
 		return p | unix.MS_REC, nil
 	}
 	return 0, fmt.Errorf("linux.rootfsPropagation: unknown value %q", s)
@@ -428,7 +428,7 @@ func (c *compiler) rootfs() (err error) {
 	// Never shared, whatever the root is to be in the end: when the host's file systems are
 	// detached here, they would go from the host too.
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
-		data(words(0, 0, p, 0), "{"+propagationNames[p]+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
+		data(words(0, 0, p, 0), "{"+propagationName(p)+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
 	c.at("root.path")
 	b.do("attach the root file system")
 	over := NoSlot

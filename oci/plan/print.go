@@ -150,10 +150,7 @@ func (p *Plan) arg(a Arg) string {
 	case ArgSlot:
 		return p.slotName(a.Slot)
 	case ArgBytes:
-		if a.text != nil {
-			return a.text()
-		}
-		return a.Str
+		return a.text()
 	case ArgBuffer:
 		return fmt.Sprintf("buffer%d", a.Int)
 	case ArgStrings:
@@ -163,11 +160,8 @@ func (p *Plan) arg(a Arg) string {
 	case ArgMessage:
 		return "SCM_RIGHTS " + p.slotName(a.Slot)
 	}
-	if a.text != nil {
-		return a.text()
-	}
-	if a.Str != "" {
-		return a.Str
+	if text := a.text(); text != "" {
+		return text
 	}
 	return fmt.Sprint(a.Int)
 }

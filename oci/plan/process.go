@@ -58,10 +58,10 @@ func (c *compiler) warnOnce(w string) {
 	}
 }
 
-var rlimits = map[string]int{
-	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5, "RLIMIT_NPROC": 6,
-	"RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12,
-	"RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+var rlimits = table[int]{
+	{"RLIMIT_CPU", 0}, {"RLIMIT_FSIZE", 1}, {"RLIMIT_DATA", 2}, {"RLIMIT_STACK", 3}, {"RLIMIT_CORE", 4}, {"RLIMIT_RSS", 5}, {"RLIMIT_NPROC", 6},
+	{"RLIMIT_NOFILE", 7}, {"RLIMIT_MEMLOCK", 8}, {"RLIMIT_AS", 9}, {"RLIMIT_LOCKS", 10}, {"RLIMIT_SIGPENDING", 11}, {"RLIMIT_MSGQUEUE", 12},
+	{"RLIMIT_NICE", 13}, {"RLIMIT_RTPRIO", 14}, {"RLIMIT_RTTIME", 15},
 }
 
 // process emits everything from a prepared environment to exec.
@@ -501,7 +501,7 @@ func (c *compiler) rlimits(p *specs.Process) error {
 // ParseRlimits gives the numbers of resource limits, up to the first that is wrong.
 func ParseRlimits(list []specs.POSIXRlimit) (out []Rlimit, err error) {
 	for _, r := range list {
-		n, ok := rlimits[r.Type]
+		n, ok := rlimits.find(r.Type)
 		if !ok {
 			return out, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}

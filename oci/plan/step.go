@@ -66,7 +66,7 @@ const (
 	ArgString                 // pointer to Str, NUL terminated
 	ArgSlot                   // the value in Slot
 	ArgBytes                  // pointer to a copy of Bytes
-	ArgBuffer                 // pointer to the scratch buffer number Int; Bytes is nil
+	ArgBuffer                 // pointer to the scratch buffer number Int
 	ArgStrings                // pointer to a NULL terminated array of pointers to Strs
 	ArgFilter                 // pointer to a struct sock_fprog of Filter
 	ArgMessage                // pointer to a struct msghdr that passes the descriptor number in Slot
@@ -91,26 +91,34 @@ func (w *Words) String() string {
 	return fmt.Sprintf(w.format, w.args...)
 }
 
-// Arg is one argument of a system call.
+// Arg is one argument of a system call. A plan has a thousand, and is made within a
+// fraction of a millisecond, so that they are small.
 type Arg struct {
-	Kind  ArgKind
-	Slot  Slot
-	Int   uint64
-	Str   string        // also the text of an ArgInt or ArgBytes for people
-	text  func() string // makes that text, for those where it takes work
-	Bytes []byte
-	more  *argMore
+	Kind ArgKind
+	Slot Slot
+	Int  uint64
+	Str  string // also the text of an ArgInt or ArgBytes for people
+	more *argMore
 }
 
-// argMore is what few arguments have. A plan has a thousand of them, and is made within a
-// fraction of a millisecond: they are kept small.
+// argMore is what few arguments have.
 type argMore struct {
+	bytes  []byte
 	strs   []string
 	filter []unix.SockFilter
+	text   func() string // makes Str for people, where it takes work
 }
 
 // Strings is an argument of the kind ArgStrings.
 func Strings(v []string) Arg { return Arg{Kind: ArgStrings, Slot: NoSlot, more: &argMore{strs: v}} }
+
+// Bytes gives the bytes of an ArgBytes.
+func (a *Arg) Bytes() []byte {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.bytes
+}
 
 // Strs gives the strings of an ArgStrings.
 func (a *Arg) Strs() []string {
@@ -128,8 +136,16 @@ func (a *Arg) Filter() []unix.SockFilter {
 	return a.more.filter
 }
 
+// text gives the text for people of an ArgInt or ArgBytes, "" if it has none.
+func (a *Arg) text() string {
+	if a.more != nil && a.more.text != nil {
+		return a.more.text()
+	}
+	return a.Str
+}
+
 // Step is one instruction of the machine. Its fields are in the order of their sizes:
-// see argMore.
+// see Arg.
 type Step struct {
 	Do   *Words  // names action and object; "%e" at the end of Text stands for the errno
 	Nr   uintptr // number of the system call on this architecture
