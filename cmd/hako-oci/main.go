@@ -50,6 +50,7 @@ type app struct {
 func main() {
 	// The process lives for a few milliseconds: a collection would cost more than it gives.
 	debug.SetGCPercent(-1)
+	quietMonitor()
 	growStack()
 	os.Exit(Main(os.Args[1:]))
 }
@@ -137,7 +138,6 @@ func Main(args []string) int {
 }
 
 func (a *app) dispatch(c command, args []string) (int, error) {
-	quietMonitor()
 	fs := newFlags(c.name)
 	help := boolFlag(fs, "help", "h", "print this help")
 	run, err := c.run(a, fs)

@@ -43,6 +43,9 @@ func guest() {
 			switch v, ok := os.LookupEnv(what); {
 			case ok:
 				fmt.Println(v)
+			case what == "slack": // of timers, in nanoseconds
+				n, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+				fmt.Println(n, err)
 			case what == "cwd":
 				dir, err := os.Getwd()
 				fmt.Println(dir, err)
