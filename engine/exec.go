@@ -291,16 +291,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if user == "" {
 		user = v.User
 	}
-	root, err := openProcessRoot(int(r.pid.Load()))
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	acs, err := readAccounts(root)
-	if err != nil {
-		return nil, err
-	}
-	acc, err := acs.resolve(user, v.Config.GroupAdd)
+	acc, err := e.execAccount(x, r, user)
 	if err != nil {
 		return nil, err
 	}
@@ -308,7 +299,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(e.host)
+	profile, err := sec.apparmorProfile(e.host, v.Config.Privileged)
 	if err != nil {
 		return nil, err
 	}
@@ -338,10 +329,33 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
+	if v.Config.Pod != nil {
+		if err := addAmbient(p.Capabilities, v.Config.Pod.AmbientCaps, caps, e.host); err != nil {
+			return nil, err
+		}
+	}
 	if x.cfg.TTY && x.cfg.ConsoleSize != [2]uint{} {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
 	}
 	return p, nil
+}
+
+// execAccount finds whom an exec runs as. In a pod that is whom the container does.
+func (e *Engine) execAccount(x *execution, r *run, user string) (account, error) {
+	v := x.c.view()
+	if p := v.Config.Pod; p != nil && p.User != nil && x.cfg.User == "" {
+		return account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}, nil
+	}
+	root, err := openProcessRoot(int(r.pid.Load()))
+	if err != nil {
+		return account{}, err
+	}
+	defer root.Close()
+	acs, err := readAccounts(root)
+	if err != nil {
+		return account{}, err
+	}
+	return acs.resolve(user, v.Config.GroupAdd)
 }
 
 // ResizeExec sets the size of an exec's terminal, in characters.

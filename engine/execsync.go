@@ -14,57 +14,60 @@ import (
 )
 
 const (
-	// execSyncOutput bounds what ExecSync keeps of each stream, and of both, in bytes: the
-	// 16 MB that the CRI names. Both are one message, which may have 16 MiB.
-	execSyncOutput = 16_000_000
 	// execSyncDead is how long ExecSync waits at its deadline for what it has killed to be gone.
 	execSyncDead = time.Second
 	// startPoll is how often the shim is asked how a start went.
 	startPoll = 50 * time.Millisecond
 )
 
-// ExecSync runs a command in a running container, with nothing on stdin, and gives its
-// output and exit code. Output beyond 16 MB is dropped, and the command goes on. It
-// returns when the command has ended, whatever holds its output open.
+// ExecOutput is what a command wrote and how it ended.
+type ExecOutput struct {
+	Stdout, Stderr []byte
+	ExitCode       int
+}
+
+// ExecSync runs a command in a running container, with nothing on stdin. Of the output,
+// limit bytes are kept of both streams together; the rest is dropped, and the command goes
+// on. It returns when the command has ended, whatever holds its output open.
 //
 // At the deadline (a positive timeout, or ctx's end) the command is killed with all its
 // descendants, and the error is context.DeadlineExceeded, or ctx's. Nothing else stays
 // either: there is no record of the exec, and clients cannot inspect it.
-func (e *Engine) ExecSync(ctx context.Context, ref string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int, err error) {
+func (e *Engine) ExecSync(ctx context.Context, ref string, cmd []string, timeout time.Duration, limit int) (ExecOutput, error) {
 	c, err := e.containers.get(ref)
 	if err != nil {
-		return nil, nil, 0, err
+		return ExecOutput{}, err
 	}
 	cfg := ExecConfig{Container: c.id, Cmd: cmd, AttachStdout: true, AttachStderr: true}
 	if err := cfg.validate(); err != nil {
-		return nil, nil, 0, err
+		return ExecOutput{}, err
 	}
 	r, err := c.live("exec")
 	if err != nil {
-		return nil, nil, 0, err
+		return ExecOutput{}, err
 	}
-	fail := func(err error) ([]byte, []byte, int, error) {
-		return nil, nil, 0, fmt.Errorf("exec in container %s: %w", c.id, err)
+	fail := func(err error) (ExecOutput, error) {
+		return ExecOutput{}, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	x := &execution{id: "sync-" + newID()[:24], c: c, cfg: cfg, done: make(chan struct{})}
 	proc, err := e.execProcess(x, r)
 	if err != nil {
 		return fail(err)
 	}
-	limit := context.Background()
+	deadline := context.Background()
 	if timeout > 0 {
 		var cancel context.CancelFunc
-		limit, cancel = context.WithTimeout(limit, timeout)
+		deadline, cancel = context.WithTimeout(deadline, timeout)
 		defer cancel()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	defer context.AfterFunc(limit, func() {
+	defer context.AfterFunc(deadline, func() {
 		cancel(fmt.Errorf("command did not end in %v: %w", timeout, context.DeadlineExceeded))
 	})()
 	defer context.AfterFunc(e.ctx, func() { cancel(errClosed) })()
 
-	run := syncExec{e: e, shim: r.shim.get(), id: c.id, execID: x.id}
+	run := syncExec{e: e, shim: r.shim.get(), id: c.id, execID: x.id, limit: limit}
 	err = run.shim.Exec(ctx, client.ExecOptions{ID: c.id, ExecID: x.id, Spec: proc})
 	if err != nil {
 		if ctx.Err() != nil {
@@ -81,14 +84,15 @@ func (e *Engine) ExecSync(ctx context.Context, ref string, cmd []string, timeout
 	case err != nil && !run.started:
 		run.abandon()
 		_, err = execError(err)
-		return nil, nil, 0, err
+		return ExecOutput{}, err
 	case err != nil:
 		run.abandon()
 		return fail(err)
 	}
 	run.forget()
-	stdout, stderr = fitOutput(run.out[0], run.out[1], execSyncOutput)
-	return stdout, stderr, run.code, nil
+	out := ExecOutput{ExitCode: run.code}
+	out.Stdout, out.Stderr = fitOutput(run.out[0], run.out[1], limit)
+	return out, nil
 }
 
 // syncExec is an exec under way.
@@ -96,6 +100,7 @@ type syncExec struct {
 	e          *Engine
 	shim       Shim
 	id, execID string
+	limit      int // of each stream, in bytes
 
 	pid     int // 0: not known to run
 	began   uint64
@@ -131,7 +136,7 @@ func (x *syncExec) do(ctx context.Context) error {
 		}
 		if stream == 1 || stream == 2 {
 			buf := &x.out[stream-1]
-			*buf = append(*buf, p[:min(len(p), execSyncOutput-len(*buf))]...)
+			*buf = append(*buf, p[:min(len(p), x.limit-len(*buf))]...)
 		}
 	}
 	exit, err := x.shim.Wait(ctx, x.id, x.execID) // the end of the output comes after it

@@ -38,6 +38,7 @@ type specInput struct {
 	HostsFile    string
 	HostnameFile string
 	InitBinary   string
+	Pod          *podInput // nil: no container of a pod
 }
 
 // buildSpec makes the OCI specification of a container, with Docker's defaults.
@@ -47,7 +48,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(in.Host)
+	profile, err := sec.apparmorProfile(in.Host, c.Privileged)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +128,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	}
 
 	in.mounts(s, sec)
+	if in.Pod != nil {
+		return s, in.pod(s, caps)
+	}
 	for k, v := range c.Annotations {
 		if s.Annotations == nil {
 			s.Annotations = map[string]string{}

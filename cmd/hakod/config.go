@@ -23,16 +23,16 @@ type config struct {
 	State            string            `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
 	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
 	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
-	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI. This version does not serve it."`
+	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
 	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins. This version does not serve it."`
 	MetricsAddress   string            `toml:"metrics-address" comment:"Address for Prometheus. This version does not serve it."`
 	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
 	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
 	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
-	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations. This version uses the built-in network only."`
+	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
-	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs, also where systemd is PID 1: this version has no systemd driver."`
+	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
 	LogLevel         string            `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string            `toml:"log-format" comment:"text or json."`
 	BridgeName       string            `toml:"bridge-name" comment:"Interface of the default network."`
@@ -149,9 +149,6 @@ func (c *config) complete() error {
 	if c.MetricsAddress != "" {
 		return errors.New("metrics-address: this version serves no metrics")
 	}
-	if c.CgroupDriver == "systemd" {
-		return errors.New("cgroup-driver: this version has no systemd driver, only cgroupfs, which works beside systemd")
-	}
 	oneOf := func(key, value string, allowed ...string) error {
 		if slices.Contains(allowed, value) {
 			return nil
@@ -160,7 +157,7 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
-		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs"),
+		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
 	} {
@@ -169,7 +166,7 @@ func (c *config) complete() error {
 		}
 	}
 	if c.CgroupDriver == "" {
-		c.CgroupDriver = "cgroupfs"
+		c.CgroupDriver = cgroupDriver("/")
 	}
 	for key, s := range map[string]string{"bridge-subnet": c.BridgeSubnet, "bridge-subnet6": c.BridgeSubnet6} {
 		if s == "" {
@@ -185,6 +182,18 @@ func (c *config) complete() error {
 		}
 	}
 	return nil
+}
+
+// cgroupDriver gives the default of the machine whose files are below root. Where systemd
+// rules the cgroups, what makes some beside it is at its mercy.
+func cgroupDriver(root string) string {
+	// The folder is systemd's own word for "I am PID 1" (sd_booted(3)), but a container may
+	// have been given the host's /run.
+	comm, err := os.ReadFile(filepath.Join(root, "proc/1/comm"))
+	if _, serr := os.Lstat(filepath.Join(root, "run/systemd/system")); serr == nil && err == nil && strings.TrimSpace(string(comm)) == "systemd" {
+		return "systemd"
+	}
+	return "cgroupfs"
 }
 
 // write prints the configuration as a file with comments.

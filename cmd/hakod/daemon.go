@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
@@ -81,7 +84,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
-		Images: images, Networks: nets, Shims: shims{},
+		Sandboxes: st.Records("sandboxes"),
+		Images:    images, Networks: nets, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		Version: version.Version, RegistryDir: cfg.RegistryDir, Log: log,
@@ -103,6 +107,24 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
+	if cfg.CRISocket != "" {
+		l, err := stream.Listen(cfg.CRISocket, cfg.SocketGroup)
+		if err != nil {
+			return err
+		}
+		srv := cri.New(cri.Options{
+			Backend: eng, Version: version.Version, StateDir: cfg.State, Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
+			Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir}, Log: log,
+		})
+		g.Go(func() error { return srv.Serve(l) })
+		g.Go(func() error {
+			<-gctx.Done()
+			ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
+			defer cancel()
+			srv.Shutdown(ctx)
+			return nil
+		})
+	}
 	if cfg.DebugSocket != "" {
 		l, err := stream.Listen(cfg.DebugSocket, -1)
 		if err != nil {
@@ -118,7 +140,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		g.Go(func() error { <-gctx.Done(); return srv.Close() })
 	}
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
-	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket)
+	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "cri", cfg.CRISocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")
 	return err

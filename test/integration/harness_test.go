@@ -388,3 +388,11 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		time.Sleep(20 * time.Millisecond)
 	}
 }
+
+// killProcess ends a process of this test's daemon.
+func killProcess(t *testing.T, pid string) {
+	t.Helper()
+	if err := exec.Command("kill", "-KILL", pid).Run(); err != nil {
+		t.Fatal(err)
+	}
+}
