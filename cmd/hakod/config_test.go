@@ -46,7 +46,11 @@ func TestBadValues(t *testing.T) {
 		"mtu = 'x'":                   "cannot decode TOML string",
 		"root = ''":                   `"" is not a folder`,
 		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",
-		"metrics-address = ':9'":      "metrics-address: this version serves no metrics",
+		"metrics-address = 'x:9'":     `metrics-address: "x:9" is not IP:PORT`,
+		"streaming-address = ':9'":    "streaming-address: address [::]:9 can be reached by other machines, which needs a certificate",
+		"streaming-cert = '/x'":       "streaming-cert, streaming-key: one needs the other",
+		"trace-endpoint = '1.2.3.4'":  `trace-endpoint: "1.2.3.4" is not http://HOST:PORT or https://HOST:PORT`,
+		"trace-ratio = 2.0":           "trace-ratio: 2 is not between 0 and 1",
 		"[runtimes]\nrunc = 'runc'":   `runtimes: runc: "runc" is not an absolute path`,
 		"this is not TOML at all = =": "config.toml:1:",
 	} {

@@ -81,6 +81,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 			log.Warn("no init for containers that ask for one with --init", "error", err)
 		}
 	}
+	observers, err := newObservers(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer observers.close()
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
@@ -88,7 +93,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		Images:    images, Networks: nets, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		Version: version.Version, RegistryDir: cfg.RegistryDir, Log: log,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -103,7 +108,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		if err != nil {
 			return err
 		}
-		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Log: log})
+		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Observe: observers.docker(), Log: log})
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
@@ -112,9 +117,16 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		if err != nil {
 			return err
 		}
+		streams, err := newStreams(cfg, eng, log)
+		if err != nil {
+			return err
+		}
+		g.Go(streams.Serve)
+		g.Go(func() error { <-gctx.Done(); return streams.Close() })
 		srv := cri.New(cri.Options{
 			Backend: eng, Version: version.Version, StateDir: cfg.State, Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
-			Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir}, Log: log,
+			Config:  map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir},
+			Streams: streams, Unary: observers.unary, Stream: observers.stream, Log: log,
 		})
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error {
@@ -124,6 +136,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 			srv.Shutdown(ctx)
 			return nil
 		})
+	}
+	if err := observers.serve(gctx, cfg, eng, g.Go); err != nil {
+		return err
 	}
 	if cfg.DebugSocket != "" {
 		l, err := stream.Listen(cfg.DebugSocket, -1)

@@ -74,33 +74,41 @@ func nothingLeft(t *testing.T, e *engine.Engine, id string) {
 	})
 }
 
+// maxOutput is what the tests keep of a command's output, in bytes.
+const maxOutput = 16_000_000
+
+func execSync(e *engine.Engine, ctx context.Context, id string, cmd []string, timeout time.Duration) (stdout, stderr []byte, code int, err error) {
+	out, err := e.ExecSync(ctx, id, cmd, timeout, maxOutput)
+	return out.Stdout, out.Stderr, out.ExitCode, err
+}
+
 func TestExecSync(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
 	nothingLeft(t, e, id)
 	ctx := t.Context()
-	stdout, stderr, code, err := e.ExecSync(ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 7"}, 10*time.Second)
+	stdout, stderr, code, err := execSync(e, ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 7"}, 10*time.Second)
 	if err != nil || string(stdout) != "out\n" || string(stderr) != "err\n" || code != 7 {
 		t.Errorf("%q, %q, %d, %v", stdout, stderr, code, err)
 	}
-	if _, _, code, err = e.ExecSync(ctx, id, []string{"sh", "-c", "kill -9 $$"}, 0); err != nil || code != 137 {
+	if _, _, code, err = execSync(e, ctx, id, []string{"sh", "-c", "kill -9 $$"}, 0); err != nil || code != 137 {
 		t.Errorf("killed: %d, %v", code, err)
 	}
-	if stdout, _, _, err := e.ExecSync(ctx, id, []string{"cat"}, 5*time.Second); err != nil || len(stdout) > 0 {
+	if stdout, _, _, err := execSync(e, ctx, id, []string{"cat"}, 5*time.Second); err != nil || len(stdout) > 0 {
 		t.Errorf("stdin: %q, %v", stdout, err)
 	}
-	if _, _, _, err := e.ExecSync(ctx, id, []string{"no-such-program"}, 5*time.Second); err == nil || !strings.Contains(err.Error(), "not found") {
+	if _, _, _, err := execSync(e, ctx, id, []string{"no-such-program"}, 5*time.Second); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("no program: %v", err)
 	}
-	if _, _, _, err := e.ExecSync(ctx, id, nil, 0); !errdefs.IsInvalidArgument(err) {
+	if _, _, _, err := execSync(e, ctx, id, nil, 0); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("no command: %v", err)
 	}
-	if _, _, _, err := e.ExecSync(ctx, "no-such-container", []string{"true"}, 0); !errdefs.IsNotFound(err) {
+	if _, _, _, err := execSync(e, ctx, "no-such-container", []string{"true"}, 0); !errdefs.IsNotFound(err) {
 		t.Errorf("no container: %v", err)
 	}
 	// A child that keeps the output open holds nobody up.
 	began := time.Now()
-	stdout, _, code, err = e.ExecSync(ctx, id, []string{"sh", "-c", "sleep 3 & echo started"}, 0)
+	stdout, _, code, err = execSync(e, ctx, id, []string{"sh", "-c", "sleep 3 & echo started"}, 0)
 	if err != nil || string(stdout) != "started\n" || code != 0 || time.Since(began) > 2*time.Second {
 		t.Errorf("after %v: %q, %d, %v", time.Since(began), stdout, code, err)
 	}
@@ -111,8 +119,8 @@ func TestExecSyncOutput(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
 	nothingLeft(t, e, id)
-	stdout, stderr, code, err := e.ExecSync(t.Context(), id, []string{"sh", "-c", "yes out | head -c 20000000; yes err | head -c 1000000 >&2; exit 3"}, time.Minute)
-	if err != nil || code != 3 || len(stdout)+len(stderr) != 16_000_000 || len(stderr) != 1_000_000 {
+	stdout, stderr, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", "yes out | head -c 20000000; yes err | head -c 1000000 >&2; exit 3"}, time.Minute)
+	if err != nil || code != 3 || len(stdout)+len(stderr) != maxOutput || len(stderr) != 1_000_000 {
 		t.Errorf("%d and %d bytes, %d, %v", len(stdout), len(stderr), code, err)
 	}
 	if !bytes.HasPrefix(stdout, []byte("out\nout\n")) || !bytes.HasPrefix(stderr, []byte("err\nerr\n")) {
@@ -136,7 +144,7 @@ func TestExecSyncDeadline(t *testing.T) {
 		"many forks":         "while :; do sleep 1010 & sleep 0.01; done",
 	} {
 		began := time.Now()
-		_, _, _, err := e.ExecSync(t.Context(), id, []string{"sh", "-c", script}, 500*time.Millisecond)
+		_, _, _, err := execSync(e, t.Context(), id, []string{"sh", "-c", script}, 500*time.Millisecond)
 		took := time.Since(began)
 		if !errors.Is(err, context.DeadlineExceeded) || took > 2*time.Second || took < 500*time.Millisecond {
 			t.Errorf("%s: after %v: %v", name, took, err)
@@ -148,11 +156,11 @@ func TestExecSyncDeadline(t *testing.T) {
 	// What a caller that gives up started ends, too.
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if _, _, _, err := e.ExecSync(ctx, id, []string{"sh", "-c", "sleep 1011 & sleep 1012"}, 0); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, _, err := execSync(e, ctx, id, []string{"sh", "-c", "sleep 1011 & sleep 1012"}, 0); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("cancelled: %v", err)
 	}
 	for _, timeout := range []time.Duration{time.Nanosecond, time.Millisecond, 3 * time.Millisecond, 5 * time.Millisecond, 8 * time.Millisecond, 12 * time.Millisecond} {
-		if _, _, _, err := e.ExecSync(t.Context(), id, []string{"sh", "-c", "sleep 1013 & sleep 1014"}, timeout); !errors.Is(err, context.DeadlineExceeded) {
+		if _, _, _, err := execSync(e, t.Context(), id, []string{"sh", "-c", "sleep 1013 & sleep 1014"}, timeout); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%v: %v", timeout, err)
 		}
 	}
@@ -163,16 +171,16 @@ func TestExecSyncLeavesOthersAlone(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
 	ctx := t.Context()
-	if _, _, _, err := e.ExecSync(ctx, id, []string{"sh", "-c", "setsid sleep 2001 >/dev/null 2>&1 &"}, 5*time.Second); err != nil {
+	if _, _, _, err := execSync(e, ctx, id, []string{"sh", "-c", "setsid sleep 2001 >/dev/null 2>&1 &"}, 5*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	other := make(chan int, 1)
 	go func() {
-		_, _, code, _ := e.ExecSync(ctx, id, []string{"sh", "-c", "sleep 1.5; exit 9"}, 0)
+		_, _, code, _ := execSync(e, ctx, id, []string{"sh", "-c", "sleep 1.5; exit 9"}, 0)
 		other <- code
 	}()
 	time.Sleep(200 * time.Millisecond)
-	if _, _, _, err := e.ExecSync(ctx, id, []string{"sleep", "1000"}, 300*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+	if _, _, _, err := execSync(e, ctx, id, []string{"sleep", "1000"}, 300*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	if code := <-other; code != 9 {
@@ -192,7 +200,7 @@ func TestExecSyncContainerEnds(t *testing.T) {
 	id := run(t, e, nil)
 	done := make(chan error, 1)
 	go func() {
-		_, _, code, err := e.ExecSync(t.Context(), id, []string{"sleep", "1000"}, 0)
+		_, _, code, err := execSync(e, t.Context(), id, []string{"sleep", "1000"}, 0)
 		if err == nil && code != 137 {
 			err = fmt.Errorf("code %d", code)
 		} else if code == 137 {
@@ -220,7 +228,7 @@ func TestExecSyncManySideBySide(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			want := fmt.Sprintf("%d\n", i)
-			stdout, _, code, err := e.ExecSync(t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 20*time.Second)
+			stdout, _, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 20*time.Second)
 			if err != nil || string(stdout) != want || code != i {
 				t.Errorf("%d: %q, %d, %v", i, stdout, code, err)
 			}
@@ -233,7 +241,7 @@ func BenchmarkExecSync(b *testing.B) {
 	e := open(b)
 	id := run(b, e, nil)
 	for b.Loop() {
-		if _, _, _, err := e.ExecSync(b.Context(), id, []string{"true"}, 10*time.Second); err != nil {
+		if _, _, _, err := execSync(e, b.Context(), id, []string{"true"}, 10*time.Second); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -315,7 +315,7 @@ func TestPortForward(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		out, _, _, err := e.ExecSync(t.Context(), id, []string{"cat", "/proc/net/tcp", "/proc/net/tcp6"}, 5*time.Second)
+		out, _, _, err := execSync(e, t.Context(), id, []string{"cat", "/proc/net/tcp", "/proc/net/tcp6"}, 5*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
