@@ -24,12 +24,11 @@ const maxMessage = 16 << 20
 // Options configure a Server.
 type Options struct {
 	Backend  Backend
+	Streams  *streaming.Server // gives the URLs of exec, attach and port-forward
 	Version  string
 	StateDir string            // of the daemon, told by Status
 	Handlers []string          // runtime handlers besides the default one
 	Config   map[string]string // told by Status, when it is asked for details
-	// Streams serves exec, attach and port-forward; nil: these are not implemented.
-	Streams *streaming.Server
 	// Unary and Stream see each call before anything else, with the code of its answer.
 	Unary  []grpc.UnaryServerInterceptor
 	Stream []grpc.StreamServerInterceptor

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,29 +10,14 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
-	"github.com/hako-engine/hako/api/cri"
-	"github.com/hako-engine/hako/api/cri/streaming"
 	"github.com/hako-engine/hako/api/metrics"
 	"github.com/hako-engine/hako/api/trace"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/internal/version"
 )
-
-// newStreams makes the server of exec, attach and port-forward.
-func newStreams(cfg config, eng *engine.Engine, log *slog.Logger) (*streaming.Server, error) {
-	o := streaming.Options{Address: cfg.StreamAddress, Log: log,
-		Runtime: &streaming.EngineRuntime{Engine: eng, Netns: cri.PodNetwork(eng), Log: log}}
-	if cfg.StreamCert != "" {
-		cert, err := tls.LoadX509KeyPair(cfg.StreamCert, cfg.StreamKey)
-		if err != nil {
-			return nil, fmt.Errorf("certificate of the streaming server: %w", err)
-		}
-		o.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
-	}
-	return streaming.New(o)
-}
 
 // observers are metrics and traces, as far as they are turned on.
 type observers struct {
@@ -77,7 +61,7 @@ func (o *observers) docker() func(string, int, time.Duration) {
 }
 
 // serve answers under /metrics until ctx ends.
-func (o *observers) serve(ctx context.Context, cfg config, eng *engine.Engine, run func(func() error)) error {
+func (o *observers) serve(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine) error {
 	if o.metrics == nil {
 		return nil
 	}
@@ -88,13 +72,13 @@ func (o *observers) serve(ctx context.Context, cfg config, eng *engine.Engine, r
 	}
 	srv := &http.Server{Handler: o.metrics.Handler(), ReadHeaderTimeout: shutdownLimit, IdleTimeout: time.Minute,
 		WriteTimeout: 30 * time.Second, MaxHeaderBytes: 16 << 10, ErrorLog: slog.NewLogLogger(o.log.Handler(), slog.LevelDebug)}
-	run(func() error {
+	g.Go(func() error {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics: %w", err)
 		}
 		return nil
 	})
-	run(func() error { <-ctx.Done(); return srv.Close() })
+	g.Go(func() error { <-ctx.Done(); return srv.Close() })
 	return nil
 }
 

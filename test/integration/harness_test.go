@@ -187,7 +187,7 @@ func (n *node) start() error {
 		"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
 		"--docker-socket", n.socket, "--containerd-socket", "", "--cri-socket", "", "--registry-dir", filepath.Join(n.dir, "certs.d"),
 		"--bridge-name", n.bridge, "--bridge-subnet", n.subnet, "--log-level", "debug",
-	}, n.flags...)
+	}, append([]string{"--network", "builtin"}, n.flags...)...)
 	n.cmd = exec.Command(filepath.Join(workDir, "hakod"), args...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	// Signals of a terminal are for the tests, which stop the daemon themselves.
