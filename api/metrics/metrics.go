@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/hako-engine/hako/engine"
@@ -107,7 +108,11 @@ func (m *Metrics) Stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerI
 }
 
 func (m *Metrics) call(method string, began time.Time, err error) {
-	m.cri.WithLabelValues(method[strings.LastIndexByte(method, '/')+1:], status.Code(err).String()).Observe(time.Since(began).Seconds())
+	code := status.Code(err)
+	if code == codes.Unknown { // what the context ended is no status yet
+		code = status.FromContextError(err).Code()
+	}
+	m.cri.WithLabelValues(method[strings.LastIndexByte(method, '/')+1:], code.String()).Observe(time.Since(began).Seconds())
 }
 
 // census is a prometheus.Collector.
