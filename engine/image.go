@@ -127,7 +127,15 @@ func (e *Engine) Image(ctx context.Context, ref string) (ImageDetail, error) {
 
 // PullImage brings an image here and unpacks it.
 func (e *Engine) PullImage(ctx context.Context, ref string, o image.PullOptions) (image.Image, error) {
+	var meter *pullMeter
+	if e.opt.Pulled != nil {
+		meter = &pullMeter{began: time.Now(), got: map[string]int64{}}
+		o.Progress = meter.watch(o.Progress)
+	}
 	img, err := e.opt.Images.Pull(e.ns(ctx), ref, o)
+	if meter != nil {
+		e.opt.Pulled(meter.result(err))
+	}
 	if err != nil {
 		return img, err
 	}
