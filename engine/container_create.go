@@ -82,11 +82,11 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, notImplementedf("an init process was asked for (--init), but this daemon has no init binary: set init-binary in its configuration")
 	}
 
-	img, err := e.lookupImage(ctx, c)
+	img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.lookupImage(ctx, c) })
 	if err != nil {
 		return nil, err
 	}
-	defer e.useImage(img.ID.String())()
+	defer unuse()
 	cfg, err := e.opt.Images.Config(ctx, img)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
@@ -158,6 +158,16 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	put := func(ctx context.Context) error { return e.opt.Containers.Put(ctx, id, &rec) }
 	u.Add("record", func(ctx context.Context) error { return e.opt.Containers.Delete(ctx, id) })
 	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
+	filled := slices.DeleteFunc(slices.Clone(v.Mounts), func(m Mount) bool { return m.NoCopy })
+	drop, err := e.holdVolumes(ctx, filled, "create "+id)
+	if err != nil {
+		return nil, invalidf("failed to populate volume: %v", err)
+	}
+	defer func() {
+		if derr := drop(context.WithoutCancel(ctx)); derr != nil {
+			e.log.Error("unmount volumes", "container", id, "error", derr)
+		}
+	}()
 	if err := e.viewImages(ctx, v); err != nil {
 		return nil, err
 	}
@@ -213,21 +223,6 @@ func (r *registry) making(keys []string, snapshotter string, on bool) {
 			r.beingMade[key] = snapshotter
 		} else {
 			delete(r.beingMade, key)
-		}
-	}
-}
-
-// useImage keeps an image from being removed until the function it gives is called.
-func (e *Engine) useImage(id string) (done func()) {
-	r := &e.containers
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.imagesInUse[id]++
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.imagesInUse[id]--; r.imagesInUse[id] <= 0 {
-			delete(r.imagesInUse, id)
 		}
 	}
 }

@@ -121,6 +121,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	if err := g.Wait(); err != nil {
 		e.log.Error("clean up after exit", "container", c.id, "error", err)
 	}
+	e.dropVolumes(ctx, v)
 	if exit.ExitedAt.IsZero() {
 		exit.ExitedAt = time.Now()
 	}

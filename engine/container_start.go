@@ -177,6 +177,12 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	}
 	u.Add("bundle", func(context.Context) error { return RemoveBundle(bundle) })
 
+	drop, err := e.holdVolumes(ctx, v.Mounts, v.ID)
+	if err != nil {
+		return err
+	}
+	u.Add("mounts of volumes", drop)
+
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
 	if v.Config.Pod != nil {
 		if err := e.joinPod(&in); err != nil {
@@ -454,6 +460,11 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 	if err != nil {
 		return done, err
 	}
+	if spec.Process.ApparmorProfile == apparmorProfile {
+		if err := e.apparmor.ensure(e.ctx); err != nil {
+			return done, err
+		}
+	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return done, fmt.Errorf("encode config.json: %w", err)
@@ -581,7 +592,11 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
 		text := strings.TrimPrefix(errtext.Plain(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
-		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
+		cause := err
+		if errdefs.IsAlreadyExists(err) {
+			cause = nil // a port that is taken is no conflict of the request: Docker answers 500
+		}
+		return ep, &classed{class: errdefs.ErrUnknown, cause: cause, text: fmt.Sprintf(
 			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}
 	return ep, nil

@@ -30,6 +30,11 @@ type Images interface {
 	Delete(ctx context.Context, img image.Image) ([]string, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error)
 	Save(ctx context.Context, refs []string, o image.SaveOptions, w io.Writer) error
+	// Commit makes an image of a base and a new layer, Import one of an archive of files.
+	Commit(ctx context.Context, o image.CommitOptions) (image.Image, error)
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (image.Image, error)
+	// Login asks a registry whether it takes credentials.
+	Login(ctx context.Context, a image.Auth) error
 }
 
 // Networks is what the engine needs of the network room.

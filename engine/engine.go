@@ -75,6 +75,7 @@ type Engine struct {
 	volumes    volumes
 	execs      execRegistry
 	events     bus
+	apparmor   *apparmor
 
 	stopping chan struct{} // closed by Interrupt
 	stopOnce sync.Once
@@ -105,7 +106,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
 	e.containers = registry{
 		byID: map[string]*container{}, names: map[string]string{},
-		beingMade: map[string]string{}, imagesInUse: map[string]int{},
+		beingMade: map[string]string{},
 	}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
@@ -122,6 +123,18 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	var err error
 	if e.host, err = probeHost(); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	e.host.CgroupDriver = o.CgroupDriver
+	e.apparmor = &apparmor{parser: apparmorParser(), profiles: "/sys/kernel/security/apparmor/profiles"}
+	switch {
+	case e.host.AppArmorProfile != "":
+		e.background(func(ctx context.Context) { // ahead of the first container
+			if err := e.apparmor.ensure(ctx); err != nil {
+				e.log.Error("containers cannot start", "error", err)
+			}
+		})
+	case e.host.AppArmor:
+		e.log.Warn("AppArmor is enabled, but does not confine containers", "why", e.host.AppArmorWhy)
 	}
 	if err := e.loadID(ctx); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)

@@ -116,19 +116,26 @@ func (r *execRegistry) get(id string) (*execution, error) {
 	return found, nil
 }
 
+func (cfg ExecConfig) validate() error {
+	if len(cfg.Cmd) == 0 || cfg.Cmd[0] == "" {
+		return invalidf("No exec command specified")
+	}
+	for _, s := range slices.Concat(cfg.Cmd, cfg.Env, []string{cfg.WorkingDir, cfg.User}) {
+		if strings.ContainsRune(s, 0) {
+			return invalidf("exec argument %q holds a NUL byte", s)
+		}
+	}
+	return nil
+}
+
 // CreateExec prepares a process in a running container. Nothing runs yet.
 func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error) {
 	c, err := e.containers.get(cfg.Container)
 	if err != nil {
 		return "", err
 	}
-	if len(cfg.Cmd) == 0 || cfg.Cmd[0] == "" {
-		return "", invalidf("No exec command specified")
-	}
-	for _, s := range slices.Concat(cfg.Cmd, cfg.Env, []string{cfg.WorkingDir, cfg.User}) {
-		if strings.ContainsRune(s, 0) {
-			return "", invalidf("exec argument %q holds a NUL byte", s)
-		}
+	if err := cfg.validate(); err != nil {
+		return "", err
 	}
 	if _, err := c.live("exec"); err != nil {
 		return "", err
@@ -136,13 +143,13 @@ func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error)
 	x := &execution{id: newID(), c: c, cfg: cfg, done: make(chan struct{})}
 	var old []string
 	c.mu.Lock()
+	m := maps.Clone(c.execs) // whoever has the old one reads it without the lock
 	for id, o := range c.execs {
 		if o.state == execEnded && time.Since(o.endedAt) > execKept {
 			old = append(old, id)
-			delete(c.execs, id)
+			delete(m, id)
 		}
 	}
-	m := maps.Clone(c.execs)
 	m[x.id] = x
 	c.execs = m
 	c.mu.Unlock()
@@ -292,7 +299,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(e.host)
+	profile, err := sec.apparmorProfile(e.host, v.Config.Privileged)
 	if err != nil {
 		return nil, err
 	}

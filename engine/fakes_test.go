@@ -177,6 +177,15 @@ func (f *fakeImages) Load(context.Context, io.Reader, image.LoadOptions) ([]imag
 }
 func (f *fakeImages) Save(context.Context, []string, image.SaveOptions, io.Writer) error { return nil }
 
+func (f *fakeImages) Commit(context.Context, image.CommitOptions) (image.Image, error) {
+	return image.Image{}, errdefs.ErrUnavailable
+}
+func (f *fakeImages) Import(context.Context, io.Reader, image.ImportOptions) (image.Image, error) {
+	return image.Image{}, errdefs.ErrUnavailable
+}
+
+func (f *fakeImages) Login(context.Context, image.Auth) error { return nil }
+
 // fakeNetworks gives addresses and remembers what is taken.
 type fakeNetworks struct {
 	// realNetns is a folder: namespaces are real ones, kept there. "": they are names only.

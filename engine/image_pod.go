@@ -23,19 +23,17 @@ type FsUsage struct {
 // being created. Of one that is not there it is no error.
 func (e *Engine) DropImage(ctx context.Context, ref string) error {
 	ctx = e.ns(ctx)
-	img, err := e.opt.Images.Get(ctx, ref, nil)
+	img, busy, done, err := e.removingImage(ctx, ref)
 	if errdefs.IsNotFound(err) {
 		return nil
 	} else if err != nil {
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
+	defer done()
 	id := img.ID.String()
 	if i := slices.IndexFunc(e.imageUsers()[id], func(v Container) bool { return v.State.live() }); i >= 0 {
 		return failedf("image %s is in use by running container %s", ref, e.imageUsers()[id][i].ID)
 	}
-	e.containers.mu.RLock()
-	busy := e.containers.imagesInUse[id] > 0
-	e.containers.mu.RUnlock()
 	if busy {
 		return failedf("image %s is in use by a container that is being created", ref)
 	}

@@ -424,10 +424,6 @@ func mountOf(mountinfo, path string) (point string, options []string) {
 	return point, options
 }
 
-func unescapeMount(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
-}
-
 // UpdatePodContainer changes the limits of a pod's container: all or none. Zero limits, and a
 // nil score, stay as they are. Of one that has ended nothing is changed, and that is no error.
 func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources, oomScoreAdj *int) error {

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/snapshot"
@@ -42,11 +43,11 @@ func (e *Engine) viewImages(ctx context.Context, v *Container) error {
 		if m.Kind != MountImage {
 			continue
 		}
-		img, err := e.opt.Images.Get(ctx, m.Source, nil)
+		img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.opt.Images.Get(ctx, m.Source, nil) })
 		if err != nil {
 			return fmt.Errorf("image of mount %s: %s: %w", m.Target, m.Source, err)
 		}
-		defer e.useImage(img.ID.String())()
+		defer unuse()
 		m.ImageID = img.ID.String()
 		chain, err := e.opt.Images.Unpack(ctx, img, v.Snapshotter)
 		if err != nil {

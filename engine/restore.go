@@ -50,6 +50,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	e.dropStrayEndpoints(ctx)
 	if whole { // with a damaged database nothing is deleted
+		e.dropStrayMounts(ctx)
 		e.dropStrayFolders(ctx)
 	}
 	if wholePods {
@@ -215,6 +216,7 @@ func startTime(rf runFile, v Container) time.Time {
 
 // adopt makes a run of an earlier daemon the container's.
 func (e *Engine) adopt(c *container, r *run, rf runFile) {
+	e.keepVolumes(c.view())
 	if pid := int(r.pid.Load()); pid != 0 {
 		r.memory = memoryCgroup(c.view(), pid)
 	}

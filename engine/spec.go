@@ -48,7 +48,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(in.Host)
+	profile, err := sec.apparmorProfile(in.Host, c.Privileged)
 	if err != nil {
 		return nil, err
 	}

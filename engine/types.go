@@ -301,8 +301,10 @@ type Container struct {
 	HostnamePath string             `json:"hostnamePath,omitempty"`
 	HostsPath    string             `json:"hostsPath,omitempty"`
 	ResolvPath   string             `json:"resolvPath,omitempty"`
-	SizeRw       *int64             `json:"-"` // only when asked for
-	SizeRootFs   *int64             `json:"-"`
+	// AppArmorProfile is what its processes are confined by; "": nothing, or what confines the daemon.
+	AppArmorProfile string `json:"-"`
+	SizeRw          *int64 `json:"-"` // only when asked for
+	SizeRootFs      *int64 `json:"-"`
 }
 
 // Filters are Docker's: field → values. A container must match one value of each field.

@@ -177,7 +177,7 @@ var namespaceFiles = map[string]string{
 
 // insideFacts probes what joining the container needs.
 func (c *Container) insideFacts(p *specs.Process) (plan.Facts, error) {
-	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
+	f := ownFacts()
 	probeLabels(&f, p)
 	for _, typ := range []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"} {
 		var own, its unix.Stat_t

@@ -102,10 +102,16 @@ func (s *state) marshal() ([]byte, error) {
 	if s.Rootless {
 		b = append(b, `,"rootless":true`...)
 	}
-	if s.Rdt != nil {
-		raw, err := json.Marshal(s.Rdt)
+	rare := func(key string, v any) {
+		raw, err := json.Marshal(v)
 		failed = errors.Join(failed, err)
-		b = append(append(b, `,"rdt":`...), raw...)
+		b = append(append(b, key...), raw...)
+	}
+	if s.Unit != nil {
+		rare(`,"unit":`, s.Unit)
+	}
+	if s.Rdt != nil {
+		rare(`,"rdt":`, s.Rdt)
 	}
 	return append(b, '}'), failed
 }

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/hako-engine/hako/api/cri/streaming"
 	"github.com/hako-engine/hako/internal/errtext"
 )
 
@@ -22,6 +23,7 @@ const maxMessage = 16 << 20
 // Options configure a Server.
 type Options struct {
 	Backend  Backend
+	Streams  *streaming.Server // gives the URLs of exec, attach and port-forward
 	Version  string
 	StateDir string            // of the daemon, told by Status
 	Handlers []string          // runtime handlers besides the default one

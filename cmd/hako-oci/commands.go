@@ -45,6 +45,8 @@ func commandTable() []command {
 		{"resume", "ID", "thaw a container", 1, 1, resumeCommand},
 		{"update", "ID", "change the limits of a container", 1, 1, updateCommand},
 		{"events", "ID", "print statistics and OOM events as JSON lines", 1, 1, eventsCommand},
+		{"checkpoint", "ID", "write a container's processes to files (needs CRIU)", 1, 1, checkpointCommand},
+		{"restore", "ID", "make a container of such files (needs CRIU)", 1, 1, restoreCommand},
 		{"spec", "", "write a config.json to start from", 0, 0, specCommand},
 		{"plan", "[BUNDLE | CONFIG]", "explain what creating a container would do, and do nothing", 0, 1, planCommand},
 		{"features", "", "print what the runtime supports as JSON", 0, 0, featuresCommand},

@@ -72,6 +72,7 @@ func Main(args []string) int {
 	dbg := global.Bool("debug", false, "log more")
 	systemd := global.Bool("systemd-cgroup", false, "let systemd manage cgroups")
 	rootless := global.String("rootless", "auto", "ignored: the runtime finds out")
+	global.String("criu", "criu", "ignored: criu is looked up in $PATH")
 	showVersion := boolFlag(global, "version", "v", "print the version")
 	showHelp := boolFlag(global, "help", "h", "print this help")
 	if err := global.Parse(args); err != nil {
@@ -225,7 +226,7 @@ func oneLine(err error) string {
 func usage(global *flag.FlagSet) {
 	fmt.Println("hako-oci makes and manages containers of OCI bundles.\n\nUsage: hako-oci [global flags] COMMAND [flags] [arguments]\n\nCommands:")
 	for _, c := range commandTable() {
-		fmt.Printf("  %-10s %s\n", c.name, c.help)
+		fmt.Printf("  %-11s %s\n", c.name, c.help)
 	}
 	fmt.Println("\nGlobal flags:")
 	printFlags(os.Stdout, global)

@@ -349,7 +349,7 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "pause", args: []string{"pause", c.id}},
 		{name: "exec in a paused container", args: []string{"exec", c.id, "/guest", "exit", "0"}, code: 255},
 		{name: "resume", args: []string{"resume", c.id}},
-		{name: "checkpoint", args: []string{"checkpoint", c.id}, code: 3},
+		{name: "checkpoint where there is no CRIU", args: []string{"checkpoint", c.id}, env: []string{"PATH=/nowhere"}, code: 1},
 	} {
 		out, code := c.with(tc.input, tc.env, tc.files, tc.args...)
 		if code != tc.code || !strings.HasPrefix(out, tc.want) {
@@ -485,4 +485,50 @@ func TestSockets(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	check("exec")
+}
+
+// On a host whose mounts are shared, as with systemd, nothing that the container's first
+// process detaches goes from the host, and nothing that it mounts shows there.
+func TestMountsOfASharedHostStay(t *testing.T) {
+	t.Parallel()
+	for _, propagation := range []string{"", "rshared", "shared", "rprivate"} {
+		c := newCLI(t, "exit", "0")
+		raw, err := os.ReadFile(filepath.Join(c.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s specs.Spec
+		if err := json.Unmarshal(raw, &s); err != nil {
+			t.Fatal(err)
+		}
+		s.Linux.RootfsPropagation = propagation
+		c.config(&s)
+		cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", `
+			mount --make-rshared /
+			cat /proc/self/mountinfo >before
+			"$@" || exit 9
+			cat /proc/self/mountinfo >after`, "sh",
+			os.Args[0], "--root", filepath.Join(c.bundle, "state"), "run", "--bundle", c.bundle, c.id)
+		cmd.Env, cmd.Dir = append(os.Environ(), "HAKO_TEST_MAIN=1"), c.bundle
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v %s", propagation, err, out)
+		}
+		before, err1 := os.ReadFile(filepath.Join(c.bundle, "before"))
+		after, err2 := os.ReadFile(filepath.Join(c.bundle, "after"))
+		if err1 != nil || err2 != nil || len(before) == 0 {
+			t.Fatal(err1, err2)
+		}
+		// Others mount and unmount meanwhile, but never these.
+		count := func(table []byte) (n int) {
+			for l := range strings.Lines(string(table)) {
+				if f := strings.Fields(l); len(f) > 4 && (f[4] == "/" || strings.HasPrefix(f[4], "/sys") || strings.HasPrefix(f[4], "/proc") || strings.HasPrefix(f[4], "/dev") || strings.HasPrefix(f[4], c.bundle)) {
+					n++
+				}
+			}
+			return n
+		}
+		if a, b := count(before), count(after); a < 4 || a != b {
+			t.Errorf("%q: the host has %d mounts where it had %d", propagation, b, a)
+		}
+	}
 }

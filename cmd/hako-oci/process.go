@@ -133,7 +133,7 @@ func (f createFlags) options(detach bool) (oci.CreateOptions, error) {
 	}
 	o.Spec, o.Raw = s, raw
 	if s.Process == nil {
-		return o, errors.New("process property must not be empty")
+		return o, nil // it can be created, and then not be started
 	}
 	if err := f.check(s.Process.Terminal, detach); err != nil {
 		return o, err

@@ -41,7 +41,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 	g.SetLimit(endWidth)
 	for i, b := range bundles {
 		g.Go(func() error {
-			if err := endContainer(ctx, cfg, b); err != nil {
+			if err := endContainer(ctx, cfg, b, log); err != nil {
 				errs[i] = fmt.Errorf("end container %s: %w", filepath.Base(b), err)
 			}
 			return nil
@@ -56,6 +56,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 			errs = append(errs, fmt.Errorf("end sandbox %s: %w", filepath.Base(dir), err))
 		}
 	}
+	errs = append(errs, engine.UnmountVolumes(cfg.Root))
 	st, err := store.Open(cfg.Root, store.Options{Log: log})
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -101,7 +102,7 @@ func removeDeadSocket(path string) {
 
 // endContainer ends the container of a bundle and its shim. A live shim does that
 // itself, or it would go on to keep what it believes it has.
-func endContainer(ctx context.Context, cfg config, bundle string) error {
+func endContainer(ctx context.Context, cfg config, bundle string, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	id := filepath.Base(bundle)
@@ -114,14 +115,22 @@ func endContainer(ctx context.Context, cfg config, bundle string) error {
 		err = endShim(ctx, shim, id)
 		shim.Close()
 	}
-	// Whatever a shim that is dead or does not do as it is told has left. A hanging one
-	// gets what its container still held taken away, too.
 	if err != nil {
-		_, rerr := client.Manager{}.Reap(context.WithoutCancel(ctx), client.StartOptions{
-			Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: bundle})
-		if errdefs.IsNotFound(err) {
+		// The shim is dead, or does not do as it is told. It must not go on beside those who
+		// take away what its container held.
+		o := client.StartOptions{Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: bundle}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+		defer cancel()
+		switch kerr := (client.Manager{}).Kill(ctx, o); {
+		case kerr == nil:
+			log.Warn("killed a shim that does not do as it is told", "container", id, "error", err)
 			err = nil
+		case errdefs.IsNotFound(kerr) && errdefs.IsNotFound(err):
+			err = nil
+		case !errdefs.IsNotFound(kerr):
+			err = errors.Join(err, kerr)
 		}
+		_, rerr := client.Manager{}.Reap(ctx, o)
 		err = errors.Join(err, rerr)
 	}
 	return errors.Join(err, engine.RemoveBundle(bundle))

@@ -156,24 +156,27 @@ func (h Hierarchy) make(dir string, made *[]string) (fresh bool, err error) {
 		}
 	}
 	if !h.V2 && slices.Contains(h.Controllers, "cpuset") {
-		return fresh, h.inheritCpuset(dir)
+		return fresh, h.inheritCpuset(dir, *made)
 	}
 	return fresh, nil
 }
 
 // inheritCpuset gives dir, and those of its parents that lack it, the CPUs and memory
-// nodes of the directory above: an empty v1 cpuset takes no process.
-func (h Hierarchy) inheritCpuset(dir string) error {
+// nodes of the directory above: an empty v1 cpuset takes no process. Those that have just
+// been made are not asked.
+func (h Hierarchy) inheritCpuset(dir string, made []string) error {
 	for _, file := range []string{"/cpuset.cpus", "/cpuset.mems"} {
 		var empty []string
 		value := ""
 		for d := dir; len(d) >= len(h.Mount); d = filepath.Dir(d) {
-			var err error
-			if value, err = readString(d + file); err != nil {
-				return err
-			}
-			if value != "" {
-				break
+			if !slices.Contains(made, d) {
+				var err error
+				if value, err = readString(d + file); err != nil {
+					return err
+				}
+				if value != "" {
+					break
+				}
 			}
 			empty = append(empty, d)
 		}

@@ -182,7 +182,7 @@ func DefaultDevices() []specs.LinuxDeviceCgroup {
 
 func (c *Cgroup) applyDevices(d *deviceRules) error {
 	if dir, ok := c.v1["devices"]; ok {
-		return applyDevicesV1(dir, d)
+		return applyDevicesV1(dir, d, c.fresh)
 	}
 	return applyDevicesV2(c.v2, d)
 }
@@ -349,10 +349,15 @@ func (from *whitelist) change(to *whitelist) []deviceWrite {
 	return out
 }
 
-func applyDevicesV1(dir string, d *deviceRules) error {
+// applyDevicesV1 writes a list. What a fresh cgroup has does not matter where everything is
+// denied first, nor does it have to be restored.
+func applyDevicesV1(dir string, d *deviceRules, fresh bool) error {
 	to, err := d.whitelist()
 	if err != nil {
 		return err
+	}
+	if fresh && !to.allow {
+		return writeDevices(dir, (&whitelist{allow: true}).change(to))
 	}
 	list, err := readFile(dir + "/devices.list")
 	if err != nil {

@@ -3,6 +3,7 @@
 package cgroup
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -73,7 +74,11 @@ func readFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 0, 4096)
+	return readFD(fd, path, make([]byte, 0, 4096))
+}
+
+// readFD is readFile into buf, as long as that has room.
+func readFD(fd int, path string, buf []byte) ([]byte, error) {
 	for {
 		if len(buf) == cap(buf) {
 			if len(buf) >= maxFile {
@@ -103,8 +108,14 @@ func readFile(path string) ([]byte, error) {
 const maxLine = 1 << 10
 
 func readString(path string) (string, error) {
-	b, err := readFile(path)
-	return strings.TrimSpace(string(b)), err
+	fd, err := open(path, unix.O_RDONLY)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	var room [2 * maxLine]byte // most files are one short line
+	b, err := readFD(fd, path, room[:0])
+	return string(bytes.TrimSpace(b)), err
 }
 
 // readUint reads a file with one number. "max" is the largest one.

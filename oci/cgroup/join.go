@@ -70,7 +70,7 @@ func (h Hierarchy) join(dir string, pid int) error {
 		return nil
 	}
 	if !h.V2 && slices.Contains(h.Controllers, "cpuset") {
-		if err := h.inheritCpuset(dir); err != nil {
+		if err := h.inheritCpuset(dir, nil); err != nil {
 			return err
 		}
 	}

@@ -141,8 +141,8 @@ func TestLoaderIsAnELFFile(t *testing.T) {
 
 // program ends steps with the loader, as every plan does.
 func program(path string, s ...plan.Step) *plan.Plan {
-	argv := plan.Arg{Kind: plan.ArgStrings, Strs: []string{path, path}, Slot: plan.NoSlot}
-	env := plan.Arg{Kind: plan.ArgStrings, Slot: plan.NoSlot}
+	argv := plan.Strings([]string{path, path})
+	env := plan.Strings(nil)
 	buf := plan.Arg{Kind: plan.ArgBuffer, Slot: plan.NoSlot}
 	s = append(s,
 		plan.Step{Do: plan.Say("wait"), Nr: unix.SYS_READ, Args: []plan.Arg{slot(plan.SlotSync), buf, number(1)}, Fill: plan.NoSlot},

@@ -113,18 +113,18 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 				in.args[j] = uintptr(a.Slot)
 				in.slotArgs |= 1 << j
 			case plan.ArgBytes:
-				in.args[j] = m.bytes(a.Bytes)
+				in.args[j] = m.bytes(a.Bytes())
 			case plan.ArgBuffer:
 				in.args[j] = addr(buffers[a.Int*plan.BufferSize:])
 			case plan.ArgStrings:
 				var key *string
-				if len(a.Strs) > 0 {
-					key = &a.Strs[0]
+				if len(a.Strs()) > 0 {
+					key = &a.Strs()[0]
 				}
 				p, ok := lists[key]
 				if !ok {
-					v := m.alloc(8 * (len(a.Strs) + 1))
-					for k, s := range a.Strs {
+					v := m.alloc(8 * (len(a.Strs()) + 1))
+					for k, s := range a.Strs() {
 						*(*uintptr)(unsafe.Pointer(&v[8*k])) = m.cstring(s)
 					}
 					p = addr(v)
@@ -133,10 +133,10 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 				in.args[j] = p
 			case plan.ArgFilter:
 				n := int(unsafe.Sizeof(unix.SockFilter{}))
-				prog := m.alloc(n * len(a.Filter))
-				copy(unsafe.Slice((*unix.SockFilter)(unsafe.Pointer(&prog[0])), len(a.Filter)), a.Filter)
+				prog := m.alloc(n * len(a.Filter()))
+				copy(unsafe.Slice((*unix.SockFilter)(unsafe.Pointer(&prog[0])), len(a.Filter())), a.Filter())
 				fprog := m.alloc(16)
-				*(*uint16)(unsafe.Pointer(&fprog[0])) = uint16(len(a.Filter))
+				*(*uint16)(unsafe.Pointer(&fprog[0])) = uint16(len(a.Filter()))
 				*(*uintptr)(unsafe.Pointer(&fprog[8])) = addr(prog)
 				in.args[j] = addr(fprog)
 			case plan.ArgMessage:

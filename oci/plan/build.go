@@ -21,7 +21,7 @@ type builder struct {
 	n      int      // steps in all of them
 	args   []Arg    // room for the arguments of the next steps
 	labels []int
-	words  Words // Do of the next steps
+	words  *Words // Do of the next steps
 	class  ErrClass
 	names  map[string]Slot
 	pidns  Slot // the PID namespace that a new procfs shows, NoSlot: that of the process
@@ -35,7 +35,7 @@ func newBuilder(p *Plan, names map[string]Slot, steps int) *builder {
 
 // do sets the sentence of the steps that follow.
 func (b *builder) do(format string, a ...any) {
-	b.words, b.class = Words{format, a}, ClassSystem
+	b.words, b.class = &Words{format, a}, ClassSystem
 }
 
 func (b *builder) slot(name string) Slot {
@@ -165,11 +165,10 @@ func num[T ~int | ~int32 | ~int64 | ~uint | ~uint32 | ~uint64 | ~uintptr](v T) A
 func flags(v uint64, text string) Arg {
 	return Arg{Kind: ArgInt, Int: v, Str: text, Slot: NoSlot}
 }
-func str(s string) Arg    { return Arg{Kind: ArgString, Str: s, Slot: NoSlot} }
-func in(s Slot) Arg       { return Arg{Kind: ArgSlot, Slot: s} }
-func list(v []string) Arg { return Arg{Kind: ArgStrings, Strs: v, Slot: NoSlot} }
+func str(s string) Arg { return Arg{Kind: ArgString, Str: s, Slot: NoSlot} }
+func in(s Slot) Arg    { return Arg{Kind: ArgSlot, Slot: s} }
 func data(v []byte, text string) Arg {
-	return Arg{Kind: ArgBytes, Bytes: v, Str: text, Slot: NoSlot}
+	return Arg{Kind: ArgBytes, Str: text, Slot: NoSlot, more: &argMore{bytes: v}}
 }
 
 var (
@@ -192,6 +191,22 @@ func halves(v ...uint32) []byte {
 		out = binary.NativeEndian.AppendUint32(out, w)
 	}
 	return out
+}
+
+// table finds a value by name. A map would be filled when the program starts, also when
+// nobody asks.
+type table[V any] []struct {
+	name  string
+	value V
+}
+
+func (t table[V]) find(name string) (value V, ok bool) {
+	for i := range t {
+		if t[i].name == name {
+			return t[i].value, true
+		}
+	}
+	return value, false
 }
 
 type flagName struct {
@@ -220,7 +235,7 @@ var openFlags = []flagName{
 }
 
 func openFlag(v int) Arg {
-	return Arg{Kind: ArgInt, Int: uint64(v), Slot: NoSlot, text: func() string { return flagText(uint64(v), openFlags) }}
+	return Arg{Kind: ArgInt, Int: uint64(v), Slot: NoSlot, more: &argMore{text: func() string { return flagText(uint64(v), openFlags) }}}
 }
 
 var resolveFlags = []flagName{
@@ -243,7 +258,7 @@ func (b *builder) openIn(dir Slot, name string, flag int, resolve uint64, into S
 // openHow lays out a struct open_how.
 func openHow(flag int, resolve uint64) Arg {
 	a := data(words(uint64(flag), 0, resolve), "")
-	a.text = func() string {
+	a.more.text = func() string {
 		return "{" + flagText(uint64(flag), openFlags) + ", 0, " + flagText(resolve, resolveFlags) + "}"
 	}
 	return a

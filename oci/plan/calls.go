@@ -33,7 +33,6 @@ var (
 	sysChroot       = sysCall{unix.SYS_CHROOT, "chroot"}
 	sysPivotRoot    = sysCall{unix.SYS_PIVOT_ROOT, "pivot_root"}
 	sysUmount       = sysCall{unix.SYS_UMOUNT2, "umount2"}
-	sysClose        = sysCall{unix.SYS_CLOSE, "close"}
 	sysFstat        = sysCall{unix.SYS_FSTAT, "fstat"}
 	sysFstatfs      = sysCall{unix.SYS_FSTATFS, "fstatfs"}
 	sysFaccessat2   = sysCall{unix.SYS_FACCESSAT2, "faccessat2"}

@@ -249,10 +249,15 @@ func (p *Part) origin(lines bool) string {
 	return "runtime"
 }
 
-var stageTitles = map[string]string{
-	StagePrepare: "the runtime prepares", StageClone: "the runtime clones the container's first process",
-	StageAccompany: "the runtime, while that process works", StageProgram: "the container's first process",
-	StageStart: "start", StageStop: "delete",
+var stageTitles = table[string]{
+	{StagePrepare, "the runtime prepares"}, {StageClone, "the runtime clones the container's first process"},
+	{StageAccompany, "the runtime, while that process works"}, {StageProgram, "the container's first process"},
+	{StageStart, "start"}, {StageStop, "delete"},
+}
+
+func title(stage string) string {
+	text, _ := stageTitles.find(stage)
+	return text
 }
 
 // Text prints the explanation: one action a paragraph, with its origin, one system call a
@@ -265,7 +270,7 @@ func (e *Explanation) Text() string {
 		p := &e.Parts[i]
 		if p.Stage != stage {
 			stage = p.Stage
-			fmt.Fprintf(&b, "\n## %s\n", stageTitles[stage])
+			fmt.Fprintf(&b, "\n## %s\n", title(stage))
 		}
 		fmt.Fprintf(&b, "%s  (%s)\n", p.Do, p.origin(lines))
 		if p.Call != "" {

@@ -10,10 +10,10 @@ import (
 
 // since tells in which Linux a system call came, for those that are younger than 5.0
 // (man-pages, section 2).
-var since = map[string]version{
+var since = table[version]{
 	// close_range itself is of 5.9, its flag CLOEXEC of 5.11.
-	"open_tree": {5, 2}, "move_mount": {5, 2}, "fsopen": {5, 2}, "fsconfig": {5, 2}, "fsmount": {5, 2}, "fspick": {5, 2},
-	"openat2": {5, 6}, "faccessat2": {5, 8}, "close_range": {5, 11}, "mount_setattr": {5, 12},
+	{"open_tree", version{5, 2}}, {"move_mount", version{5, 2}}, {"fsopen", version{5, 2}}, {"fsconfig", version{5, 2}}, {"fsmount", version{5, 2}}, {"fspick", version{5, 2}},
+	{"openat2", version{5, 6}}, {"faccessat2", version{5, 8}}, {"close_range", version{5, 11}}, {"mount_setattr", version{5, 12}},
 }
 
 type version [2]int
@@ -49,7 +49,7 @@ func (e *Explanation) needs() {
 	for i := range e.Parts {
 		for _, s := range e.Parts[i].Steps {
 			name := s.step.Name
-			v, young := since[name]
+			v, young := since.find(name)
 			if !young {
 				continue
 			}

@@ -35,44 +35,46 @@ type mount struct {
 	made  []string
 }
 
+type attr struct{ set, clr uint64 }
+
 // attrs maps an option to the MOUNT_ATTR_ bits that it sets and clears.
-var attrs = map[string]struct{ set, clr uint64 }{
-	"ro": {unix.MOUNT_ATTR_RDONLY, 0}, "rw": {0, unix.MOUNT_ATTR_RDONLY},
-	"nosuid": {unix.MOUNT_ATTR_NOSUID, 0}, "suid": {0, unix.MOUNT_ATTR_NOSUID},
-	"nodev": {unix.MOUNT_ATTR_NODEV, 0}, "dev": {0, unix.MOUNT_ATTR_NODEV},
-	"noexec": {unix.MOUNT_ATTR_NOEXEC, 0}, "exec": {0, unix.MOUNT_ATTR_NOEXEC},
-	"nodiratime": {unix.MOUNT_ATTR_NODIRATIME, 0}, "diratime": {0, unix.MOUNT_ATTR_NODIRATIME},
-	"relatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}, "norelatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME},
-	"noatime": {unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME}, "atime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
-	"strictatime": {unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}, "nostrictatime": {unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME},
-	"nosymfollow": {unix.MOUNT_ATTR_NOSYMFOLLOW, 0}, "symfollow": {0, unix.MOUNT_ATTR_NOSYMFOLLOW},
+var attrs = table[attr]{
+	{"ro", attr{unix.MOUNT_ATTR_RDONLY, 0}}, {"rw", attr{0, unix.MOUNT_ATTR_RDONLY}},
+	{"nosuid", attr{unix.MOUNT_ATTR_NOSUID, 0}}, {"suid", attr{0, unix.MOUNT_ATTR_NOSUID}},
+	{"nodev", attr{unix.MOUNT_ATTR_NODEV, 0}}, {"dev", attr{0, unix.MOUNT_ATTR_NODEV}},
+	{"noexec", attr{unix.MOUNT_ATTR_NOEXEC, 0}}, {"exec", attr{0, unix.MOUNT_ATTR_NOEXEC}},
+	{"nodiratime", attr{unix.MOUNT_ATTR_NODIRATIME, 0}}, {"diratime", attr{0, unix.MOUNT_ATTR_NODIRATIME}},
+	{"relatime", attr{unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}}, {"norelatime", attr{unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}},
+	{"noatime", attr{unix.MOUNT_ATTR_NOATIME, unix.MOUNT_ATTR__ATIME}}, {"atime", attr{unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}},
+	{"strictatime", attr{unix.MOUNT_ATTR_STRICTATIME, unix.MOUNT_ATTR__ATIME}}, {"nostrictatime", attr{unix.MOUNT_ATTR_RELATIME, unix.MOUNT_ATTR__ATIME}},
+	{"nosymfollow", attr{unix.MOUNT_ATTR_NOSYMFOLLOW, 0}}, {"symfollow", attr{0, unix.MOUNT_ATTR_NOSYMFOLLOW}},
 }
 
-var propagations = map[string]uint64{
-	"private": unix.MS_PRIVATE, "shared": unix.MS_SHARED, "slave": unix.MS_SLAVE, "unbindable": unix.MS_UNBINDABLE,
+var propagations = table[uint64]{
+	{"private", unix.MS_PRIVATE}, {"shared", unix.MS_SHARED}, {"slave", unix.MS_SLAVE}, {"unbindable", unix.MS_UNBINDABLE},
 }
 
 // superblock are options that the kernel takes as flags of any file system; those
 // mapped to "" are the default or without meaning.
-var superblock = map[string]string{
-	"sync": "sync", "dirsync": "dirsync", "mand": "mand", "lazytime": "lazytime",
-	"async": "", "nomand": "", "nolazytime": "", "defaults": "", "silent": "", "loud": "",
+var superblock = table[string]{
+	{"sync", "sync"}, {"dirsync", "dirsync"}, {"mand", "mand"}, {"lazytime", "lazytime"},
+	{"async", ""}, {"nomand", ""}, {"nolazytime", ""}, {"defaults", ""}, {"silent", ""}, {"loud", ""},
 	// The file systems that count changes of inodes do it unasked since Linux 6.0, and
 	// the mount interface has no flag for it.
-	"iversion": "", "noiversion": "",
+	{"iversion", ""}, {"noiversion", ""},
 }
 
 // MountOptions lists the options that are not handed to the file system.
 func MountOptions() []string {
 	out := []string{"bind", "rbind", "tmpcopyup", "remount", "idmap", "ridmap"}
-	for name := range attrs {
-		out = append(out, name, "r"+name)
+	for _, a := range attrs {
+		out = append(out, a.name, "r"+a.name)
 	}
-	for name := range propagations {
-		out = append(out, name, "r"+name)
+	for _, p := range propagations {
+		out = append(out, p.name, "r"+p.name)
 	}
-	for name := range superblock {
-		out = append(out, name)
+	for _, o := range superblock {
+		out = append(out, o.name)
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
@@ -95,23 +97,23 @@ func parseMount(s specs.Mount) (*mount, error) {
 		if strings.IndexByte(o, 0) >= 0 {
 			return nil, fmt.Errorf("mount %s: NUL in option %q", m.dest, o)
 		}
-		if a, ok := attrs[o]; ok {
+		if a, ok := attrs.find(o); ok {
 			m.apply(a.set, a.clr)
 			continue
 		}
-		if a, ok := attrs[strings.TrimPrefix(o, "r")]; ok && o[0] == 'r' {
+		if a, ok := attrs.find(strings.TrimPrefix(o, "r")); ok && o[0] == 'r' {
 			m.recSet, m.recClr = m.recSet&^a.clr|a.set, m.recClr&^a.set|a.clr
 			continue
 		}
-		if p, ok := propagations[o]; ok {
+		if p, ok := propagations.find(o); ok {
 			m.propagation, m.propagationRec = p, false
 			continue
 		}
-		if p, ok := propagations[strings.TrimPrefix(o, "r")]; ok {
+		if p, ok := propagations.find(strings.TrimPrefix(o, "r")); ok {
 			m.propagation, m.propagationRec = p, true
 			continue
 		}
-		if flag, ok := superblock[o]; ok {
+		if flag, ok := superblock.find(o); ok {
 			if flag != "" {
 				m.data = append(m.data, flag)
 			}
@@ -172,8 +174,13 @@ func attrText(v uint64) string {
 	return flagText(v, attrFlags)
 }
 
-var propagationNames = map[uint64]string{
-	0: "0", unix.MS_PRIVATE: "PRIVATE", unix.MS_SHARED: "SHARED", unix.MS_SLAVE: "SLAVE", unix.MS_UNBINDABLE: "UNBINDABLE",
+func propagationName(p uint64) string {
+	for _, e := range propagations {
+		if e.value == p {
+			return strings.ToUpper(e.name)
+		}
+	}
+	return "0"
 }
 
 // setattr changes the mount that is open in slot.
@@ -183,8 +190,8 @@ func (b *builder) setattr(slot Slot, rec bool, set, clr, propagation uint64) *St
 		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
 	}
 	attr := data(words(set, clr, propagation, 0), "")
-	attr.text = func() string {
-		return "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationNames[propagation] + "}"
+	attr.more.text = func() string {
+		return "{set " + attrText(set) + ", clear " + attrText(clr) + ", " + propagationName(propagation) + "}"
 	}
 	return b.call(sysMountSetattr, in(slot), str(""), flags(f, text), attr, num(unix.MOUNT_ATTR_SIZE_VER0))
 }

@@ -150,24 +150,18 @@ func (p *Plan) arg(a Arg) string {
 	case ArgSlot:
 		return p.slotName(a.Slot)
 	case ArgBytes:
-		if a.text != nil {
-			return a.text()
-		}
-		return a.Str
+		return a.text()
 	case ArgBuffer:
 		return fmt.Sprintf("buffer%d", a.Int)
 	case ArgStrings:
-		return fmt.Sprintf("%q", a.Strs)
+		return fmt.Sprintf("%q", a.Strs())
 	case ArgFilter:
-		return fmt.Sprintf("filter of %d instructions", len(a.Filter))
+		return fmt.Sprintf("filter of %d instructions", len(a.Filter()))
 	case ArgMessage:
 		return "SCM_RIGHTS " + p.slotName(a.Slot)
 	}
-	if a.text != nil {
-		return a.text()
-	}
-	if a.Str != "" {
-		return a.Str
+	if text := a.text(); text != "" {
+		return text
 	}
 	return fmt.Sprint(a.Int)
 }

@@ -34,16 +34,17 @@ func Capabilities() []string {
 	return out
 }
 
-// capSet turns names into bits. Unknown names only give a warning, as the
-// specification says.
+// capSet turns names into bits. Names that are unknown, or of what the runtime itself has
+// not got, only give a warning, as the specification says.
 func (c *compiler) capSet(names []string) (bits uint64) {
 	for _, n := range names {
 		i := slices.Index(capabilities, strings.TrimPrefix(strings.ToUpper(n), "CAP_"))
 		if i < 0 || i > c.f.LastCap {
-			w := fmt.Sprintf("capability %q is unknown or unavailable, ignored", n)
-			if !slices.Contains(c.p.Warnings, w) {
-				c.p.Warnings = append(c.p.Warnings, w)
-			}
+			c.warnOnce(fmt.Sprintf("capability %q is unknown or unavailable, ignored", n))
+			continue
+		}
+		if name := "CAP_" + capabilities[i]; !c.userns && slices.Contains(c.f.Lacks, name) {
+			c.warnOnce(fmt.Sprintf("capability %q is not the runtime's to give, ignored", name))
 			continue
 		}
 		bits |= 1 << i
@@ -51,16 +52,22 @@ func (c *compiler) capSet(names []string) (bits uint64) {
 	return bits
 }
 
-var rlimits = map[string]int{
-	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5, "RLIMIT_NPROC": 6,
-	"RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12,
-	"RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+func (c *compiler) warnOnce(w string) {
+	if !slices.Contains(c.p.Warnings, w) {
+		c.p.Warnings = append(c.p.Warnings, w)
+	}
+}
+
+var rlimits = table[int]{
+	{"RLIMIT_CPU", 0}, {"RLIMIT_FSIZE", 1}, {"RLIMIT_DATA", 2}, {"RLIMIT_STACK", 3}, {"RLIMIT_CORE", 4}, {"RLIMIT_RSS", 5}, {"RLIMIT_NPROC", 6},
+	{"RLIMIT_NOFILE", 7}, {"RLIMIT_MEMLOCK", 8}, {"RLIMIT_AS", 9}, {"RLIMIT_LOCKS", 10}, {"RLIMIT_SIGPENDING", 11}, {"RLIMIT_MSGQUEUE", 12},
+	{"RLIMIT_NICE", 13}, {"RLIMIT_RTPRIO", 14}, {"RLIMIT_RTTIME", 15},
 }
 
 // process emits everything from a prepared environment to exec.
 func (c *compiler) process(p *specs.Process) error {
 	if p == nil {
-		return errors.New("process: nothing to run")
+		return c.noProcess()
 	}
 	if len(p.Args) == 0 {
 		return errors.New("process.args: nothing to run")
@@ -110,6 +117,25 @@ func (c *compiler) process(p *specs.Process) error {
 	return nil
 }
 
+// noProcess is for a configuration that cannot be started, which the specification lets
+// be created: what is there has no rights, and waits.
+func (c *compiler) noProcess() error {
+	if !c.o.Hold {
+		return errors.New("process: nothing to run")
+	}
+	b := c.child
+	c.own()
+	c.stdio()
+	c.user(&specs.Process{})
+	c.own()
+	c.handOn()
+	path := b.slot("path")
+	b.do("wait")
+	b.set(path, str("/"))
+	c.exec([]string{"/"}, nil, path)
+	return nil
+}
+
 func (c *compiler) stdio() {
 	c.child.do("set up standard input and output")
 	for i, s := range []Slot{SlotStdin, SlotStdout, SlotStderr} {
@@ -122,7 +148,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	b := c.child
 	b.class = ClassNoExec
 	c.p.Hold = c.o.Hold
-	argv := list(append([]string{""}, args...))
+	argv := Strings(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
 		if s == SlotSync || c.o.Hold || c.p.Scheduler != nil {
@@ -132,7 +158,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	if c.noMountns {
 		b.call(sysFcntl, in(c.root), flags(unix.F_SETFD, "F_SETFD"), num(0))
 	}
-	b.call(sysExecveat, in(SlotLoader), str(""), argv, list(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
+	b.call(sysExecveat, in(SlotLoader), str(""), argv, Strings(env), flags(unix.AT_EMPTY_PATH, "EMPTY_PATH"))
 	b.fail(unix.ENOEXEC) // not reached
 }
 
@@ -354,7 +380,7 @@ func (c *compiler) filter(p *specs.Process, caps capSets) {
 
 func (c *compiler) loadFilter() *Step {
 	f := c.o.Filter
-	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, Filter: f.Program, Slot: NoSlot})
+	return c.child.call(sysSeccomp, flags(unix.SECCOMP_SET_MODE_FILTER, "SET_MODE_FILTER"), num(f.Flags), Arg{Kind: ArgFilter, more: &argMore{filter: f.Program}, Slot: NoSlot})
 }
 
 // notify makes the step that loads the filter ask for a listener, and lets the parent
@@ -461,21 +487,31 @@ func (c *compiler) handOn() {
 
 func (c *compiler) rlimits(p *specs.Process) error {
 	b := c.child
-	for i, r := range p.Rlimits {
+	limits, err := ParseRlimits(p.Rlimits)
+	for i, l := range limits {
 		c.at("process.rlimits", i)
-		n, ok := rlimits[r.Type]
+		c.p.Rlimits = append(c.p.Rlimits, l)
+		name := p.Rlimits[i].Type
+		b.do("set %s to %d:%d", name, l.Soft, l.Hard)
+		b.call(sysPrlimit, num(0), flags(uint64(l.Resource), name), data(words(l.Soft, l.Hard), fmt.Sprintf("{%d, %d}", l.Soft, l.Hard)), none)
+	}
+	return err
+}
+
+// ParseRlimits gives the numbers of resource limits, up to the first that is wrong.
+func ParseRlimits(list []specs.POSIXRlimit) (out []Rlimit, err error) {
+	for _, r := range list {
+		n, ok := rlimits.find(r.Type)
 		if !ok {
-			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+			return out, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
 		if r.Soft > r.Hard {
-			return fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
+			return out, fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
 		}
-		if slices.ContainsFunc(c.p.Rlimits, func(o Rlimit) bool { return o.Resource == n }) {
-			return fmt.Errorf("process.rlimits: %s is given twice", r.Type)
+		if slices.ContainsFunc(out, func(o Rlimit) bool { return o.Resource == n }) {
+			return out, fmt.Errorf("process.rlimits: %s is given twice", r.Type)
 		}
-		c.p.Rlimits = append(c.p.Rlimits, Rlimit{n, r.Soft, r.Hard})
-		b.do("set %s to %d:%d", r.Type, r.Soft, r.Hard)
-		b.call(sysPrlimit, num(0), flags(uint64(n), r.Type), data(words(r.Soft, r.Hard), fmt.Sprintf("{%d, %d}", r.Soft, r.Hard)), none)
+		out = append(out, Rlimit{n, r.Soft, r.Hard})
 	}
-	return nil
+	return out, nil
 }

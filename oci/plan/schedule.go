@@ -18,7 +18,7 @@ func (c *compiler) schedule(p *specs.Process) error {
 		return err
 	}
 	if io := p.IOPriority; io != nil {
-		class, ok := ioClasses[io.Class]
+		class, ok := ioClasses.find(string(io.Class))
 		if !ok {
 			return fmt.Errorf("process.ioPriority: unknown class %q", io.Class)
 		}
@@ -48,16 +48,16 @@ func (c *compiler) schedule(p *specs.Process) error {
 	return c.memoryPolicy(l.MemoryPolicy)
 }
 
-var schedPolicies = map[specs.LinuxSchedulerPolicy]uint64{
-	"SCHED_OTHER": 0, "SCHED_FIFO": 1, "SCHED_RR": 2, "SCHED_BATCH": 3, "SCHED_ISO": 4, "SCHED_IDLE": 5, "SCHED_DEADLINE": 6,
+var schedPolicies = table[uint64]{
+	{"SCHED_OTHER", 0}, {"SCHED_FIFO", 1}, {"SCHED_RR", 2}, {"SCHED_BATCH", 3}, {"SCHED_ISO", 4}, {"SCHED_IDLE", 5}, {"SCHED_DEADLINE", 6},
 }
 
-var schedFlags = map[specs.LinuxSchedulerFlag]uint64{
-	"SCHED_FLAG_RESET_ON_FORK": 1, "SCHED_FLAG_RECLAIM": 2, "SCHED_FLAG_DL_OVERRUN": 4, "SCHED_FLAG_KEEP_POLICY": 8,
-	"SCHED_FLAG_KEEP_PARAMS": 16, "SCHED_FLAG_UTIL_CLAMP_MIN": 32, "SCHED_FLAG_UTIL_CLAMP_MAX": 64,
+var schedFlags = table[uint64]{
+	{"SCHED_FLAG_RESET_ON_FORK", 1}, {"SCHED_FLAG_RECLAIM", 2}, {"SCHED_FLAG_DL_OVERRUN", 4}, {"SCHED_FLAG_KEEP_POLICY", 8},
+	{"SCHED_FLAG_KEEP_PARAMS", 16}, {"SCHED_FLAG_UTIL_CLAMP_MIN", 32}, {"SCHED_FLAG_UTIL_CLAMP_MAX", 64},
 }
 
-var ioClasses = map[specs.IOPriorityClass]uint64{"IOPRIO_CLASS_RT": 1, "IOPRIO_CLASS_BE": 2, "IOPRIO_CLASS_IDLE": 3}
+var ioClasses = table[uint64]{{"IOPRIO_CLASS_RT", 1}, {"IOPRIO_CLASS_BE", 2}, {"IOPRIO_CLASS_IDLE", 3}}
 
 // utilMax is the highest utilisation, which as an upper clamp clamps nothing.
 const utilMax = 1024
@@ -66,13 +66,13 @@ func (c *compiler) scheduler(s *specs.Scheduler) error {
 	if s == nil {
 		return nil
 	}
-	policy, ok := schedPolicies[s.Policy]
+	policy, ok := schedPolicies.find(string(s.Policy))
 	if !ok {
 		return fmt.Errorf("process.scheduler: unknown policy %q", s.Policy)
 	}
 	var fl uint64
 	for _, f := range s.Flags {
-		bit, ok := schedFlags[f]
+		bit, ok := schedFlags.find(string(f))
 		if !ok {
 			return fmt.Errorf("process.scheduler: unknown flag %q", f)
 		}
@@ -108,22 +108,22 @@ func (c *compiler) scheduler(s *specs.Scheduler) error {
 
 // The numbers of set_mempolicy(2).
 var (
-	memoryModes = map[specs.MemoryPolicyModeType]uint64{
-		specs.MpolDefault: 0, specs.MpolPreferred: 1, specs.MpolBind: 2, specs.MpolInterleave: 3, specs.MpolLocal: 4,
-		specs.MpolPreferredMany: 5, specs.MpolWeightedInterleave: 6,
+	memoryModes = table[uint64]{
+		{string(specs.MpolDefault), 0}, {string(specs.MpolPreferred), 1}, {string(specs.MpolBind), 2}, {string(specs.MpolInterleave), 3}, {string(specs.MpolLocal), 4},
+		{string(specs.MpolPreferredMany), 5}, {string(specs.MpolWeightedInterleave), 6},
 	}
-	memoryFlags = map[specs.MemoryPolicyFlagType]uint64{
-		specs.MpolFNumaBalancing: 1 << 13, specs.MpolFRelativeNodes: 1 << 14, specs.MpolFStaticNodes: 1 << 15,
+	memoryFlags = table[uint64]{
+		{string(specs.MpolFNumaBalancing), 1 << 13}, {string(specs.MpolFRelativeNodes), 1 << 14}, {string(specs.MpolFStaticNodes), 1 << 15},
 	}
 )
 
 // MemoryPolicies lists the modes and flags of linux.memoryPolicy that are known.
 func MemoryPolicies() (modes, flags []string) {
-	for m := range memoryModes {
-		modes = append(modes, string(m))
+	for _, m := range memoryModes {
+		modes = append(modes, m.name)
 	}
-	for f := range memoryFlags {
-		flags = append(flags, string(f))
+	for _, f := range memoryFlags {
+		flags = append(flags, f.name)
 	}
 	slices.Sort(modes)
 	slices.Sort(flags)
@@ -140,13 +140,13 @@ func (c *compiler) memoryPolicy(m *specs.LinuxMemoryPolicy) error {
 	if m == nil {
 		return nil
 	}
-	mode, ok := memoryModes[m.Mode]
+	mode, ok := memoryModes.find(string(m.Mode))
 	if !ok {
 		return fmt.Errorf("linux.memoryPolicy: unknown mode %q", m.Mode)
 	}
 	text := string(m.Mode)
 	for _, f := range m.Flags {
-		bit, ok := memoryFlags[f]
+		bit, ok := memoryFlags.find(string(f))
 		if !ok {
 			return fmt.Errorf("linux.memoryPolicy: unknown flag %q", f)
 		}

@@ -66,7 +66,7 @@ const (
 	ArgString                 // pointer to Str, NUL terminated
 	ArgSlot                   // the value in Slot
 	ArgBytes                  // pointer to a copy of Bytes
-	ArgBuffer                 // pointer to the scratch buffer number Int; Bytes is nil
+	ArgBuffer                 // pointer to the scratch buffer number Int
 	ArgStrings                // pointer to a NULL terminated array of pointers to Strs
 	ArgFilter                 // pointer to a struct sock_fprog of Filter
 	ArgMessage                // pointer to a struct msghdr that passes the descriptor number in Slot
@@ -79,50 +79,95 @@ type Words struct {
 }
 
 // Say makes Words.
-func Say(format string, args ...any) Words { return Words{format, args} }
+func Say(format string, args ...any) *Words { return &Words{format, args} }
 
-func (w Words) String() string {
+func (w *Words) String() string {
+	if w == nil {
+		return ""
+	}
 	if len(w.args) == 0 {
 		return w.format
 	}
 	return fmt.Sprintf(w.format, w.args...)
 }
 
-// Arg is one argument of a system call.
+// Arg is one argument of a system call. A plan has a thousand, and is made within a
+// fraction of a millisecond, so that they are small.
 type Arg struct {
-	Kind   ArgKind
-	Slot   Slot
-	Int    uint64
-	Str    string        // also the text of an ArgInt or ArgBytes for people
-	text   func() string // makes that text, for those where it takes work
-	Bytes  []byte
-	Strs   []string
-	Filter []unix.SockFilter
+	Kind ArgKind
+	Slot Slot
+	Int  uint64
+	Str  string // also the text of an ArgInt or ArgBytes for people
+	more *argMore
 }
 
-// Step is one instruction of the machine.
+// argMore is what few arguments have.
+type argMore struct {
+	bytes  []byte
+	strs   []string
+	filter []unix.SockFilter
+	text   func() string // makes Str for people, where it takes work
+}
+
+// Strings is an argument of the kind ArgStrings.
+func Strings(v []string) Arg { return Arg{Kind: ArgStrings, Slot: NoSlot, more: &argMore{strs: v}} }
+
+// Bytes gives the bytes of an ArgBytes.
+func (a *Arg) Bytes() []byte {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.bytes
+}
+
+// Strs gives the strings of an ArgStrings.
+func (a *Arg) Strs() []string {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.strs
+}
+
+// Filter gives the filter of an ArgFilter.
+func (a *Arg) Filter() []unix.SockFilter {
+	if a.more == nil {
+		return nil
+	}
+	return a.more.filter
+}
+
+// text gives the text for people of an ArgInt or ArgBytes, "" if it has none.
+func (a *Arg) text() string {
+	if a.more != nil && a.more.text != nil {
+		return a.more.text()
+	}
+	return a.Str
+}
+
+// Step is one instruction of the machine. Its fields are in the order of their sizes:
+// see Arg.
 type Step struct {
-	Do   Words // names action and object; "%e" at the end of Text stands for the errno
-	Op   Op
+	Do   *Words  // names action and object; "%e" at the end of Text stands for the errno
 	Nr   uintptr // number of the system call on this architecture
 	Name string  // its name
 	Args []Arg
+	Text string // replaces "Do: errno" in the error; "%e" at its end stands for the errno
 
-	Fill   Slot         // where a non-negative result goes, NoSlot if nowhere
 	Accept []unix.Errno // these failures go to OnFail instead of ending the program
-	Any    bool         // every failure goes to OnFail
 	OnOK   int          // index of the step after success
 	OnFail int          // index of the step after an accepted failure or a failed Check
 	Expect int64        // if not -1: the result must be this, else the step failed with EPROTO
-	Off    uint32       // Check, Poke: byte offset
-	Wide   bool         // Check: compare 64 bits
 	Mask   uint64       // Check
 	Want   uint64       // Check
 	Errno  unix.Errno   // Check, Fail: the failure
-	Text   string       // replaces "Do: errno" in the error; "%e" at its end stands for the errno
-	Class  ErrClass     // class of the failure
-	From   OriginRef    // what asked for it
 	labels [2]label     // OnOK and OnFail before they are resolved
+	Off    uint32       // Check, Poke: byte offset
+	Fill   Slot         // where a non-negative result goes, NoSlot if nowhere
+	From   OriginRef    // what asked for it
+	Op     Op
+	Class  ErrClass // class of the failure
+	Any    bool     // every failure goes to OnFail
+	Wide   bool     // Check: compare 64 bits
 }
 
 // ErrClass says whose fault a failed step is.
@@ -134,7 +179,7 @@ const (
 	ClassNoExec                  // the program of the container cannot be executed
 )
 
-type label int
+type label int32
 
 // Namespace is a namespace that the container gets.
 type Namespace struct {

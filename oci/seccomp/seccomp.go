@@ -42,7 +42,15 @@ import (
 const MaxInstructions = 4096
 
 // ErrTooLong says that the program would exceed MaxInstructions.
-var ErrTooLong = fmt.Errorf("the seccomp profile compiles to more than %d instructions: %w", MaxInstructions, errdefs.ErrOutOfRange)
+var ErrTooLong error = tooLong{}
+
+type tooLong struct{}
+
+func (tooLong) Error() string {
+	return fmt.Sprintf("the seccomp profile compiles to more than %d instructions: %v", MaxInstructions, errdefs.ErrOutOfRange)
+}
+
+func (tooLong) Unwrap() error { return errdefs.ErrOutOfRange }
 
 // Options say for which machine a profile is compiled.
 type Options struct {

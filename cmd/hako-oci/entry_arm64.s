@@ -1,0 +1,22 @@
+#include "textflag.h"
+
+DATA oneProc<>+0(SB)/8, $"GOMAXPRO"
+DATA oneProc<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
+GLOBL oneProc<>(SB), RODATA|NOPTR, $16
+
+// entry(SB): see entry_amd64.s.
+TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	MOVD	0(RSP), R0
+	MOVD	RSP, R1
+	SUB	$16, RSP
+	MOVD	RSP, R2
+	ADD	$2, R0 // argc itself, and the null behind argv
+move:
+	MOVD.P	8(R1), R3
+	MOVD.P	R3, 8(R2)
+	SUB	$1, R0
+	CBNZ	R0, move
+	MOVD	$oneProc<>(SB), R3
+	MOVD	R3, 0(R2)
+	MOVD	R3, 8(R2)
+	JMP	_rt0_arm64_linux(SB)
