@@ -63,6 +63,8 @@ cleanup() {
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
 	hugetlb_back
+	# crun makes folders for hierarchies that the kernel has and nobody mounts.
+	rmdir $cg/*/bench-* 2>/dev/null
 	cd /
 	rm -rf "$w"
 }
