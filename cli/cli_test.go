@@ -309,7 +309,7 @@ func TestAddressOrder(t *testing.T) {
 func TestEveryCommandHasHelp(t *testing.T) {
 	a := &app{Streams: Streams{Out: io.Discard, Err: io.Discard}}
 	root := a.root()
-	for _, name := range strings.Fields("run create start stop restart kill pause unpause rm ps logs exec attach inspect top stats cp diff wait rename update images pull push tag rmi save load history volume network events info version system doctor completion") {
+	for _, name := range strings.Fields("run create start stop restart kill pause unpause rm ps logs exec attach inspect top stats cp diff wait rename update images pull push tag rmi save load history commit import volume network events info version system doctor completion") {
 		c, _, err := root.Find([]string{name})
 		if err != nil || c == root || c.Short == "" {
 			t.Errorf("no command %s, or no help for it: %v", name, err)

@@ -29,7 +29,7 @@ func (a *app) containerCommands() []*cobra.Command {
 		a.runCommand(), a.createCommand(), a.startCommand(), a.stopCommand(), a.restartCommand(), a.killCommand(),
 		a.pauseCommand(), a.unpauseCommand(), a.waitCommand(), a.renameCommand(), a.updateCommand(), a.rmCommand(),
 		a.psCommand(), a.logsCommand(), a.execCommand(), a.attachCommand(), a.inspectCommand(), a.topCommand(),
-		a.statsCommand(), a.cpCommand(), a.diffCommand(), a.exportCommand(), a.portCommand(),
+		a.statsCommand(), a.cpCommand(), a.diffCommand(), a.exportCommand(), a.commitCommand(), a.portCommand(),
 	}
 }
 

@@ -24,7 +24,7 @@ import (
 func (a *app) imageCommands() []*cobra.Command {
 	return []*cobra.Command{
 		a.imagesCommand(), a.pullCommand(), a.pushCommand(), a.tagCommand(), a.rmiCommand(),
-		a.saveCommand(), a.loadCommand(), a.historyCommand(),
+		a.saveCommand(), a.loadCommand(), a.importCommand(), a.historyCommand(),
 	}
 }
 

@@ -61,9 +61,21 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 			release()
 			return nil, "", nil, invalidf("mounted volume is marked read-only")
 		}
-		if root, err = safepath.OpenRoot(m.Resolved); err == nil {
-			return root, rest, func() { root.Close(); release() }, nil
+		user := "copy " + newID()
+		drop, err := e.holdVolumes(ctx, []Mount{*m}, user)
+		if err != nil {
+			release()
+			return nil, "", nil, err
 		}
+		unmount := func() {
+			if err := drop(context.WithoutCancel(ctx)); err != nil {
+				e.log.Error("unmount volume", "volume", m.Source, "error", err)
+			}
+		}
+		if root, err = safepath.OpenRoot(m.Resolved); err == nil {
+			return root, rest, func() { root.Close(); unmount(); release() }, nil
+		}
+		unmount()
 	}
 	if write && v.Config.ReadonlyRootfs {
 		release()
@@ -263,6 +275,9 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 type tarWriter struct {
 	tw    *tar.Writer
 	links map[[2]uint64]string // device and inode → first name
+	// xattrs has the users' extended attributes of files in the archive, besides capabilities.
+	xattrs bool
+	buf    []byte // for attributes
 }
 
 // tree writes one object, with what is below it if it is a directory.
@@ -314,6 +329,33 @@ func isKernelFS(magic int64) bool {
 	return false
 }
 
+// fileXattrs gives the extended attributes of a file that an archive holds.
+func (w *tarWriter) fileXattrs(f *os.File) map[string]string {
+	var records map[string]string
+	names := []string{"security.capability"}
+	if w.buf == nil {
+		w.buf = make([]byte, 64<<10) // XATTR_SIZE_MAX, and XATTR_LIST_MAX
+	}
+	if w.xattrs {
+		if n, err := unix.Flistxattr(int(f.Fd()), w.buf); err == nil {
+			for _, name := range splitNUL(w.buf[:n]) {
+				if strings.HasPrefix(name, "user.") && !strings.ContainsAny(name, "=\n") {
+					names = append(names, name)
+				}
+			}
+		}
+	}
+	for _, name := range names {
+		if n, err := unix.Fgetxattr(int(f.Fd()), name, w.buf); err == nil {
+			if records == nil {
+				records = map[string]string{}
+			}
+			records["SCHILY.xattr."+name] = string(w.buf[:n])
+		}
+	}
+	return records
+}
+
 // object writes one header, and the content of a regular file.
 func (w *tarWriter) object(st unix.Stat_t, name string, open func() (*os.File, error), link func() (string, error)) error {
 	h := &tar.Header{
@@ -352,10 +394,7 @@ func (w *tarWriter) object(st unix.Stat_t, name string, open func() (*os.File, e
 		}
 		if h.Typeflag == tar.TypeReg {
 			content = f
-			buf := make([]byte, 256)
-			if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf); err == nil {
-				h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(buf[:n])}
-			}
+			h.PAXRecords = w.fileXattrs(f)
 		}
 	case unix.S_IFLNK:
 		target, err := link()

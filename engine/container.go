@@ -69,6 +69,7 @@ type run struct {
 	exited chan struct{}
 	done   chan struct{}
 	cancel context.CancelFunc // ends health checks
+	meter  meter
 }
 
 // atomicShim holds the connection that is in use.
@@ -185,8 +186,7 @@ type registry struct {
 	// beingMade holds the containers that are being created (id → snapshotter): their
 	// snapshots are roots for the garbage collector.
 	beingMade map[string]string
-	// imagesInUse counts creations under way by image id.
-	imagesInUse map[string]int
+	images    imageUse
 }
 
 // reserve takes a name for an id.

@@ -31,33 +31,65 @@ import (
 // CreateContainer makes a container from an image. When it returns without error the
 // container survives a power cut; after an error nothing is left of it.
 func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ string, warnings []string, err error) {
-	ctx = e.ns(ctx)
+	if c.Pod != nil {
+		return "", nil, invalidf("a container of a pod is made in its sandbox")
+	}
+	m, err := e.makeContainer(e.ns(ctx), name, c, nil)
+	if err != nil {
+		return "", nil, err
+	}
+	e.publish(m)
+	return m.c.id, m.warnings, nil
+}
+
+// newMember is a container that has been made and is not yet known to anybody.
+type newMember struct {
+	c        *container
+	warnings []string
+	made     func() // ends its protection from the garbage collector
+}
+
+// publish makes a container that has been made known.
+func (e *Engine) publish(m *newMember) {
+	e.containers.add(m.c)
+	if p := m.c.rec.Config.Pod; p != nil {
+		e.pods.join(p.Sandbox, m.c)
+	}
+	m.made()
+	e.emit(m.c, "create")
+}
+
+// makeContainer makes a container, in a pod if there is one, that nobody knows of yet.
+func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *sandbox) (_ *newMember, err error) {
 	name = strings.TrimPrefix(name, "/")
 	if name != "" && !validName.MatchString(name) {
-		return "", nil, invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
+		return nil, invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
 	if err := errors.Join(c.validate(e.host, e.opt.Runtimes)); err != nil {
-		return "", nil, unjoin(err)
+		return nil, unjoin(err)
 	}
-	if err := validateAnnotations(c.Annotations); err != nil {
-		return "", nil, err
+	var warnings []string
+	if pod == nil {
+		if err := validateAnnotations(c.Annotations); err != nil {
+			return nil, err
+		}
+		if err := e.resolveModes(&c); err != nil {
+			return nil, err
+		}
+		warnings = adjustResources(&c.Resources, e.host)
 	}
 	if c.Init != nil && *c.Init && e.opt.InitBinary == "" {
-		return "", nil, notImplementedf("an init process was asked for (--init), but this daemon has no init binary: set init-binary in its configuration")
+		return nil, notImplementedf("an init process was asked for (--init), but this daemon has no init binary: set init-binary in its configuration")
 	}
-	if err := e.resolveModes(&c); err != nil {
-		return "", nil, err
-	}
-	warnings = adjustResources(&c.Resources, e.host)
 
-	img, err := e.lookupImage(ctx, c)
+	img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.lookupImage(ctx, c) })
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	defer e.useImage(img.ID.String())()
+	defer unuse()
 	cfg, err := e.opt.Images.Config(ctx, img)
 	if err != nil {
-		return "", nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
+		return nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
 	}
 
 	id := newID() // not a named result: the steps of undo must see it after a failure
@@ -72,38 +104,44 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 	}}
 	v := &rec.Container
 	if err := merge(v, c, cfg.Config); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := validateMerged(v); err != nil {
-		return "", nil, err
+		return nil, err
 	}
-	v.Hostname = e.hostnameFor(v)
-	if log, _ := c.logConfig("x", nil); log.Format != "" {
-		v.LogPath = filepath.Join(e.dir(id), id+"-json.log")
+	if pod != nil {
+		e.placeInPod(v, pod)
+	} else {
+		v.Hostname = e.hostnameFor(v)
+		if log, _ := c.logConfig("x", nil); log.Format != "" {
+			v.LogPath = filepath.Join(e.dir(id), id+"-json.log")
+		}
+		if rec.Networks, err = e.desiredNetworks(ctx, c); err != nil {
+			return nil, err
+		}
+		v.Endpoints = e.idleEndpoints(ctx, rec.Networks)
 	}
-	if rec.Networks, err = e.desiredNetworks(ctx, c); err != nil {
-		return "", nil, err
-	}
-	v.Endpoints = e.idleEndpoints(ctx, rec.Networks)
 
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
 	if v.Name, err = e.reserveName(name, id); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	u.Add("name "+v.Name, func(context.Context) error { e.containers.unreserve(v.Name, id); return nil })
-	e.containers.making(id, v.Snapshotter, true)
-	defer e.containers.making(id, v.Snapshotter, false)
+	making := append(imageKeys(id, c), id)
+	e.containers.making(making, v.Snapshotter, true)
+	made := func() { e.containers.making(making, v.Snapshotter, false) }
+	u.Add("protection from the collector", func(context.Context) error { made(); return nil })
 
 	if err := os.Mkdir(e.dir(id), 0o710); err != nil {
-		return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Add("folder", func(context.Context) error { return os.RemoveAll(e.dir(id)) })
 	if c.AutoRemove {
 		// A volatile mark: where it is missing later, the machine was rebooted, and the
 		// container is to be removed even if no start of it was ever recorded.
 		if err := os.Mkdir(e.bundle(id), 0o710); err != nil {
-			return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+			return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 		}
 		u.Add("bundle", func(context.Context) error { return RemoveBundle(e.bundle(id)) })
 	}
@@ -111,36 +149,59 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 	done, err := e.resolveMounts(ctx, v, cfg.Config.Volumes, &u)
 	defer done()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 
 	// The snapshot and the record are written side by side, so that they share one
-	// fsync, unless an image's content must get into a volume in between.
+	// fsync, unless something must be seen of the files in between: the user of a pod's
+	// container, or an image's content that gets into a volume.
 	put := func(ctx context.Context) error { return e.opt.Containers.Put(ctx, id, &rec) }
 	u.Add("record", func(ctx context.Context) error { return e.opt.Containers.Delete(ctx, id) })
 	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
-	copies := e.copyUps(*v)
-	g, gctx := errgroup.WithContext(ctx)
-	both := gctx
-	if len(copies) == 0 {
-		both = store.Together(gctx, 2)
-		g.Go(func() error { return put(both) })
+	filled := slices.DeleteFunc(slices.Clone(v.Mounts), func(m Mount) bool { return m.NoCopy })
+	drop, err := e.holdVolumes(ctx, filled, "create "+id)
+	if err != nil {
+		return nil, invalidf("failed to populate volume: %v", err)
 	}
-	g.Go(func() error { return e.prepareSnapshot(gctx, both, *v, img) })
-	err = g.Wait()
-	if err == nil && len(copies) > 0 {
-		if err = e.copyUp(ctx, *v, copies); err == nil {
-			err = put(ctx)
+	defer func() {
+		if derr := drop(context.WithoutCancel(ctx)); derr != nil {
+			e.log.Error("unmount volumes", "container", id, "error", derr)
+		}
+	}()
+	if err := e.viewImages(ctx, v); err != nil {
+		return nil, err
+	}
+	copies := e.copyUps(*v)
+	inspect := func(ctx context.Context, mounts []mount.Mount) error {
+		if pod != nil {
+			if err := e.checkMember(v, pod, mounts); err != nil {
+				return err
+			}
+		}
+		if len(copies) > 0 {
+			return e.copyUp(ctx, *v, copies)
+		}
+		return nil
+	}
+	if len(copies) == 0 && pod == nil {
+		g, gctx := errgroup.WithContext(ctx)
+		both := store.Together(gctx, 2)
+		g.Go(func() error { return put(both) })
+		g.Go(func() error { _, err := e.prepareSnapshot(gctx, both, *v, img); return err })
+		err = g.Wait()
+	} else {
+		var mounts []mount.Mount
+		if mounts, err = e.prepareSnapshot(ctx, ctx, *v, img); err == nil {
+			if err = inspect(ctx, mounts); err == nil {
+				err = put(ctx)
+			}
 		}
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("create container %s: %w", v.Name, err)
+		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Release()
-	ctr := newContainer(rec)
-	e.containers.add(ctr)
-	e.emit(ctr, "create")
-	return id, warnings, nil
+	return &newMember{newContainer(rec), warnings, made}, nil
 }
 
 // unjoin gives the only error of a join, so that its text stays as it is.
@@ -153,28 +214,15 @@ func unjoin(err error) error {
 	return err
 }
 
-// making marks a container that is being created as a root for garbage collection.
-func (r *registry) making(id, snapshotter string, on bool) {
+// making marks the snapshots of a container that is being created as roots for garbage collection.
+func (r *registry) making(keys []string, snapshotter string, on bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if on {
-		r.beingMade[id] = snapshotter
-	} else {
-		delete(r.beingMade, id)
-	}
-}
-
-// useImage keeps an image from being removed until the function it gives is called.
-func (e *Engine) useImage(id string) (done func()) {
-	r := &e.containers
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.imagesInUse[id]++
-	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if r.imagesInUse[id]--; r.imagesInUse[id] <= 0 {
-			delete(r.imagesInUse, id)
+	for _, key := range keys {
+		if on {
+			r.beingMade[key] = snapshotter
+		} else {
+			delete(r.beingMade, key)
 		}
 	}
 }
@@ -385,24 +433,27 @@ func (e *Engine) idleEndpoints(ctx context.Context, want []EndpointSettings) []n
 
 // prepareSnapshot makes the container's writable layer, whose record is written under
 // the context write.
-func (e *Engine) prepareSnapshot(ctx, write context.Context, v Container, img image.Image) error {
+func (e *Engine) prepareSnapshot(ctx, write context.Context, v Container, img image.Image) ([]mount.Mount, error) {
 	sn := e.opt.Snapshotters[v.Snapshotter]
 	if sn == nil {
-		return fmt.Errorf("snapshotter %q: %w", v.Snapshotter, errdefs.ErrNotFound)
+		return nil, fmt.Errorf("snapshotter %q: %w", v.Snapshotter, errdefs.ErrNotFound)
 	}
 	chain, err := e.opt.Images.Unpack(ctx, img, v.Snapshotter)
 	if err != nil {
-		return fmt.Errorf("unpack image %s: %w", v.ImageName, err)
+		return nil, fmt.Errorf("unpack image %s: %w", v.ImageName, err)
 	}
 	var opts []snapshots.Opt
 	if size := v.Config.StorageOpt["size"]; size != "" {
-		return notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
+		return nil, notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
 	}
 	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, opts...)
 	if err != nil {
-		return fmt.Errorf("prepare file system: %w", err)
+		return nil, fmt.Errorf("prepare file system: %w", err)
 	}
-	return markRoot(mounts)
+	if v.Config.Pod != nil {
+		return mounts, nil
+	}
+	return mounts, markRoot(mounts)
 }
 
 // rootMark is the file by which programs and scripts tell that they run in a container.
@@ -440,8 +491,10 @@ func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {
 	if sn == nil {
 		return nil
 	}
-	if err := sn.Remove(e.ns(ctx), v.SnapshotKey); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove file system: %w", err)
+	for _, key := range append(imageKeys(v.ID, v.Config), v.SnapshotKey) {
+		if err := sn.Remove(e.ns(ctx), key); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("remove file system: %w", err)
+		}
 	}
 	return nil
 }
@@ -580,6 +633,10 @@ func validateMount(m Mount) error {
 		}
 		if !filepath.IsAbs(m.Source) {
 			return bad("invalid mount path: '%s' mount path must be absolute", m.Source)
+		}
+	case MountImage:
+		if m.Source == "" {
+			return bad("field Source must not be empty")
 		}
 	case MountVolume:
 		if m.Subpath != "" && m.Source == "" {

@@ -53,7 +53,7 @@ func (e *Engine) waitExit(c *container, r *run) (client.Exit, error) {
 			return exit, err
 		}
 		ctx, cancel := context.WithTimeout(e.ctx, cleanupLimit)
-		next, cerr := e.opt.Shims.Connect(ctx, r.bundle)
+		next, cerr := e.connect(ctx, c.view())
 		if cerr == nil {
 			st, serr := next.State(ctx, c.id, "")
 			if serr == nil {
@@ -121,6 +121,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	if err := g.Wait(); err != nil {
 		e.log.Error("clean up after exit", "container", c.id, "error", err)
 	}
+	e.dropVolumes(ctx, v)
 	if exit.ExitedAt.IsZero() {
 		exit.ExitedAt = time.Now()
 	}
@@ -138,7 +139,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	}
 	wait := min(restartFirst<<max(0, min(c.failures-1, 20)), restartMost)
 	err := c.changeLocked(to, func(s *State) {
-		s.Pid, s.Error = 0, ""
+		s.Pid, s.Error, s.Lost = 0, "", false
 		s.ExitCode = int(exit.Status)
 		s.OOMKilled = exit.OOMKilled
 		s.FinishedAt = exit.ExitedAt.UTC()

@@ -18,7 +18,9 @@ func (e *Engine) Container(ctx context.Context, ref string) (Container, error) {
 	if err != nil {
 		return Container{}, err
 	}
-	return c.view(), nil
+	v := c.view()
+	v.AppArmorProfile = e.appArmorProfile(v.Config)
+	return v, nil
 }
 
 // Containers lists containers, the newest first.

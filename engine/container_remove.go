@@ -179,6 +179,9 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 		p.resolve(nil)
 	}
 	e.containers.remove(c, v.Name)
+	if p := v.Config.Pod; p != nil {
+		e.pods.leave(p.Sandbox, c)
+	}
 	if volumes {
 		e.removeAnonymous(ctx, v)
 	}

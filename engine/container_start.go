@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -75,6 +77,13 @@ func (e *Engine) startHeld(ctx context.Context, c *container) error {
 	}
 	code, err := startError(err)
 	c.mu.Lock()
+	if c.rec.Config.Pod != nil {
+		// A pod's container has one start: it has ended.
+		code = exitStartFailure
+		if c.changeLocked(StatusExited, func(s *State) { s.FinishedAt = time.Now().UTC() }) == nil {
+			defer e.emit(c, "die", "exitCode", strconv.Itoa(code))
+		}
+	}
 	c.rec.State.Error = errtext.Plain(err)
 	c.rec.State.ExitCode = code
 	pending := c.pending
@@ -168,8 +177,18 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	}
 	u.Add("bundle", func(context.Context) error { return RemoveBundle(bundle) })
 
+	drop, err := e.holdVolumes(ctx, v.Mounts, v.ID)
+	if err != nil {
+		return err
+	}
+	u.Add("mounts of volumes", drop)
+
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
-	if err := e.joinNamespaces(&in); err != nil {
+	if v.Config.Pod != nil {
+		if err := e.joinPod(&in); err != nil {
+			return err
+		}
+	} else if err := e.joinNamespaces(&in); err != nil {
 		return err
 	}
 	sandbox := "" // the namespace that this container owns
@@ -196,6 +215,9 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
+		if v.Config.Pod != nil {
+			return nil
+		}
 		if !in.NetShared {
 			if endpoints, err = e.connectAll(gctx, v, want, in.NetNS); err != nil {
 				return err
@@ -208,15 +230,15 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return err
 		}
-		if shim, err = e.opt.Shims.Start(gctx, e.shimOptions(v)); err != nil {
+		if shim, err = e.shimFor(gctx, v); err != nil {
 			return &taskError{fmt.Errorf("start shim: %w", err)}
 		}
-		log, err := v.Config.logConfig(v.LogPath, &v)
+		log, err := v.logConfig()
 		if err != nil {
 			return err
 		}
 		pid, err = shim.Create(gctx, client.CreateOptions{
-			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts),
+			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts, in.Pod != nil && in.Pod.UserNS != ""),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
 		})
 		if err != nil {
@@ -278,6 +300,19 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	e.startHealth(c, r)
 	e.work.Go(func() { e.watch(c, r) })
 	return nil
+}
+
+// shimFor gives the shim that shall hold a container: one of its own, or the pod's.
+func (e *Engine) shimFor(ctx context.Context, v Container) (Shim, error) {
+	p := v.Config.Pod
+	if p == nil {
+		return e.opt.Shims.Start(ctx, e.shimOptions(v))
+	}
+	s, err := e.pods.get(p.Sandbox)
+	if err != nil {
+		return nil, err
+	}
+	return e.podShim(ctx, s)
 }
 
 // dropShim takes back a shim, with the task if there is one.
@@ -366,11 +401,11 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 			f.Close()
 		}
 	}
-	acc, err := e.resolveUser(mounts, v)
-	if err != nil {
+	if p := v.Config.Pod; p != nil && p.User != nil {
+		in.Account = account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}
+	} else if in.Account, err = e.resolveUser(mounts, v); err != nil {
 		return done, err
 	}
-	in.Account = acc
 	if in.Devices, in.DevRules, err = lookupDevices(v.Config); err != nil {
 		return done, err
 	}
@@ -378,6 +413,10 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 		return done, err
 	}
 	in.CgroupPath = cgroupsPath(e.opt.CgroupDriver, v.Config.Resources.CgroupParent, v.ID)
+	images, err := e.mountImages(v, bundle)
+	if err != nil {
+		return done, err
+	}
 	if v.Config.Init != nil && *v.Config.Init {
 		in.InitBinary = e.opt.InitBinary
 	}
@@ -386,8 +425,17 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 			return done, err
 		}
 	}
-	for _, m := range v.Mounts {
+	for i, m := range v.Mounts {
 		src := m.Resolved
+		if m.Kind == MountImage {
+			f, err := openImageMount(images[i], m)
+			if err != nil {
+				return done, err
+			}
+			open = append(open, f)
+			in.Mounts = append(in.Mounts, specMount(m, fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd()), e.host))
+			continue
+		}
 		if m.Kind == MountBind && m.CreateSource {
 			if err := bindSource(&m); err != nil {
 				return done, err
@@ -403,11 +451,19 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 			// so that nobody can put a link in its place in between.
 			src = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 		}
+		if m.Kind == MountVolume && in.Pod != nil && in.Pod.UserNS != "" {
+			m.UIDs, m.GIDs = in.Pod.Config.Userns.UIDs, in.Pod.Config.Userns.GIDs
+		}
 		in.Mounts = append(in.Mounts, specMount(m, src, e.host))
 	}
 	spec, err := buildSpec(*in)
 	if err != nil {
 		return done, err
+	}
+	if spec.Process.ApparmorProfile == apparmorProfile {
+		if err := e.apparmor.ensure(e.ctx); err != nil {
+			return done, err
+		}
 	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
@@ -450,39 +506,42 @@ func (e *Engine) resolveUser(mounts []mount.Mount, v Container) (account, error)
 	return acs.resolve(v.User, v.Config.GroupAdd)
 }
 
-// mountShm mounts the /dev/shm of a container that shares its IPC namespace. It is the
-// only mount that the engine itself makes on the host: another container has to reach it.
+// mountShm mounts the /dev/shm of a container that shares its IPC namespace: another
+// container has to reach it.
 func (e *Engine) mountShm(v Container, bundle string) (string, error) {
 	dir := filepath.Join(bundle, "shm")
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return "", err
-	}
 	size := v.Config.ShmSize
 	if size == 0 {
 		size = defaultShmSize
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", size))
-	if err != nil {
-		return "", fmt.Errorf("mount shm of container %s: %w", v.ID, err)
+	if err := mountShm(dir, size); err != nil {
+		return "", fmt.Errorf("container %s: %w", v.ID, err)
 	}
 	return dir, nil
 }
 
 // RemoveBundle deletes a bundle with the mounts that are in it.
 func RemoveBundle(bundle string) error {
-	shm := filepath.Join(bundle, "shm")
-	if _, err := os.Lstat(shm); err == nil {
-		if err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", shm, err)
+	images, _ := filepath.Glob(filepath.Join(bundle, imageMounts, "*"))
+	for _, m := range append(images, filepath.Join(bundle, "shm")) {
+		if _, err := os.Lstat(m); err != nil {
+			continue
+		}
+		if err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("unmount %s: %w", m, err)
 		}
 	}
 	return os.RemoveAll(bundle)
 }
 
-func rootfsMounts(mounts []mount.Mount) []client.Mount {
+// rootfsMounts tells the shim how to mount the root file system; mapped: with the ids of the user namespace.
+func rootfsMounts(mounts []mount.Mount, mapped bool) []client.Mount {
 	out := make([]client.Mount, len(mounts))
 	for i, m := range mounts {
 		out[i] = client.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options}
+		if mapped {
+			out[i].Options = append(slices.Clip(m.Options), "idmap")
+		}
 	}
 	return out
 }
@@ -533,7 +592,11 @@ func (e *Engine) connectOne(ctx context.Context, v Container, s EndpointSettings
 	ep, err := e.opt.Networks.Connect(ctx, cfg)
 	if err != nil {
 		text := strings.TrimPrefix(errtext.Plain(err), fmt.Sprintf("connect %s to network %s: ", v.ID, n.ID))
-		return ep, &classed{class: errdefs.ErrUnknown, cause: err, text: fmt.Sprintf(
+		cause := err
+		if errdefs.IsAlreadyExists(err) {
+			cause = nil // a port that is taken is no conflict of the request: Docker answers 500
+		}
+		return ep, &classed{class: errdefs.ErrUnknown, cause: cause, text: fmt.Sprintf(
 			"failed to set up container networking: driver failed programming external connectivity on endpoint %s (%s): %s", v.Name, v.ID, text)}
 	}
 	return ep, nil

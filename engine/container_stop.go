@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +17,9 @@ const (
 	defaultStopTimeout = 10 * time.Second
 	// killLimit is how long a killed process may take to be gone.
 	killLimit = 10 * time.Second
+	// settleLimit is how long after its start a process may still be setting its handlers of signals.
+	settleLimit = 3 * time.Second
+	settlePoll  = 20 * time.Millisecond
 )
 
 // StopContainer asks a container to end, and kills it after the timeout. Others may
@@ -53,6 +58,9 @@ func (e *Engine) stop(ctx context.Context, c *container, o StopOptions) error {
 	if err := e.signal(ctx, c, r, sig, false); err != nil {
 		e.log.Warn("signal container", "container", c.id, "signal", sig, "error", err)
 	}
+	if time.Since(r.started) < settleLimit {
+		e.work.Go(func() { e.signalAgain(c, r, sig) })
+	}
 	ended, err := e.waitStopped(r, timeout)
 	if err != nil {
 		return fmt.Errorf("stop container %s: %w", c.id, err)
@@ -67,6 +75,59 @@ func (e *Engine) stop(ctx context.Context, c *container, o StopOptions) error {
 	}
 	e.emit(c, "stop")
 	return nil
+}
+
+// signalAgain sends a signal once more to a process that was not yet prepared for it. The
+// kernel drops what the first process of a PID namespace does not handle, and one that has
+// just been started has not come to set its handlers.
+func (e *Engine) signalAgain(c *container, r *run, sig int) {
+	caught, first := signalCaught(int(r.pid.Load()), sig)
+	if caught || !first {
+		return
+	}
+	t := time.NewTicker(settlePoll)
+	defer t.Stop()
+	for time.Since(r.started) < settleLimit {
+		select {
+		case <-t.C:
+		case <-r.done:
+			return
+		case <-e.stopping:
+			return
+		}
+		if caught, first = signalCaught(int(r.pid.Load()), sig); !first {
+			return
+		}
+		if caught {
+			ctx, cancel := context.WithTimeout(e.ctx, killLimit)
+			defer cancel()
+			if err := r.shim.get().Kill(ctx, c.id, "", sig, false); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Warn("signal container", "container", c.id, "signal", sig, "error", err)
+			}
+			return
+		}
+	}
+}
+
+// signalCaught tells whether a process handles or ignores a signal, and whether it is the
+// first one of its PID namespace (proc_pid_status(5)).
+func signalCaught(pid, sig int) (caught, first bool) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false, false
+	}
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		switch key {
+		case "NSpid":
+			f := strings.Fields(value)
+			first = len(f) > 1 && f[len(f)-1] == "1"
+		case "SigCgt", "SigIgn":
+			mask, _ := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+			caught = caught || mask&(1<<(sig-1)) != 0
+		}
+	}
+	return caught, first
 }
 
 // stopParameters are the signal and timeout of a stop; timeout < 0: for ever.

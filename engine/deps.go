@@ -25,11 +25,16 @@ type Images interface {
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Push(ctx context.Context, ref string, o image.PushOptions) error
 	Tag(ctx context.Context, source, target string) error
-	// Untag removes one name; Delete removes an image with all its names.
+	// Untag removes one name, and leaves the image; Delete removes an image with the names that img has.
 	Untag(ctx context.Context, name string) error
 	Delete(ctx context.Context, img image.Image) ([]string, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error)
 	Save(ctx context.Context, refs []string, o image.SaveOptions, w io.Writer) error
+	// Commit makes an image of a base and a new layer, Import one of an archive of files.
+	Commit(ctx context.Context, o image.CommitOptions) (image.Image, error)
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (image.Image, error)
+	// Login asks a registry whether it takes credentials.
+	Login(ctx context.Context, a image.Auth) error
 }
 
 // Networks is what the engine needs of the network room.
@@ -41,6 +46,8 @@ type Networks interface {
 	// NewNetns gives a network namespace with loopback up, made ahead where possible. The path stays until DeleteNetns.
 	NewNetns(ctx context.Context, id string) (path string, err error)
 	DeleteNetns(ctx context.Context, path string) error
+	// KeepNetns is NewNetns of a namespace that exists already, at from.
+	KeepNetns(ctx context.Context, id, from string) (path string, err error)
 	// Netns lists the namespaces that NewNetns made and DeleteNetns did not delete. The
 	// last element of a path is the id.
 	Netns(ctx context.Context) ([]string, error)
@@ -71,6 +78,8 @@ type Shim interface {
 	Pids(ctx context.Context, id string) ([]int, error)
 	Resize(ctx context.Context, id, execID string, width, height uint32) error
 	CloseStdin(ctx context.Context, id, execID string) error
+	// ReopenLog opens the log file anew after the caller renamed it.
+	ReopenLog(ctx context.Context, id, execID string) error
 	Attach(ctx context.Context, o client.AttachOptions) (client.Stream, error)
 	// Shutdown ends the shim if it holds no container.
 	Shutdown(ctx context.Context) error

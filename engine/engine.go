@@ -43,9 +43,12 @@ type Options struct {
 	Containers Records
 	Volumes    Records
 	Settings   Records
+	Sandboxes  Records
 
-	Images       Images
-	Networks     Networks
+	Images   Images
+	Networks Networks
+	// PodNetwork joins pods to their network; nil: the built-in bridge.
+	PodNetwork   PodNetwork
 	Shims        Shims
 	Snapshotters map[string]snapshots.Snapshotter
 	Snapshotter  string // name of the default one
@@ -57,6 +60,7 @@ type Options struct {
 	Version      string
 	Labels       []string // of the daemon, shown by Info
 	RegistryDir  string
+	Pulled       func(Pull)   // is told of each pull that has ended; may be nil
 	Log          *slog.Logger // nil: discard
 }
 
@@ -68,9 +72,11 @@ type Engine struct {
 	id   string // of the node, kept in Settings
 
 	containers registry
+	pods       sandboxes
 	volumes    volumes
 	execs      execRegistry
 	events     bus
+	apparmor   *apparmor
 
 	stopping chan struct{} // closed by Interrupt
 	stopOnce sync.Once
@@ -93,12 +99,15 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.CgroupDriver == "" {
 		o.CgroupDriver = "cgroupfs"
 	}
-	e := &Engine{opt: o, log: o.Log, stopping: make(chan struct{})}
+	if o.PodNetwork == nil {
+		o.PodNetwork = bridgePods{o.Networks}
+	}
+	e := &Engine{opt: o, log: o.Log, stopping: make(chan struct{}), pods: newSandboxes()}
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
 	e.containers = registry{
 		byID: map[string]*container{}, names: map[string]string{},
-		beingMade: map[string]string{}, imagesInUse: map[string]int{},
+		beingMade: map[string]string{},
 	}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
@@ -106,6 +115,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		filepath.Join(o.Root, "containers"):  0o710,
 		filepath.Join(o.Root, "volumes"):     0o710,
 		filepath.Join(o.State, "containers"): 0o710,
+		filepath.Join(o.State, "sandboxes"):  0o711,
 	} {
 		if err := mkdir(dir, mode); err != nil {
 			return nil, fmt.Errorf("open engine: %w", err)
@@ -114,6 +124,18 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	var err error
 	if e.host, err = probeHost(); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	e.host.CgroupDriver = o.CgroupDriver
+	e.apparmor = &apparmor{parser: apparmorParser(), profiles: "/sys/kernel/security/apparmor/profiles"}
+	switch {
+	case e.host.AppArmorProfile != "":
+		e.background(func(ctx context.Context) { // ahead of the first container
+			if err := e.apparmor.ensure(ctx); err != nil {
+				e.log.Error("containers cannot start", "error", err)
+			}
+		})
+	case e.host.AppArmor:
+		e.log.Warn("AppArmor is enabled, but does not confine containers", "why", e.host.AppArmorWhy)
 	}
 	if err := e.loadID(ctx); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
@@ -143,6 +165,14 @@ func (e *Engine) Close() error {
 		c.mu.Unlock()
 		if r != nil {
 			r.shim.get().Close()
+		}
+	}
+	for _, s := range e.pods.all() {
+		s.mu.Lock()
+		shim := s.shim
+		s.mu.Unlock()
+		if shim != nil {
+			shim.Close()
 		}
 	}
 	done := make(chan struct{})

@@ -177,6 +177,11 @@ func (e *Engine) emit(c *container, action string, pairs ...string) {
 	maps.Copy(attrs, v.Labels)
 	attrs["image"] = v.Config.Image
 	attrs["name"] = v.Name
+	if p := v.Config.Pod; p != nil {
+		attrs[AttrSandbox] = p.Sandbox
+	} else {
+		delete(attrs, AttrSandbox) // a label of that name means nothing
+	}
 	for i := 0; i+1 < len(pairs); i += 2 {
 		attrs[pairs[i]] = pairs[i+1]
 	}

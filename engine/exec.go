@@ -116,19 +116,26 @@ func (r *execRegistry) get(id string) (*execution, error) {
 	return found, nil
 }
 
+func (cfg ExecConfig) validate() error {
+	if len(cfg.Cmd) == 0 || cfg.Cmd[0] == "" {
+		return invalidf("No exec command specified")
+	}
+	for _, s := range slices.Concat(cfg.Cmd, cfg.Env, []string{cfg.WorkingDir, cfg.User}) {
+		if strings.ContainsRune(s, 0) {
+			return invalidf("exec argument %q holds a NUL byte", s)
+		}
+	}
+	return nil
+}
+
 // CreateExec prepares a process in a running container. Nothing runs yet.
 func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error) {
 	c, err := e.containers.get(cfg.Container)
 	if err != nil {
 		return "", err
 	}
-	if len(cfg.Cmd) == 0 || cfg.Cmd[0] == "" {
-		return "", invalidf("No exec command specified")
-	}
-	for _, s := range slices.Concat(cfg.Cmd, cfg.Env, []string{cfg.WorkingDir, cfg.User}) {
-		if strings.ContainsRune(s, 0) {
-			return "", invalidf("exec argument %q holds a NUL byte", s)
-		}
+	if err := cfg.validate(); err != nil {
+		return "", err
 	}
 	if _, err := c.live("exec"); err != nil {
 		return "", err
@@ -136,13 +143,13 @@ func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error)
 	x := &execution{id: newID(), c: c, cfg: cfg, done: make(chan struct{})}
 	var old []string
 	c.mu.Lock()
+	m := maps.Clone(c.execs) // whoever has the old one reads it without the lock
 	for id, o := range c.execs {
 		if o.state == execEnded && time.Since(o.endedAt) > execKept {
 			old = append(old, id)
-			delete(c.execs, id)
+			delete(m, id)
 		}
 	}
-	m := maps.Clone(c.execs)
 	m[x.id] = x
 	c.execs = m
 	c.mu.Unlock()
@@ -284,16 +291,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if user == "" {
 		user = v.User
 	}
-	root, err := openProcessRoot(int(r.pid.Load()))
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	acs, err := readAccounts(root)
-	if err != nil {
-		return nil, err
-	}
-	acc, err := acs.resolve(user, v.Config.GroupAdd)
+	acc, err := e.execAccount(x, r, user)
 	if err != nil {
 		return nil, err
 	}
@@ -301,7 +299,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(e.host)
+	profile, err := sec.apparmorProfile(e.host, v.Config.Privileged)
 	if err != nil {
 		return nil, err
 	}
@@ -331,10 +329,33 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
+	if v.Config.Pod != nil {
+		if err := addAmbient(p.Capabilities, v.Config.Pod.AmbientCaps, caps, e.host); err != nil {
+			return nil, err
+		}
+	}
 	if x.cfg.TTY && x.cfg.ConsoleSize != [2]uint{} {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
 	}
 	return p, nil
+}
+
+// execAccount finds whom an exec runs as. In a pod that is whom the container does.
+func (e *Engine) execAccount(x *execution, r *run, user string) (account, error) {
+	v := x.c.view()
+	if p := v.Config.Pod; p != nil && p.User != nil && x.cfg.User == "" {
+		return account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}, nil
+	}
+	root, err := openProcessRoot(int(r.pid.Load()))
+	if err != nil {
+		return account{}, err
+	}
+	defer root.Close()
+	acs, err := readAccounts(root)
+	if err != nil {
+		return account{}, err
+	}
+	return acs.resolve(user, v.Config.GroupAdd)
 }
 
 // ResizeExec sets the size of an exec's terminal, in characters.

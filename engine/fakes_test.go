@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/network"
@@ -175,8 +177,19 @@ func (f *fakeImages) Load(context.Context, io.Reader, image.LoadOptions) ([]imag
 }
 func (f *fakeImages) Save(context.Context, []string, image.SaveOptions, io.Writer) error { return nil }
 
+func (f *fakeImages) Commit(context.Context, image.CommitOptions) (image.Image, error) {
+	return image.Image{}, errdefs.ErrUnavailable
+}
+func (f *fakeImages) Import(context.Context, io.Reader, image.ImportOptions) (image.Image, error) {
+	return image.Image{}, errdefs.ErrUnavailable
+}
+
+func (f *fakeImages) Login(context.Context, image.Auth) error { return nil }
+
 // fakeNetworks gives addresses and remembers what is taken.
 type fakeNetworks struct {
+	// realNetns is a folder: namespaces are real ones, kept there. "": they are names only.
+	realNetns string
 	*breaker
 	mu   sync.Mutex
 	nets map[string]network.Network
@@ -235,20 +248,44 @@ func (f *fakeNetworks) List(context.Context) ([]network.Network, error) {
 	return slices.Collect(maps.Values(f.nets)), nil
 }
 
+func (f *fakeNetworks) KeepNetns(ctx context.Context, id, _ string) (string, error) {
+	return f.NewNetns(ctx, id)
+}
+
 func (f *fakeNetworks) NewNetns(_ context.Context, id string) (string, error) {
 	if err := f.step("netns"); err != nil {
 		return "", err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.ns["/ns/"+id] = true
-	return "/ns/" + id, nil
+	path := "/ns/" + id
+	if f.realNetns != "" {
+		path = filepath.Join(f.realNetns, id)
+		if err := makeNetns(path); err != nil {
+			return "", err
+		}
+	}
+	f.ns[path] = true
+	return path, nil
+}
+
+// makeNetns makes a network namespace that lives by its path.
+func makeNetns(path string) error {
+	return onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return pin("/proc/thread-self/ns/net", path)
+	})
 }
 
 func (f *fakeNetworks) DeleteNetns(_ context.Context, path string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.ns, path)
+	if f.realNetns != "" {
+		return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
+	}
 	return nil
 }
 
@@ -398,6 +435,7 @@ type node struct {
 	containers  *memRecords
 	volumes     *memRecords
 	settings    *memRecords
+	sandboxes   *memRecords
 	images      *fakeImages
 	nets        *fakeNetworks
 	shims       *fakeShims
@@ -413,7 +451,7 @@ func newNode(t testing.TB) *node {
 	rec := func(kind string) *memRecords {
 		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
 	}
-	n.containers, n.volumes, n.settings = rec("containers"), rec("volumes"), rec("settings")
+	n.containers, n.volumes, n.settings, n.sandboxes = rec("containers"), rec("volumes"), rec("settings"), rec("sandboxes")
 	n.images = &fakeImages{breaker: &n.breaker, imgs: []image.Image{{ID: digest.FromString("test"), Names: []string{testImage}}}}
 	n.images.cfg.Config.Cmd = []string{"sleep"}
 	n.images.cfg.Config.Env = []string{"PATH=/bin", "A=image"}
@@ -433,7 +471,7 @@ func newNode(t testing.TB) *node {
 func (n *node) boot() {
 	n.t.Helper()
 	e, err := New(context.Background(), Options{
-		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings,
+		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
 	})

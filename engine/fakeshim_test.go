@@ -37,7 +37,7 @@ type fakeShim struct {
 	f      *fakeShims
 	bundle string
 	mu     sync.Mutex
-	procs  map[string]*fakeProc // by exec id
+	procs  map[string]*fakeProc // by procKey
 	id     string
 	paused bool
 	gone   chan struct{}
@@ -105,13 +105,16 @@ func (s *fakeShim) die() {
 	close(s.gone)
 }
 
-func (s *fakeShim) proc(execID string) (*fakeProc, error) {
+// procKey names a process: the shim of a pod holds those of several containers.
+func procKey(id, execID string) string { return id + "/" + execID }
+
+func (s *fakeShim) proc(id, execID string) (*fakeProc, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.procs[execID]; p != nil {
+	if p := s.procs[procKey(id, execID)]; p != nil {
 		return p, nil
 	}
-	return nil, fmt.Errorf("process %q: %w", execID, errdefs.ErrNotFound)
+	return nil, fmt.Errorf("process %q of %s: %w", execID, id, errdefs.ErrNotFound)
 }
 
 func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error) {
@@ -128,7 +131,7 @@ func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.procs[""] = &fakeProc{args: spec.Process.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
+	s.procs[procKey(o.ID, "")] = &fakeProc{args: spec.Process.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
 	return fakePid, nil
 }
 
@@ -138,15 +141,15 @@ func (s *fakeShim) Exec(_ context.Context, o client.ExecOptions) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.procs[o.ExecID] = &fakeProc{args: o.Spec.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
+	s.procs[procKey(o.ID, o.ExecID)] = &fakeProc{args: o.Spec.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
 	return nil
 }
 
-func (s *fakeShim) Start(_ context.Context, _, execID string) (int, error) {
+func (s *fakeShim) Start(_ context.Context, id, execID string) (int, error) {
 	if err := s.f.step("task.start"); err != nil {
 		return 0, err
 	}
-	p, err := s.proc(execID)
+	p, err := s.proc(id, execID)
 	if err != nil {
 		return 0, err
 	}
@@ -170,8 +173,8 @@ func (p *fakeProc) end(code int) {
 	close(p.done)
 }
 
-func (s *fakeShim) Kill(_ context.Context, _, execID string, signal int, _ bool) error {
-	p, err := s.proc(execID)
+func (s *fakeShim) Kill(_ context.Context, id, execID string, signal int, _ bool) error {
+	p, err := s.proc(id, execID)
 	if err != nil {
 		return err
 	}
@@ -186,8 +189,8 @@ func (s *fakeShim) Kill(_ context.Context, _, execID string, signal int, _ bool)
 	return nil
 }
 
-func (s *fakeShim) Wait(ctx context.Context, _, execID string) (client.Exit, error) {
-	p, err := s.proc(execID)
+func (s *fakeShim) Wait(ctx context.Context, id, execID string) (client.Exit, error) {
+	p, err := s.proc(id, execID)
 	if err != nil {
 		return client.Exit{}, err
 	}
@@ -204,7 +207,7 @@ func (s *fakeShim) Wait(ctx context.Context, _, execID string) (client.Exit, err
 }
 
 func (s *fakeShim) State(_ context.Context, id, execID string) (client.State, error) {
-	p, err := s.proc(execID)
+	p, err := s.proc(id, execID)
 	if err != nil {
 		return client.State{}, err
 	}
@@ -217,14 +220,14 @@ func (s *fakeShim) State(_ context.Context, id, execID string) (client.State, er
 	return st, nil
 }
 
-func (s *fakeShim) Delete(_ context.Context, _, execID string) (client.Exit, error) {
-	p, err := s.proc(execID)
+func (s *fakeShim) Delete(_ context.Context, id, execID string) (client.Exit, error) {
+	p, err := s.proc(id, execID)
 	if err != nil {
 		return client.Exit{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.procs, execID)
+	delete(s.procs, procKey(id, execID))
 	p.end(137) // of one that was never started
 	return p.exit, nil
 }
@@ -251,9 +254,10 @@ func (s *fakeShim) Resize(context.Context, string, string, uint32, uint32) error
 	return nil
 }
 func (s *fakeShim) CloseStdin(context.Context, string, string) error { return nil }
+func (s *fakeShim) ReopenLog(context.Context, string, string) error  { return nil }
 
 func (s *fakeShim) Attach(_ context.Context, o client.AttachOptions) (client.Stream, error) {
-	p, err := s.proc(o.ExecID)
+	p, err := s.proc(o.ID, o.ExecID)
 	if err != nil {
 		return nil, err
 	}

@@ -16,12 +16,14 @@ func (e *Engine) Roots(ctx context.Context, add func(store.Node)) error {
 		making[id] = sn
 	}
 	e.containers.mu.RUnlock()
-	for id, sn := range making {
-		add(store.SnapshotNode(sn, Namespace, id))
+	for key, sn := range making {
+		add(store.SnapshotNode(sn, Namespace, key))
 	}
 	for _, c := range e.containers.all() {
 		v := c.view()
-		add(store.SnapshotNode(v.Snapshotter, Namespace, v.SnapshotKey))
+		for _, key := range append(imageKeys(v.ID, v.Config), v.SnapshotKey) {
+			add(store.SnapshotNode(v.Snapshotter, Namespace, key))
+		}
 	}
 	return nil
 }

@@ -21,13 +21,18 @@ type hostFacts struct {
 	Kernel     string
 	Hostname   string
 	CgroupV2   bool // pure: the root of /sys/fs/cgroup is a cgroup2 file system
+	// CgroupDriver is what makes the cgroups: "cgroupfs" or "systemd".
+	CgroupDriver string
 	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
-	OOMScoreAdj  int
-	Seccomp      bool
-	AppArmor     bool
-	SwapLimit    bool
-	Caps         uint64   // the daemon's bounding set; 0: unknown
-	ThermalPaths []string // per CPU, masked in containers
+	OOMScoreAdj int
+	Seccomp     bool
+	AppArmor    bool
+	// AppArmorProfile is what confines containers by default; "" with AppArmorWhy if
+	// AppArmor is on and none can.
+	AppArmorProfile, AppArmorWhy string
+	SwapLimit                    bool
+	Caps                         uint64   // the daemon's bounding set; 0: unknown
+	ThermalPaths                 []string // per CPU, masked in containers
 	// FileLimit is what a container may open if it does not say (RLIMIT_NOFILE); 0: what the daemon may.
 	FileLimit uint64
 }
@@ -89,7 +94,7 @@ func probeHost() (hostFacts, error) {
 	}
 	_, err := os.Stat("/proc/sys/kernel/seccomp/actions_avail")
 	h.Seccomp = err == nil
-	h.AppArmor = readLine("/sys/module/apparmor/parameters/enabled") == "Y"
+	h.AppArmor, h.AppArmorProfile, h.AppArmorWhy = probeAppArmor("/sys", apparmorParser())
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
 	h.SwapLimit = err == nil || h.CgroupV2
 	return h, nil

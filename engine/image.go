@@ -127,13 +127,24 @@ func (e *Engine) Image(ctx context.Context, ref string) (ImageDetail, error) {
 
 // PullImage brings an image here and unpacks it.
 func (e *Engine) PullImage(ctx context.Context, ref string, o image.PullOptions) (image.Image, error) {
+	var meter *pullMeter
+	if e.opt.Pulled != nil {
+		meter = &pullMeter{began: time.Now(), got: map[string]int64{}}
+		o.Progress = meter.watch(o.Progress)
+	}
 	img, err := e.opt.Images.Pull(e.ns(ctx), ref, o)
+	if meter != nil {
+		e.opt.Pulled(meter.result(err))
+	}
 	if err != nil {
 		return img, err
 	}
 	e.emitFor("image", "pull", familiarTag(ref), "name", familiarTag(ref))
 	return img, nil
 }
+
+// Login asks a registry whether it takes credentials. Nothing of them is kept.
+func (e *Engine) Login(ctx context.Context, a image.Auth) error { return e.opt.Images.Login(ctx, a) }
 
 // PushImage sends an image to its registry.
 func (e *Engine) PushImage(ctx context.Context, ref string, o image.PushOptions) error {
@@ -162,10 +173,11 @@ func (e *Engine) TagImage(ctx context.Context, source, target string) error {
 // ones always.
 func (e *Engine) RemoveImage(ctx context.Context, ref string, force, noPrune bool) ([]RemovedImage, error) {
 	ctx = e.ns(ctx)
-	img, err := e.image(ctx, ref)
+	img, busy, done, err := e.removingImage(ctx, ref)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	id := shortImageID(img.ID.String())
 	users := e.imageUsers()[img.ID.String()]
 	i := slices.IndexFunc(users, func(v Container) bool { return v.State.live() || v.State.Status == StatusRestarting })
@@ -191,9 +203,6 @@ func (e *Engine) RemoveImage(ctx context.Context, ref string, force, noPrune boo
 			return nil, conflictf("conflict: unable to delete %s (must be forced) - image is being used by stopped container %s", id, shortID(users[0].ID))
 		}
 	}
-	e.containers.mu.RLock()
-	busy := e.containers.imagesInUse[img.ID.String()] > 0
-	e.containers.mu.RUnlock()
 	if busy {
 		return nil, conflictf("conflict: unable to delete %s (cannot be forced) - a container is being created from it", id)
 	}
@@ -209,6 +218,9 @@ func (e *Engine) deleteImage(ctx context.Context, img image.Image) ([]RemovedIma
 	for _, n := range slices.Concat(img.Names, img.Digests) {
 		out = append(out, RemovedImage{Untagged: familiarName(n)})
 		e.emitFor("image", "untag", img.ID.String(), "name", familiarName(n))
+	}
+	if _, err := e.opt.Images.Get(ctx, img.ID.String(), nil); err == nil {
+		return out, nil // it got another name meanwhile
 	}
 	out = append(out, RemovedImage{Deleted: img.ID.String()})
 	e.emitFor("image", "delete", img.ID.String(), "name", img.ID.String())
@@ -290,11 +302,11 @@ func (e *Engine) LoadImages(ctx context.Context, r io.Reader, o image.LoadOption
 // SaveImages writes images as an archive.
 func (e *Engine) SaveImages(ctx context.Context, refs []string, o image.SaveOptions, w io.Writer) error {
 	for _, r := range refs {
-		img, err := e.image(ctx, r)
+		img, done, err := e.useImage(ctx, func() (image.Image, error) { return e.image(ctx, r) })
 		if err != nil {
 			return err
 		}
-		defer e.useImage(img.ID.String())()
+		defer done()
 		defer e.emitFor("image", "save", img.ID.String(), "name", familiarName(r))
 	}
 	return e.opt.Images.Save(e.ns(ctx), refs, o, w)
@@ -332,6 +344,21 @@ func (e *Engine) ImageHistory(ctx context.Context, ref string) ([]ImageHistory, 
 		}
 	}
 	return out, nil
+}
+
+// pruneImage removes an image that nobody uses, and with dangling one without a name. Both
+// is looked at again: a name or a container may have come since the images were listed.
+func (e *Engine) pruneImage(ctx context.Context, id string, dangling bool) ([]RemovedImage, error) {
+	ctx = e.ns(ctx)
+	img, busy, done, err := e.removingImage(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if busy || len(e.imageUsers()[img.ID.String()]) > 0 || dangling && len(img.Names) > 0 {
+		return nil, conflictf("image %s came into use", shortImageID(id))
+	}
+	return e.deleteImage(ctx, img)
 }
 
 // layerSizes gives the unpacked size of each layer, bottom first.
@@ -376,7 +403,7 @@ func (e *Engine) PruneImages(ctx context.Context, f Filters) (removed []RemovedI
 		if img.Containers > 0 {
 			continue
 		}
-		gone, err := e.RemoveImage(ctx, img.ID.String(), true, false)
+		gone, err := e.pruneImage(ctx, img.ID.String(), dangling || !asked)
 		if err != nil {
 			if errors.Is(err, context.Canceled) {
 				return removed, reclaimed, err

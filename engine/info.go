@@ -30,6 +30,11 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	if h.Seccomp {
 		i.SecurityOptions = append([]string{"name=seccomp,profile=builtin"}, i.SecurityOptions...)
 	}
+	if h.AppArmorProfile != "" {
+		i.SecurityOptions = append([]string{"name=apparmor"}, i.SecurityOptions...)
+	} else if h.AppArmor {
+		i.Warnings = append(i.Warnings, "WARNING: AppArmor is enabled, but does not confine containers: "+h.AppArmorWhy)
+	}
 	for name, bin := range e.opt.Runtimes {
 		i.Runtimes[name] = bin
 	}
@@ -131,6 +136,9 @@ func (e *Engine) DiskUsage(ctx context.Context) (DiskUsage, error) {
 	for i := range d.Volumes {
 		if err := ctx.Err(); err != nil {
 			return d, context.Cause(ctx)
+		}
+		if len(d.Volumes[i].Options) > 0 {
+			continue // what is mounted there is not the volume's
 		}
 		if n, err := treeSize(d.Volumes[i].Mountpoint); err == nil {
 			d.Volumes[i].Size = n

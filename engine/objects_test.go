@@ -31,7 +31,7 @@ func TestVolumes(t *testing.T) {
 			t.Errorf("name %q: %v", name, err)
 		}
 	}
-	if _, err := n.e.CreateVolume(bg, Volume{Name: "nfs", Options: map[string]string{"type": "nfs", "o": "addr=x", "device": ":/x"}}); !errdefs.IsNotImplemented(err) {
+	if _, err := n.e.CreateVolume(bg, Volume{Name: "nfs", Options: map[string]string{"type": "nfs", "o": "addr=x"}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("mount options: %v", err)
 	}
 	id := n.create("cc", Config{Mounts: []Mount{{Kind: MountVolume, Source: "data", Target: "/d"}, {Kind: MountVolume, Target: "/anon"}}})
@@ -319,7 +319,7 @@ func TestGCRoots(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	id := n.create("cc", Config{})
-	n.e.containers.making("young", "fake", true)
+	n.e.containers.making([]string{"young"}, "fake", true)
 	var got []string
 	if err := n.e.Roots(bg, func(nd store.Node) { got = append(got, nd.Type+"/"+nd.Namespace+"/"+nd.ID) }); err != nil {
 		t.Fatal(err)

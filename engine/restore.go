@@ -39,6 +39,7 @@ const (
 // a container that makes trouble is reported and never keeps the others.
 func (e *Engine) restore(ctx context.Context) error {
 	whole := e.loadContainers(ctx)
+	wholePods := e.loadSandboxes(ctx)
 	var g errgroup.Group
 	g.SetLimit(restoreWidth)
 	for _, c := range e.containers.all() {
@@ -49,7 +50,11 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	e.dropStrayEndpoints(ctx)
 	if whole { // with a damaged database nothing is deleted
+		e.dropStrayMounts(ctx)
 		e.dropStrayFolders(ctx)
+	}
+	if wholePods {
+		e.dropStraySandboxes(ctx)
 	}
 	e.work.Go(e.applyPolicies)
 	return nil
@@ -75,7 +80,11 @@ func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
 			e.log.Error("two containers have one name, the second is renamed", "container", id, "name", r.Name)
 			r.Name = fmt.Sprintf("%s_%s", r.Name, id[:6*min(attempt, 10)])
 		}
-		e.containers.add(newContainer(r))
+		c := newContainer(r)
+		e.containers.add(c)
+		if p := r.Config.Pod; p != nil {
+			e.pods.join(p.Sandbox, c)
+		}
 		return nil
 	})
 	if err != nil {
@@ -95,7 +104,7 @@ func (e *Engine) take(ctx context.Context, c *container) {
 	rf, rerr := readRunFile(bundle)
 	cctx, cancel := context.WithTimeout(ctx, connectLimit)
 	defer cancel()
-	shim, err := e.opt.Shims.Connect(cctx, bundle)
+	shim, err := e.connect(cctx, v)
 	switch {
 	case errdefs.IsNotFound(err):
 		recorded := !v.State.live() && v.State.StartedAt.Equal(rf.StartedAt)
@@ -168,6 +177,11 @@ func (e *Engine) endShim(ctx context.Context, v Container, shim Shim) error {
 		if err := shim.Shutdown(ctx); err != nil {
 			break // it does not listen: clean up from outside
 		}
+		if v.Config.Pod != nil {
+			if _, err := shim.State(ctx, v.ID, ""); errdefs.IsNotFound(err) {
+				return nil // the shim stays for the others
+			}
+		}
 		select {
 		case <-shim.Gone():
 			return nil
@@ -202,6 +216,7 @@ func startTime(rf runFile, v Container) time.Time {
 
 // adopt makes a run of an earlier daemon the container's.
 func (e *Engine) adopt(c *container, r *run, rf runFile) {
+	e.keepVolumes(c.view())
 	if pid := int(r.pid.Load()); pid != 0 {
 		r.memory = memoryCgroup(c.view(), pid)
 	}
@@ -248,9 +263,9 @@ func (e *Engine) takeDead(ctx context.Context, c *container, bundle bool) {
 	switch s := v.State.Status; s {
 	case StatusRunning, StatusPaused, StatusRestarting:
 		c.mu.Lock()
-		c.rec.State = State{Status: StatusExited, ExitCode: exitUnknown, StartedAt: v.State.StartedAt, FinishedAt: time.Now().UTC()}
+		c.rec.State = State{Status: StatusExited, ExitCode: exitUnknown, Lost: true, StartedAt: v.State.StartedAt, FinishedAt: time.Now().UTC()}
 		if s == StatusRestarting { // its last exit is known
-			c.rec.State.ExitCode, c.rec.State.FinishedAt = v.State.ExitCode, v.State.FinishedAt
+			c.rec.State.ExitCode, c.rec.State.FinishedAt, c.rec.State.Lost = v.State.ExitCode, v.State.FinishedAt, false
 		}
 		c.rec.SandboxKey = ""
 		c.rec.Endpoints = nil
@@ -319,6 +334,11 @@ func (c *container) networks() []EndpointSettings {
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
 	live := map[string]bool{}
+	for _, s := range e.pods.all() {
+		s.mu.Lock()
+		live[s.id] = s.state == SandboxReady
+		s.mu.Unlock()
+	}
 	for _, c := range e.containers.all() {
 		c.mu.Lock()
 		live[c.id] = c.run != nil
@@ -462,6 +482,7 @@ func (absentShim) Wait(context.Context, string, string) (client.Exit, error) {
 func (absentShim) Create(context.Context, client.CreateOptions) (int, error) { return 0, errAbsent }
 func (absentShim) Start(context.Context, string, string) (int, error)        { return 0, errAbsent }
 func (absentShim) CloseStdin(context.Context, string, string) error          { return errAbsent }
+func (absentShim) ReopenLog(context.Context, string, string) error           { return errAbsent }
 func (absentShim) Gone() <-chan struct{}                                     { return nil }
 
 func (absentShim) State(context.Context, string, string) (client.State, error) {

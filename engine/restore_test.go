@@ -32,7 +32,7 @@ func TestCrashOfTheDaemon(t *testing.T) {
 		s := n.shims.live[n.e.bundle(id)]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.procs[""].end(code)
+		s.procs[procKey(id, "")].end(code)
 	}
 	kill(ended, 9)
 	kill(always, 4)

@@ -38,6 +38,7 @@ type specInput struct {
 	HostsFile    string
 	HostnameFile string
 	InitBinary   string
+	Pod          *podInput // nil: no container of a pod
 }
 
 // buildSpec makes the OCI specification of a container, with Docker's defaults.
@@ -47,7 +48,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := sec.apparmorProfile(in.Host)
+	profile, err := sec.apparmorProfile(in.Host, c.Privileged)
 	if err != nil {
 		return nil, err
 	}
@@ -127,6 +128,9 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	}
 
 	in.mounts(s, sec)
+	if in.Pod != nil {
+		return s, in.pod(s, caps)
+	}
 	for k, v := range c.Annotations {
 		if s.Annotations == nil {
 			s.Annotations = map[string]string{}
@@ -197,6 +201,7 @@ func workingDir(dir string) string {
 
 // cgroupsPath names the cgroup of a container.
 func cgroupsPath(driver, parent, id string) string {
+	parent = cgroupParent(driver, parent)
 	if driver == "systemd" {
 		if parent == "" {
 			parent = "system.slice"
@@ -207,6 +212,30 @@ func cgroupsPath(driver, parent, id string) string {
 		parent = "/hako"
 	}
 	return path.Join("/", parent, id)
+}
+
+// cgroupParent is a parent as the driver knows it. For systemd that is a slice: the kubelet
+// may give the whole path of one, and "" stands for what is none.
+func cgroupParent(driver, parent string) string {
+	if driver != "systemd" {
+		return parent
+	}
+	if slice := path.Base(parent); strings.HasSuffix(slice, ".slice") {
+		return slice
+	}
+	return ""
+}
+
+// slicePath is where the cgroup of a slice lies: "a-b.slice" in "a.slice" (systemd.slice(5)).
+func slicePath(slice string) string {
+	name := strings.TrimSuffix(slice, ".slice")
+	at := "/"
+	for i := range len(name) {
+		if name[i] == '-' && i > 0 {
+			at = path.Join(at, name[:i]+".slice")
+		}
+	}
+	return path.Join(at, slice)
 }
 
 // rlimitNames maps Docker's names of limits to the kernel's.

@@ -81,9 +81,27 @@ func (in *specInput) mounts(s *specs.Spec, sec security) {
 	s.Mounts = append(s.Mounts, user...)
 }
 
+// mountFlags are what a client may ask of a bind beyond ro.
+var mountFlags = []string{"noexec", "nodev", "nosuid"}
+
+// specMaps makes the OCI form of a map.
+func specMaps(maps []IDMap) []specs.LinuxIDMapping {
+	var out []specs.LinuxIDMapping
+	for _, m := range maps {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.Container, HostID: m.Host, Size: m.Size})
+	}
+	return out
+}
+
 // specMount makes the OCI form of a client's mount. source is the host path of a bind
 // or volume.
 func specMount(m Mount, source string, h hostFacts) specs.Mount {
+	out := plainMount(m, source, h)
+	out.UIDMappings, out.GIDMappings = specMaps(m.UIDs), specMaps(m.GIDs)
+	return out
+}
+
+func plainMount(m Mount, source string, h hostFacts) specs.Mount {
 	if m.Kind == MountTmpfs {
 		opts := []string{"nosuid", "nodev", "noexec"}
 		for _, o := range m.Options {
@@ -117,6 +135,11 @@ func specMount(m Mount, source string, h hostFacts) specs.Mount {
 		opts = append(opts, "ro")
 		if recursive && !m.ReadOnlyNonRecur && h.kernelAtLeast(5, 12) {
 			opts = append(opts, "rro") // mount_setattr(2)
+		}
+	}
+	for _, o := range m.Options { // others mean nothing here, as in -v SRC:DST:z
+		if slices.Contains(mountFlags, o) {
+			opts = append(opts, o)
 		}
 	}
 	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: source, Options: opts}

@@ -78,6 +78,7 @@ func linuxResources(r Resources, blocks []blockDevice) *specs.LinuxResources {
 		out.Pids = &specs.LinuxPids{Limit: &n}
 	}
 	out.BlockIO = blockIO(r, blocks)
+	out.HugepageLimits, out.Unified = hugepageLimits(r.Hugepages), r.Unified
 	return out
 }
 

@@ -112,19 +112,7 @@ type security struct {
 	seccomp               string // "": default; "unconfined"; or a profile's JSON
 	systemPathsUnconfined bool
 	writableCgroups       bool
-	apparmor              string // "": as the host has it; "unconfined"; or a profile's name
-}
-
-// apparmorProfile gives process.apparmorProfile. Where AppArmor is off everything is
-// unconfined, and a profile is refused rather than left out.
-func (s security) apparmorProfile(h hostFacts) (string, error) {
-	switch {
-	case h.AppArmor:
-		return s.apparmor, nil
-	case s.apparmor == "", s.apparmor == "unconfined":
-		return "", nil
-	}
-	return "", invalidf("--security-opt apparmor=%s: AppArmor is not enabled on the host", s.apparmor)
+	apparmor              string // "": the default profile; "unconfined"; or a profile's name
 }
 
 func parseSecurity(opts []string) (security, error) {

@@ -61,7 +61,9 @@ func topDefault(pids []int) Top {
 // procStat are the fields of /proc/PID/stat that are used here, see proc_pid_stat(5).
 type procStat struct {
 	comm         string
+	state        byte
 	ppid         int
+	session      int
 	tty          int
 	utime, stime uint64 // ticks
 	start        uint64 // ticks after boot
@@ -83,7 +85,7 @@ func readStat(pid int) (s procStat, err error) {
 		return s, errors.New("malformed stat")
 	}
 	num := func(i int) uint64 { n, _ := strconv.ParseUint(f[i], 10, 64); return n }
-	s.ppid, s.tty = int(num(1)), int(num(4))
+	s.state, s.ppid, s.session, s.tty = f[0][0], int(num(1)), int(num(3)), int(num(4))
 	s.utime, s.stime, s.start = num(11), num(12), num(19)
 	return s, nil
 }

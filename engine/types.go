@@ -16,6 +16,7 @@ const (
 	MountBind   = "bind"
 	MountVolume = "volume"
 	MountTmpfs  = "tmpfs"
+	MountImage  = "image" // the files of an image, read-only
 )
 
 // Mount asks for one mount in a container.
@@ -36,8 +37,13 @@ type Mount struct {
 	Labels           map[string]string `json:"labels,omitempty"`
 	FromImage        bool              `json:"fromImage,omitempty"` // by the image's VOLUME
 	ReadOnlyNonRecur bool              `json:"readOnlyNonRecursive,omitempty"`
-	TmpfsSize        int64             `json:"tmpfsSize,omitempty"` // bytes
-	TmpfsMode        uint32            `json:"tmpfsMode,omitempty"`
+	// UIDs and GIDs map the owners of the files (idmapped mount); nil: as they are.
+	UIDs []IDMap `json:"uids,omitempty"`
+	GIDs []IDMap `json:"gids,omitempty"`
+	// ImageID is the image that a mount of kind image shows, and Source how it was named.
+	ImageID   string `json:"imageID,omitempty"`
+	TmpfsSize int64  `json:"tmpfsSize,omitempty"` // bytes
+	TmpfsMode uint32 `json:"tmpfsMode,omitempty"`
 	// Shorthand tells that it was given in the form of docker's -v (HostConfig.Binds or Config.Volumes).
 	Shorthand string `json:"shorthand,omitempty"`
 	// Resolved is filled by the engine: the host path in use.
@@ -96,6 +102,10 @@ type Resources struct {
 	Devices           []Device         `json:"devices,omitempty"`
 	DeviceCgroupRules []string         `json:"deviceCgroupRules,omitempty"` // "c 42:* rmw"
 	Ulimits           []Ulimit         `json:"ulimits,omitempty"`
+	// Hugepages are limits by page size ("2MB"), in bytes.
+	Hugepages map[string]uint64 `json:"hugepages,omitempty"`
+	// Unified are files of cgroup v2 and what is written to them.
+	Unified map[string]string `json:"unified,omitempty"`
 }
 
 // RestartPolicy tells what to do when a container ends.
@@ -205,6 +215,9 @@ type Config struct {
 	VolumesFrom    []string          `json:"volumesFrom,omitempty"`
 	StorageOpt     map[string]string `json:"storageOpt,omitempty"`
 	Resources      Resources         `json:"resources,omitzero"`
+
+	// Pod makes it a container of a pod; nil: a lone one.
+	Pod *PodMember `json:"pod,omitempty"`
 }
 
 // Status of a container. See container_state.go for the machine.
@@ -238,11 +251,13 @@ type Health struct {
 
 // State is what a container is doing.
 type State struct {
-	Status     Status    `json:"status"`
-	Pid        int       `json:"pid,omitempty"`
-	ExitCode   int       `json:"exitCode"`
-	OOMKilled  bool      `json:"oomKilled,omitempty"`
-	Error      string    `json:"error,omitempty"` // why the last start failed
+	Status    Status `json:"status"`
+	Pid       int    `json:"pid,omitempty"`
+	ExitCode  int    `json:"exitCode"`
+	OOMKilled bool   `json:"oomKilled,omitempty"`
+	Error     string `json:"error,omitempty"` // why the last start failed
+	// Lost tells that nobody saw the end: the machine was rebooted, or the exit could not be read.
+	Lost       bool      `json:"lost,omitempty"`
 	StartedAt  time.Time `json:"startedAt,omitzero"`
 	FinishedAt time.Time `json:"finishedAt,omitzero"`
 	Health     *Health   `json:"health,omitempty"`
@@ -286,8 +301,10 @@ type Container struct {
 	HostnamePath string             `json:"hostnamePath,omitempty"`
 	HostsPath    string             `json:"hostsPath,omitempty"`
 	ResolvPath   string             `json:"resolvPath,omitempty"`
-	SizeRw       *int64             `json:"-"` // only when asked for
-	SizeRootFs   *int64             `json:"-"`
+	// AppArmorProfile is what its processes are confined by; "": nothing, or what confines the daemon.
+	AppArmorProfile string `json:"-"`
+	SizeRw          *int64 `json:"-"` // only when asked for
+	SizeRootFs      *int64 `json:"-"`
 }
 
 // Filters are Docker's: field → values. A container must match one value of each field.
@@ -508,6 +525,14 @@ type Info struct {
 	Version            string
 	Labels             []string
 	InsecureRegistries []string
+}
+
+// PodFeatures is what pods can have on this node.
+type PodFeatures struct {
+	CgroupDriver      string // cgroupfs, systemd
+	Root              string // of the daemon's durable files
+	RecursiveReadOnly bool   // mount_setattr(2), Linux 5.12
+	UserNamespaces    bool   // overlays of mapped layers, Linux 6.15
 }
 
 // PutOptions of PutArchive.

@@ -82,7 +82,7 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := sec.apparmorProfile(h); err != nil {
+	if _, err := sec.apparmorProfile(h, c.Privileged); err != nil {
 		return err
 	}
 	if sec.seccomp != "" && sec.seccomp != "unconfined" && !json.Valid([]byte(sec.seccomp)) {
@@ -105,7 +105,27 @@ func (c *Config) validate(h hostFacts, runtimes map[string]string) error {
 			}
 		}
 	}
+	if c.Pod != nil {
+		return c.Resources.validatePod()
+	}
 	return c.Resources.validate(h)
+}
+
+// validatePod checks limits as Kubernetes gives them: what the kernel takes is right.
+func (r *Resources) validatePod() error {
+	switch {
+	case r.Memory < 0, r.CPUPeriod < 0, r.CPUShares < 0, r.MemorySwap < -1, r.CPUQuota < -1:
+		return invalidf("a limit of the container is negative")
+	}
+	for _, s := range []string{r.CpusetCPUs, r.CpusetMems} {
+		if s == "" {
+			continue
+		}
+		if _, err := parseCPUSet(s); err != nil {
+			return invalidf("invalid cpuset %q", s)
+		}
+	}
+	return r.validUnified()
 }
 
 func (p RestartPolicy) validate() error {
@@ -306,6 +326,8 @@ func (r *Resources) validate(h hostFacts) error {
 		return invalidf("Range of blkio weight is from 10 to 1000")
 	case r.CgroupParent != "" && (strings.Contains(r.CgroupParent, "..") || strings.ContainsAny(r.CgroupParent, "\n\x00")):
 		return invalidf("invalid cgroup parent %q", r.CgroupParent)
+	case r.CgroupParent != "" && h.CgroupDriver == "systemd" && (strings.ContainsAny(r.CgroupParent, "/:") || !strings.HasSuffix(r.CgroupParent, ".slice")):
+		return invalidf(`cgroup-parent for systemd cgroup should be a valid slice named as "xxx.slice"`)
 	}
 	for _, s := range []struct{ what, value, all string }{{"cpus", r.CpusetCPUs, h.OnlineCPUs}, {"mems", r.CpusetMems, h.OnlineMems}} {
 		if s.value == "" {

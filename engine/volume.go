@@ -30,13 +30,14 @@ type volumes struct {
 	busy map[string]int // creations of containers under way that use the volume
 	// removing keeps a volume from being used while its files are being deleted.
 	removing map[string]bool
+	mounts   map[string]*volumeMount // of those with mount options
 }
 
 // maxVolumeName is the longest name: a folder's.
 const maxVolumeName = 255
 
 func (e *Engine) loadVolumes(ctx context.Context) error {
-	e.volumes = volumes{all: map[string]Volume{}, busy: map[string]int{}, removing: map[string]bool{}}
+	e.volumes = volumes{all: map[string]Volume{}, busy: map[string]int{}, removing: map[string]bool{}, mounts: map[string]*volumeMount{}}
 	err := e.opt.Volumes.ForEach(func(id string, raw []byte) error {
 		var v Volume
 		if err := json.Unmarshal(raw, &v); err != nil {
@@ -80,14 +81,8 @@ func (e *Engine) createVolume(ctx context.Context, v Volume) (_ Volume, made boo
 	if v.Driver != "local" {
 		return v, false, notFoundf("create %s: error looking up volume plugin %s: plugin %q not found", v.Name, v.Driver, v.Driver)
 	}
-	for k := range v.Options {
-		switch k {
-		case "type", "o", "device":
-			return v, false, notImplementedf("create %s: volumes with mount options (type, o, device) are not supported: "+
-				"mount the file system on the host and bind it instead", v.Name)
-		default:
-			return v, false, invalidf("create %s: invalid option: %q", v.Name, k)
-		}
+	if err := checkVolumeOptions(v.Name, v.Options); err != nil {
+		return v, false, err
 	}
 	e.volumes.mu.Lock()
 	have, exists := e.volumes.all[v.Name]
@@ -111,7 +106,7 @@ func (e *Engine) createVolume(ctx context.Context, v Volume) (_ Volume, made boo
 	if err := os.Mkdir(v.Mountpoint, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	} else if err == nil {
-		u.Add("volume folder", func(context.Context) error { return os.RemoveAll(dir) })
+		u.Add("volume folder", func(context.Context) error { return removeFiles(dir) })
 	}
 	if err := errors.Join(os.Chmod(dir, 0o701), os.Chmod(v.Mountpoint, 0o755)); err != nil {
 		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
@@ -241,6 +236,24 @@ func (e *Engine) removeVolume(ctx context.Context, name string) error {
 	if users := e.volumeUsers()[name]; len(users) > 0 {
 		return conflictf("remove %s: volume is in use - %v", name, users)
 	}
+	mount, release, err := e.mountOf(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if len(mount.users) > 0 {
+		return conflictf("remove %s: volume is in use", name)
+	}
+	if len(e.mountOptions(name)) > 0 {
+		if err := unmountVolume(e.volumePath(name)); err != nil {
+			return fmt.Errorf("remove volume %s: %w", name, err)
+		}
+	}
+	if list, err := mountsIn(filepath.Dir(e.volumePath(name))); err != nil {
+		return fmt.Errorf("remove volume %s: %w", name, err)
+	} else if len(list) > 0 {
+		return conflictf("remove %s: %s is a mount point", name, list[0])
+	}
 	// The folder gets another name first: after a crash it is either renamed back or
 	// deleted, as the record says, and a new volume of this name starts empty.
 	dir, doomed := filepath.Dir(e.volumePath(name)), e.doomedPath(name)
@@ -252,9 +265,9 @@ func (e *Engine) removeVolume(ctx context.Context, name string) error {
 	}
 	e.volumes.mu.Lock()
 	delete(e.volumes.all, name)
+	delete(e.volumes.mounts, name)
 	e.volumes.mu.Unlock()
-	// Nothing of it is followed: os.RemoveAll works with openat and does not cross links.
-	if err := os.RemoveAll(doomed); err != nil {
+	if err := removeFiles(doomed); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	e.emitFor("volume", "destroy", name, "driver", "local")
@@ -283,7 +296,7 @@ func (e *Engine) finishVolumeRemovals() {
 		if exists {
 			err = os.Rename(e.doomedPath(name), filepath.Dir(e.volumePath(name)))
 		} else {
-			err = os.RemoveAll(e.doomedPath(name))
+			err = removeFiles(e.doomedPath(name))
 		}
 		if err != nil {
 			e.log.Error("finish removal of volume", "volume", name, "error", err)
@@ -309,7 +322,10 @@ func (e *Engine) PruneVolumes(ctx context.Context, f Filters) (Pruned, error) {
 		if v.RefCount > 0 || !all && !v.Anonymous {
 			continue
 		}
-		size, _ := treeSize(v.Mountpoint)
+		var size int64
+		if len(v.Options) == 0 { // else it is somebody else's
+			size, _ = treeSize(v.Mountpoint)
+		}
 		if err := e.removeVolume(ctx, v.Name); err != nil {
 			if ctx.Err() != nil {
 				return p, err

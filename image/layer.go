@@ -702,11 +702,22 @@ func (f *layerFlight) commit(ctx context.Context, sn snapshots.Snapshotter, meas
 			opts = append(opts, snapshot.WithUsage(snapshots.Usage{Size: f.res.Disk, Inodes: f.res.Inodes}))
 		}
 	}
-	err := sn.Commit(ctx, f.l.chain.String(), f.key, opts...)
-	if err == nil {
-		f.key = ""
-	} else if !errdefs.IsAlreadyExists(err) {
-		return err
+	for {
+		err := sn.Commit(ctx, f.l.chain.String(), f.key, opts...)
+		if err == nil {
+			f.key = ""
+			break
+		}
+		if !errdefs.IsAlreadyExists(err) {
+			return err
+		}
+		// Another layer with the same contents came first. That its snapshot stays, its own
+		// image sees to, which may be gone a moment later.
+		if there, err := f.unpacked(ctx, sn); err != nil {
+			return err
+		} else if there {
+			break
+		}
 	}
 	f.w.s.commits.tell()
 	return f.w.label(ctx, f.l.desc.Digest, map[string]string{

@@ -101,7 +101,7 @@ func (a *archive) load(ctx context.Context, f found) (Loaded, error) {
 		}
 	}
 	if len(f.names) == 0 {
-		if err := a.nameless(ctx, f.target); err != nil {
+		if err := s.keepNameless(ctx, f.target); err != nil {
 			return Loaded{}, fmt.Errorf("image %s: %w", what, err)
 		}
 	}
@@ -110,20 +110,6 @@ func (a *archive) load(ctx context.Context, f found) (Loaded, error) {
 		return Loaded{}, fmt.Errorf("image %s: %w", what, err)
 	}
 	return Loaded{Image: img, Names: f.names}, nil
-}
-
-// nameless keeps an image that the archive has no name for.
-func (a *archive) nameless(ctx context.Context, target ocispec.Descriptor) error {
-	all, err := a.w.s.o.Images.List(ctx)
-	if err != nil {
-		return err
-	}
-	for _, r := range all {
-		if r.Target.Digest == target.Digest {
-			return nil
-		}
-	}
-	return a.w.s.setName(ctx, danglingPrefix+target.Digest.String(), target)
 }
 
 // read takes in the whole archive.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
@@ -15,9 +16,27 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// setName makes a name point to a target. An image that loses its last name by that is
-// kept under a record of its own until it is deleted, as Docker's users expect.
+// naming runs fn as the only one who changes the namespace's image records. What fn finds
+// there holds until it returns: an image that has a name does not become garbage between
+// being found and being given another.
+func (s *Service) naming(ctx context.Context, fn func() error) error {
+	ns, _ := namespaces.Namespace(ctx)
+	unlock, err := s.names.lock(ctx, ns)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return fn()
+}
+
+// setName makes a name point to a target, whose contents the caller holds by a lease.
 func (s *Service) setName(ctx context.Context, name string, target ocispec.Descriptor) error {
+	return s.naming(ctx, func() error { return s.giveName(ctx, name, target) })
+}
+
+// giveName is setName for whoever is naming already. An image that loses its last name by
+// that is kept under a record of its own until it is deleted, as Docker's users expect.
+func (s *Service) giveName(ctx context.Context, name string, target ocispec.Descriptor) error {
 	target = ocispec.Descriptor{MediaType: target.MediaType, Digest: target.Digest, Size: target.Size}
 	for {
 		old, err := s.o.Images.Get(ctx, name)
@@ -48,6 +67,22 @@ func (s *Service) setName(ctx context.Context, name string, target ocispec.Descr
 		}
 		return err
 	}
+}
+
+// keepNameless makes a record for an image that has no name, unless it has one by now.
+func (s *Service) keepNameless(ctx context.Context, target ocispec.Descriptor) error {
+	return s.naming(ctx, func() error {
+		all, err := s.o.Images.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			if r.Target.Digest == target.Digest {
+				return nil
+			}
+		}
+		return s.giveName(ctx, danglingPrefix+target.Digest.String(), target)
+	})
 }
 
 // keepDangling makes a record for the target of a name that is about to point elsewhere,
@@ -413,25 +448,37 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 	if isDigested(named) {
 		return fmt.Errorf("tag %s: a name with digest cannot be given: %w", target, errdefs.ErrInvalidArgument)
 	}
-	r, err := s.find(ctx, source)
-	if err != nil {
-		return err
-	}
-	if err := s.setName(ctx, named.String(), r.Target); err != nil {
-		return fmt.Errorf("tag %s: %w", target, err)
-	}
-	return nil
+	return s.naming(ctx, func() error {
+		r, err := s.find(ctx, source)
+		if err != nil {
+			return err
+		}
+		if err := s.giveName(ctx, named.String(), r.Target); err != nil {
+			return fmt.Errorf("tag %s: %w", target, err)
+		}
+		return nil
+	})
 }
 
-// Untag removes one name. An image without any name is garbage, and goes with what
-// nothing else uses.
+// Untag removes one name. An image that loses its last one is kept under a record of its
+// own until it is deleted: only Delete removes images.
 func (s *Service) Untag(ctx context.Context, name string) error {
 	ctx = namespaced(ctx)
 	named, err := parseName(name)
 	if err != nil {
 		return err
 	}
-	if err := s.o.Images.Delete(ctx, named.String()); err != nil {
+	err = s.naming(ctx, func() error {
+		old, err := s.o.Images.Get(ctx, named.String())
+		if err != nil {
+			return err
+		}
+		if err := s.keepDangling(ctx, old); err != nil {
+			return err
+		}
+		return s.o.Images.Delete(ctx, old.Name)
+	})
+	if err != nil {
 		if errdefs.IsNotFound(err) {
 			return fmt.Errorf("no such image: %s: %w", name, errdefs.ErrNotFound)
 		}
@@ -440,28 +487,50 @@ func (s *Service) Untag(ctx context.Context, name string) error {
 	return nil
 }
 
-// Delete removes an image with all its names, and gives these.
+// Delete removes the names that img has, and with them the image, unless it has got
+// another one since img was read: whoever gave that was told that the image is there. It
+// gives the names that it removed.
 func (s *Service) Delete(ctx context.Context, img Image) ([]string, error) {
 	ctx = namespaced(ctx)
-	records, err := s.o.Images.List(ctx)
-	if err != nil {
-		return nil, err
-	}
-	found := false
 	var gone Image
-	for _, r := range records {
-		if r.Target.Digest != img.Target.Digest && !s.sameImage(ctx, r, img) {
-			continue
+	found := false
+	err := s.naming(ctx, func() error {
+		records, err := s.o.Images.List(ctx)
+		if err != nil {
+			return err
 		}
-		if err := s.o.Images.Delete(ctx, r.Name); err != nil && !errdefs.IsNotFound(err) {
-			return nil, fmt.Errorf("delete image %s: %w", img.ID, err)
+		for _, r := range records {
+			if r.Target.Digest != img.Target.Digest && !s.sameImage(ctx, r, img) {
+				continue
+			}
+			found = true
+			if !img.knows(r) {
+				continue
+			}
+			if err := s.o.Images.Delete(ctx, r.Name); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+			gone.addName(r)
 		}
-		found = true
-		gone.addName(r)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("delete image %s: %w", img.ID, err)
 	}
 	if !found {
 		return nil, fmt.Errorf("no such image: %s: %w", img.ID, errdefs.ErrNotFound)
 	}
 	gone.sortNames()
 	return append(gone.Names, gone.Digests...), nil
+}
+
+// knows tells whether a record of the image was among those that img was read from. Those
+// that give it no name always are.
+func (img *Image) knows(r images.Image) bool {
+	var one Image
+	one.addName(r)
+	if len(one.Names) > 0 {
+		return slices.Contains(img.Names, one.Names[0])
+	}
+	return len(one.Digests) == 0 || slices.Contains(img.Digests, one.Digests[0])
 }

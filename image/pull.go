@@ -35,6 +35,11 @@ func (a *Auth) credentials() registry.Credentials {
 	return registry.Credentials{Username: a.Username, Password: a.Password, IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}
 }
 
+// Login asks a registry whether it takes credentials: errdefs.ErrUnauthenticated if not.
+func (s *Service) Login(ctx context.Context, a Auth) error {
+	return s.registry.Login(ctx, a.ServerAddress, a.credentials())
+}
+
 // Pull fetches an image and unpacks it. Bytes of layers are hashed, stored, decompressed,
 // hashed again and unpacked in one pass while they arrive, layers side by side; what is
 // here already is not fetched again, and an interrupted pull goes on where it broke.

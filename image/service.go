@@ -57,6 +57,7 @@ type Service struct {
 	registry *registry.Client
 	layers   flights // by namespace, snapshotter and chain id: work on one snapshot
 	blobs    locks   // by namespace and digest: one fetches, the others find it there
+	names    locks   // by namespace: held while image records change, from looking to writing
 	commits  bell    // rings when a layer's snapshot was committed
 	docs     documents
 }

@@ -341,7 +341,7 @@ func (m *Manager) attach(ctx context.Context, e *endpoint, c EndpointConfig, u *
 	if err := m.fw.addPorts(e.EndpointID, ports); err != nil {
 		return err
 	}
-	flushUDP(ports)
+	flushFlows(ports)
 	return nil
 }
 
@@ -571,7 +571,7 @@ func (m *Manager) finish(e *endpoint) error {
 	if err := m.fw.sweepPorts(); err != nil {
 		return err
 	}
-	flushUDP(e.firewallPorts())
+	flushFlows(e.firewallPorts())
 	if err := m.removeLink(e.HostIfName); err != nil {
 		return err
 	}
@@ -629,12 +629,13 @@ func (m *Manager) leaveGateway(e *endpoint) error {
 	return m.electGateway(h, e.box, e)
 }
 
-// flushUDP makes the kernel forget UDP flows of published ports, which would else keep
-// going where they went before. TCP needs no such thing: a new connection is a new flow.
-func flushUDP(ports []fwPort) {
+// flushFlows makes the kernel forget flows of published ports that would else keep going where they went
+// before: those of UDP, and of SCTP, whose peers keep their ports from one association to the next. TCP
+// needs no such thing: a new connection is a new flow.
+func flushFlows(ports []fwPort) {
 	filters := map[netlink.InetFamily][]netlink.CustomConntrackFilter{}
 	for _, p := range ports {
-		if p.proto != unix.IPPROTO_UDP {
+		if p.proto != unix.IPPROTO_UDP && p.proto != unix.IPPROTO_SCTP {
 			continue
 		}
 		fam := netlink.InetFamily(unix.AF_INET)

@@ -98,8 +98,8 @@ func (m *Manager) inNamespace(ns *os.File, fn func() error) error {
 // NewNetns gives a network namespace with the loopback up. The namespace lives, also without the
 // daemon, until DeleteNetns. The id names the path; a namespace of that id that exists already is an error.
 func (m *Manager) NewNetns(ctx context.Context, id string) (string, error) {
-	if id == "" || id == "." || id == ".." || strings.ContainsAny(id, "/\x00") || len(id) > 200 {
-		return "", fmt.Errorf("make network namespace: bad id %q: %w", id, errdefs.ErrInvalidArgument)
+	if err := checkNetnsID(id); err != nil {
+		return "", err
 	}
 	if err := ctx.Err(); err != nil {
 		return "", err
@@ -115,7 +115,38 @@ func (m *Manager) NewNetns(ctx context.Context, id string) (string, error) {
 	}
 	defer ns.Close()
 	defer m.refillSpare()
+	return m.keep(id, ns)
+}
 
+// KeepNetns is NewNetns of a namespace that somebody else has made, at the path from: one of a user
+// namespace, for example.
+func (m *Manager) KeepNetns(ctx context.Context, id, from string) (string, error) {
+	if err := checkNetnsID(id); err != nil {
+		return "", err
+	}
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	ns, err := os.Open(from)
+	if err != nil {
+		return "", fmt.Errorf("keep network namespace %s: %w", id, err)
+	}
+	defer ns.Close()
+	if err := m.inNamespace(ns, prepareNamespace); err != nil {
+		return "", fmt.Errorf("keep network namespace %s: %w", id, err)
+	}
+	return m.keep(id, ns)
+}
+
+func checkNetnsID(id string) error {
+	if id == "" || id == "." || id == ".." || strings.ContainsAny(id, "/\x00") || len(id) > 200 {
+		return fmt.Errorf("make network namespace: bad id %q: %w", id, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// keep gives a namespace a path that it lives by.
+func (m *Manager) keep(id string, ns *os.File) (string, error) {
 	path := filepath.Join(m.netnsDir, id)
 	target, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o444)
 	switch {

@@ -42,6 +42,9 @@ func (c *Container) Start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.Process == nil {
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q: cannot start it: its configuration has no process", c.ID())
+	}
 	defer c.forget()
 	if err := c.startContainerHooks(ctx, s); err != nil {
 		return c.abandon(ctx, err)
@@ -243,24 +246,6 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	return c.updateUnit(r)
 }
 
-// Purge removes what is left of a container whose creation was killed. It is
-// errdefs.ErrNotFound if there is nothing, and refuses a container that Load finds.
-func (r *Runtime) Purge(id string) error {
-	if err := CheckID(id); err != nil {
-		return err
-	}
-	c := &Container{r: r, dir: filepath.Join(r.Root, id)}
-	unlock, err := c.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if err := c.readState(); !errors.Is(err, os.ErrNotExist) {
-		return classed.Errorf(errdefs.ErrFailedPrecondition, "container %q exists", id)
-	}
-	return os.RemoveAll(c.dir)
-}
-
 // deleteLimit bounds how long Delete waits for killed processes to go.
 const deleteLimit = 10 * time.Second
 
@@ -351,15 +336,8 @@ func (c *Container) destroy() error {
 			return fmt.Errorf("container %q: %w", c.ID(), err)
 		}
 	}
-	deadline := time.Now().Add(deleteLimit)
-	for {
-		left := time.Until(deadline)
-		if left <= 0 {
-			return classed.Errorf(errdefs.ErrUnavailable, "container %q: its process %d does not die", c.ID(), c.state.Pid)
-		}
-		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if n, err := unix.Poll(p, int(left.Milliseconds())+1); n > 0 && err == nil {
-			return nil
-		}
+	if !ends(fd, deleteLimit) {
+		return classed.Errorf(errdefs.ErrUnavailable, "container %q: its process %d does not die", c.ID(), c.state.Pid)
 	}
+	return nil
 }

@@ -17,9 +17,26 @@ import (
 	"github.com/hako-engine/hako/oci/plan"
 )
 
+// ownFacts are those of the runtime's own process.
+func ownFacts() plan.Facts {
+	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if f.Rootless || unix.Capget(&header, &sets[0]) != nil {
+		return f
+	}
+	own := uint64(sets[1].Permitted)<<32 | uint64(sets[0].Permitted)
+	for i, name := range plan.Capabilities() {
+		if i <= f.LastCap && own&(1<<i) == 0 {
+			f.Lacks = append(f.Lacks, name)
+		}
+	}
+	return f
+}
+
 // probe collects what compiling the specification needs to know of this machine.
 func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]string) plan.Facts {
-	f := plan.Facts{LastCap: lastCap(), Ignored: ignoredSignals(), Rootless: os.Geteuid() != 0}
+	f := ownFacts()
 	probeLabels(&f, s.Process)
 	if s.Linux.MountLabel != "" {
 		f.SELinux = selinux()
@@ -34,11 +51,19 @@ func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]
 			src = filepath.Join(bundle, src)
 		}
 		var st unix.Stat_t
-		if unix.Stat(src, &st) != nil {
-			f.Sources[src] = plan.Source{}
+		info, err := plan.Source{Exists: true}, statDirect(src, &st)
+		if err != nil {
+			info.ParentOnly, err = true, unix.Stat(src, &st)
+		}
+		if err != nil {
+			f.Sources[src] = plan.Source{ParentOnly: true}
 			continue
 		}
-		info := plan.Source{Exists: true, Dir: st.Mode&unix.S_IFMT == unix.S_IFDIR}
+		info.Dir = st.Mode&unix.S_IFMT == unix.S_IFDIR
+		if info.Dir && !info.ParentOnly {
+			var root unix.Stat_t
+			info.ParentOnly = unix.Stat("/", &root) != nil || root.Ino == st.Ino && root.Dev == st.Dev
+		}
 		if strings.HasPrefix(filepath.Clean("/"+m.Destination), "/proc") {
 			var fs unix.Statfs_t
 			info.Procfs = unix.Statfs(src, &fs) == nil && fs.Type == unix.PROC_SUPER_MAGIC
@@ -50,6 +75,20 @@ func probe(s *specs.Spec, bundle string, layout cgroup.Layout, paths map[string]
 		return n.Type == specs.PIDNamespace && n.Path != ""
 	}) && procOfOthers()
 	return f
+}
+
+// statDirect is stat(2) of a path that means the same to every process: it neither is a
+// link of procfs nor leads through one, and does not begin with a process.
+func statDirect(path string, st *unix.Stat_t) error {
+	if strings.HasPrefix(path, "/proc/") || strings.HasPrefix(path, "/dev/") {
+		return unix.ELOOP
+	}
+	fd, err := unix.Openat2(unix.AT_FDCWD, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fstat(fd, st)
 }
 
 // procOfOthers tells whether procfs takes the PID namespace that it shows as an option.

@@ -429,24 +429,99 @@ func TestNarrowProfileWithoutNoNewPrivileges(t *testing.T) {
 // The kernel's list of mounts shows the order of the configuration, sources included.
 func TestMountsAreListedInOrder(t *testing.T) {
 	t.Parallel()
-	b := newBox(t)
-	out, _ := b.run("cat", "/proc/self/mountinfo")
-	var got []string
-	for _, l := range lines(out) {
-		f := strings.Fields(l)
-		if i := slices.Index(f, "-"); i > 0 && i+2 < len(f) {
-			got = append(got, f[4]+" "+f[i+2])
+	for _, userns := range []bool{false, true} {
+		b := newBox(t)
+		src := t.TempDir()
+		if userns {
+			ownUserNamespace(b)
+		} else {
+			at := len(b.spec.Mounts) / 2
+			b.spec.Mounts = slices.Insert(b.spec.Mounts, at,
+				specs.Mount{Destination: "/in-between", Source: src, Options: []string{"rbind", "ro"}},
+				specs.Mount{Destination: "/file", Source: "/etc/passwd", Options: []string{"bind", "rprivate"}})
+		}
+		out, _ := b.run("cat", "/proc/self/mountinfo")
+		var got []string
+		for _, l := range lines(out) {
+			if f := strings.Fields(l); len(f) > 4 {
+				got = append(got, f[4])
+			}
+		}
+		at := 0
+		for _, m := range b.spec.Mounts {
+			i := slices.Index(got[at:], m.Destination)
+			if i < 0 {
+				t.Fatalf("user namespace %v: %s (%s) is not listed in its order: %q", userns, m.Destination, m.Source, got)
+			}
+			at += i + 1
 		}
 	}
-	at := 0
-	for _, m := range b.spec.Mounts {
-		if m.Type == "cgroup" || m.Type == "cgroup2" {
-			continue
+}
+
+// Sources that mean something else to the container's first process than to the runtime.
+func TestSourcesOfTheRuntime(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("of the runtime"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	link := filepath.Join(t.TempDir(), "root")
+	if err := os.Symlink("/", link); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
+	magic := filepath.Join(t.TempDir(), "magic")
+	if err := os.Symlink(self, magic); err != nil {
+		t.Fatal(err)
+	}
+	var ops []string
+	for i, source := range []string{"/", link, self, magic, "/proc/self/root"} {
+		dest := fmt.Sprintf("/m%d", i)
+		b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: dest, Source: source, Options: []string{"rbind", "ro"}})
+		if i == 0 || i == 1 || i == 4 {
+			dest += dir
 		}
-		i := slices.Index(got[at:], m.Destination+" "+m.Source)
-		if i < 0 {
-			t.Fatalf("%s (%s) is not listed in its order: %q", m.Destination, m.Source, got)
-		}
-		at += i + 1
+		ops = append(ops, "cat", dest+"/file")
+	}
+	out, _ := b.run(ops...)
+	if got := lines(out); len(got) != 5 || strings.Count(out, "of the runtime") != 5 {
+		t.Errorf("got %q", got)
+	}
+}
+
+// A configuration without a process can be created, and not be started.
+func TestWithoutProcess(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.spec.Process = nil
+	c, err := b.rt.Create(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(t.Context()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("start: %v", err)
+	}
+	if st, err := c.Status(); st != Created {
+		t.Errorf("status %v, %v", st, err)
+	}
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.Pid()))
+	if err != nil || !strings.Contains(string(raw), "CapPrm:\t0000000000000000") {
+		t.Errorf("it has rights: %v\n%s", err, raw)
+	}
+	if err := c.Kill(t.Context(), unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	reap(t, c.Pid())
+	if err := c.Delete(t.Context(), false); err != nil {
+		t.Error(err)
+	}
+	if _, err := b.rt.Run(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec}); err == nil {
+		t.Error("run succeeds without a process")
 	}
 }

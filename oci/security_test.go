@@ -246,21 +246,27 @@ func TestSysctlsOfTheHostAreRefused(t *testing.T) {
 	}
 }
 
-func TestUserNamespace(t *testing.T) {
-	t.Parallel()
-	b := newBox(t)
+// ownUserNamespace gives the box a user namespace of its own, and the image to its root.
+func ownUserNamespace(b *box) {
+	b.t.Helper()
 	l := b.spec.Linux
 	l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: "user"})
 	l.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
 	l.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 300000, Size: 65536}}
 	if err := unix.Chmod(b.bundle, 0o700); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	for _, d := range []string{"", "proc", "sys", "dev", "tmp", "bin", "etc"} {
 		if err := os.Chown(filepath.Join(b.rootfs, d), 200000, 300000); err != nil {
-			t.Fatal(err)
+			b.t.Fatal(err)
 		}
 	}
+}
+
+func TestUserNamespace(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	ownUserNamespace(b)
 	out, code := b.run("id", "cat", "/proc/self/uid_map", "stat", "/dev/null", "stat", "/dev", "stat", "/dev/shm", "write", "/dev/null", "x",
 		"write", "/dev/shm/f", "x", "mkdir", "/dev/new", "stat", "/", "hostname", "create", "/tmp/mine", "open", "/proc/sysrq-trigger")
 	if code != 0 {
@@ -280,7 +286,7 @@ func TestUserNamespace(t *testing.T) {
 	}
 	// And exec joins it.
 	b = newBox(t)
-	b.spec.Linux.Namespaces, b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = l.Namespaces, l.UIDMappings, l.GIDMappings
+	ownUserNamespace(b)
 	c, _ := b.start("sleep", "100")
 	out, _, err := b.exec(c, func(p *specs.Process) { p.User.UID = 12 }, "id", "cat", "/proc/self/uid_map")
 	if err != nil || !strings.HasPrefix(out, "12 0 []\n") || !strings.Contains(out, "200000") {
@@ -355,5 +361,55 @@ func TestManyRunsLeaveNothing(t *testing.T) {
 	var ws unix.WaitStatus
 	if pid, err := unix.Wait4(-1, &ws, unix.WNOHANG, nil); err == nil && pid > 0 {
 		t.Errorf("child %d was not reaped", pid)
+	}
+}
+
+// A pod with a user namespace: its containers join that, and the network which belongs to
+// it or to the host; what is new belongs to the user namespace.
+func TestJoinedUserNamespace(t *testing.T) {
+	t.Parallel()
+	maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 200000, Size: 65536}}
+	mapped := func() *box {
+		b := newBox(t)
+		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = maps, maps
+		b.spec.Linux.Namespaces = append(slices.Clone(b.spec.Linux.Namespaces), specs.LinuxNamespace{Type: "user"})
+		if err := os.Chmod(b.bundle, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	first := mapped()
+	pod, _ := first.start("sleep", "100")
+	plain := newBox(t)
+	host, _ := plain.start("sleep", "100")
+	for _, tt := range []struct {
+		name    string
+		network *Container // nil: a new one
+		also    []string   // joined, of the pod
+	}{
+		{name: "the user namespace alone"},
+		{"the pod's network", pod, []string{"ipc", "uts"}},
+		{"a network of the host", host, nil},
+		{"all but the mounts", pod, []string{"ipc", "uts", "pid"}},
+	} {
+		b := mapped()
+		for i, n := range b.spec.Linux.Namespaces {
+			path := ""
+			switch {
+			case n.Type == "network" && tt.network != nil:
+				path = fmt.Sprintf("/proc/%d/ns/net", tt.network.Pid())
+			case n.Type == "user" || slices.Contains(tt.also, string(n.Type)):
+				path = fmt.Sprintf("/proc/%d/ns/%s", pod.Pid(), n.Type)
+			}
+			b.spec.Linux.Namespaces[i].Path = path
+		}
+		if slices.Contains(tt.also, "uts") {
+			b.spec.Hostname = ""
+		}
+		out, code := b.run("id", "readlink", "/proc/self/ns/user", "mkdir", "/dev/shm/x")
+		want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/user", pod.Pid()))
+		if got := lines(out); err != nil || code != 0 || !slices.Equal(got, []string{"0 0 []", want, "made"}) {
+			t.Errorf("%s: %q, exit code %d (%v)", tt.name, got, code, err)
+		}
 	}
 }

@@ -15,6 +15,9 @@ import (
 // /dev/stdout again otherwise. Files and devices of the host stay as they are
 // (CVE-2026-88265: a runtime that changed the owner of /dev/null).
 func ownStdio(s *specs.Spec, p *specs.Process, files ...*os.File) error {
+	if p == nil {
+		return nil
+	}
 	uid := p.User.UID
 	if s.Linux != nil {
 		for _, m := range s.Linux.UIDMappings {

@@ -91,6 +91,10 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	if err != nil {
 		return nil, err
 	}
+	restore, err := restoreOf(r, opts)
+	if err != nil {
+		return nil, err
+	}
 	spec, err := readSpec(r.Bundle)
 	if err != nil {
 		return nil, err
@@ -134,7 +138,7 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	c.rt, err = rt.Create(ctx, r.ID, CreateOptions{
 		Bundle: r.Bundle, Rootfs: r.Rootfs, Terminal: r.Terminal,
 		Stdin: p.streams.stdinEnd, Stdout: p.streams.stdoutEnd, Stderr: p.streams.stderrEnd,
-		NoPivot: opts.NoPivotRoot, NoNewKeyring: opts.NoNewKeyring,
+		NoPivot: opts.NoPivotRoot, NoNewKeyring: opts.NoNewKeyring, Restore: restore,
 	})
 	if err != nil {
 		return nil, err
@@ -187,10 +191,22 @@ func (s *Service) runtimeConfig(r *wire.CreateTaskRequest) (cfg RuntimeConfig, o
 	if opts.Root != "" {
 		cfg.Root = filepath.Join(opts.Root, s.namespace)
 	}
-	if r.Checkpoint != "" {
-		return cfg, opts, fmt.Errorf("restore a checkpoint: %w", errdefs.ErrNotImplemented)
-	}
 	return cfg, opts, nil
+}
+
+// restoreOf says what a container is to be restored from; nil: it is a new one.
+func restoreOf(r *wire.CreateTaskRequest, o wire.RuntimeOptions) (*Restore, error) {
+	images := r.Checkpoint
+	if images == "" {
+		return nil, nil
+	}
+	if o.CriuImagePath != "" {
+		images = o.CriuImagePath
+	}
+	if !filepath.IsAbs(images) {
+		return nil, fmt.Errorf("restore container %q from %q: %w", r.ID, images, errdefs.ErrInvalidArgument)
+	}
+	return &Restore{ImagePath: images, WorkPath: o.CriuWorkPath}, nil
 }
 
 // watchOOM publishes an event each time that the kernel kills for want of memory.

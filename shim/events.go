@@ -12,15 +12,16 @@ import (
 
 // Topics of events.
 const (
-	topicCreate      = "/tasks/create"
-	topicStart       = "/tasks/start"
-	topicOOM         = "/tasks/oom"
-	topicExit        = "/tasks/exit"
-	topicDelete      = "/tasks/delete"
-	topicExecAdded   = "/tasks/exec-added"
-	topicExecStarted = "/tasks/exec-started"
-	topicPaused      = "/tasks/paused"
-	topicResumed     = "/tasks/resumed"
+	topicCreate       = "/tasks/create"
+	topicStart        = "/tasks/start"
+	topicOOM          = "/tasks/oom"
+	topicExit         = "/tasks/exit"
+	topicDelete       = "/tasks/delete"
+	topicExecAdded    = "/tasks/exec-added"
+	topicExecStarted  = "/tasks/exec-started"
+	topicPaused       = "/tasks/paused"
+	topicResumed      = "/tasks/resumed"
+	topicCheckpointed = "/tasks/checkpointed"
 )
 
 const (

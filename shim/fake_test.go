@@ -53,6 +53,9 @@ func (r *fakeRuntime) Create(_ context.Context, _ string, o CreateOptions) (Cont
 	if r.createErr != nil {
 		return nil, r.createErr
 	}
+	if o.Restore != nil {
+		return nil, fmt.Errorf("restore %+v", *o.Restore)
+	}
 	command, err := os.ReadFile(filepath.Join(o.Bundle, "command"))
 	if err != nil {
 		return nil, err
@@ -96,8 +99,11 @@ func (c *fakeContainer) Kill(_ context.Context, sig unix.Signal, all bool) error
 	}
 	return nil
 }
-func (c *fakeContainer) Pause(context.Context) error                         { return unix.Kill(c.proc.Pid, unix.SIGSTOP) }
-func (c *fakeContainer) Resume(context.Context) error                        { return unix.Kill(c.proc.Pid, unix.SIGCONT) }
+func (c *fakeContainer) Pause(context.Context) error  { return unix.Kill(c.proc.Pid, unix.SIGSTOP) }
+func (c *fakeContainer) Resume(context.Context) error { return unix.Kill(c.proc.Pid, unix.SIGCONT) }
+func (c *fakeContainer) Checkpoint(_ context.Context, o CheckpointOptions) error {
+	return os.WriteFile(o.ImagePath, fmt.Appendf(nil, "%+v", o), 0o600)
+}
 func (c *fakeContainer) Update(context.Context, *specs.LinuxResources) error { return nil }
 func (c *fakeContainer) Pids(context.Context) ([]int, error)                 { return []int{c.proc.Pid}, nil }
 func (c *fakeContainer) OOM(ctx context.Context) (<-chan struct{}, error) {

@@ -48,6 +48,26 @@ type CreateOptions struct {
 	Stdin, Stdout, Stderr *os.File // nil: /dev/null. Unused with a terminal
 	Terminal              bool
 	NoPivot, NoNewKeyring bool
+	// Restore, if not nil, says where the processes are read from; they run on when the
+	// container is started.
+	Restore *Restore
+}
+
+// Restore describes what Checkpoint has written. The caller of the shim has named it: it
+// is never taken from a bundle or an image.
+type Restore struct {
+	ImagePath string
+	WorkPath  string // for logs; may be empty
+}
+
+// CheckpointOptions say how to write a container to files.
+type CheckpointOptions struct {
+	ImagePath                                               string
+	WorkPath                                                string // for logs; may be empty
+	ParentPath                                              string // an earlier dump, relative to ImagePath; may be empty
+	Exit, OpenTCP, ExternalUnixSockets, Terminal, FileLocks bool
+	EmptyNamespaces                                         []string
+	CgroupsMode                                             string
 }
 
 // ExecOptions describes a process to add.
@@ -73,6 +93,8 @@ type Container interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
 	Update(ctx context.Context, r *specs.LinuxResources) error
+	// Checkpoint writes the processes to files. They end if the options say so.
+	Checkpoint(ctx context.Context, o CheckpointOptions) error
 	Pids(ctx context.Context) ([]int, error)
 	// Stats gives containerd's metrics message of the cgroup.
 	Stats(ctx context.Context) (wire.Any, error)

@@ -213,22 +213,23 @@ func (s *Service) close() {
 
 func (s *Service) taskService() map[string]wire.Handler {
 	return map[string]wire.Handler{
-		"Create":    wire.Handle(s.createTask),
-		"Start":     wire.Handle(s.start),
-		"Exec":      wire.Handle(s.exec),
-		"State":     wire.Handle(s.state),
-		"Delete":    wire.Handle(s.delete),
-		"Wait":      wire.Handle(s.wait),
-		"Kill":      wire.Handle(s.kill),
-		"Pids":      wire.Handle(s.pids),
-		"Pause":     wire.Handle(s.pause),
-		"Resume":    wire.Handle(s.resume),
-		"Update":    wire.Handle(s.update),
-		"Stats":     wire.Handle(s.stats),
-		"ResizePty": wire.Handle(s.resizePty),
-		"CloseIO":   wire.Handle(s.closeIO),
-		"Connect":   wire.Handle(s.connect),
-		"Shutdown":  wire.Handle(s.shutdownTask),
+		"Create":     wire.Handle(s.createTask),
+		"Start":      wire.Handle(s.start),
+		"Exec":       wire.Handle(s.exec),
+		"State":      wire.Handle(s.state),
+		"Delete":     wire.Handle(s.delete),
+		"Wait":       wire.Handle(s.wait),
+		"Kill":       wire.Handle(s.kill),
+		"Pids":       wire.Handle(s.pids),
+		"Pause":      wire.Handle(s.pause),
+		"Resume":     wire.Handle(s.resume),
+		"Checkpoint": wire.Handle(s.checkpoint),
+		"Update":     wire.Handle(s.update),
+		"Stats":      wire.Handle(s.stats),
+		"ResizePty":  wire.Handle(s.resizePty),
+		"CloseIO":    wire.Handle(s.closeIO),
+		"Connect":    wire.Handle(s.connect),
+		"Shutdown":   wire.Handle(s.shutdownTask),
 	}
 }
 
@@ -302,7 +303,7 @@ func (s *Service) createTask(ctx context.Context, r *wire.CreateTaskRequest) (wi
 	s.mu.Unlock()
 	p := c.init
 	s.events.publish(topicCreate, "TaskCreate", &wire.TaskCreate{
-		ContainerID: c.id, Bundle: c.bundle, Rootfs: r.Rootfs, Pid: uint32(p.pid()),
+		ContainerID: c.id, Bundle: c.bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: uint32(p.pid()),
 		IO: &wire.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 	})
 	go s.supervise(p, p.mu.child)

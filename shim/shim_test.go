@@ -102,7 +102,10 @@ func TestCreateFails(t *testing.T) {
 	if err := h.create("true", wire.CreateTaskRequest{Stdout: "nosuch://x"}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("unknown scheme: %v", err)
 	}
-	if err := h.create("true", wire.CreateTaskRequest{Checkpoint: "x"}); !errdefs.IsNotImplemented(err) {
+	if err := h.create("true", wire.CreateTaskRequest{Checkpoint: "x"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a checkpoint by a relative path: %v", err)
+	}
+	if err := h.create("true", wire.CreateTaskRequest{Checkpoint: "/x"}); err == nil || !strings.Contains(err.Error(), "restore {ImagePath:/x WorkPath:}") {
 		t.Errorf("checkpoint: %v", err)
 	}
 	if err := h.create("true", wire.CreateTaskRequest{}); err != nil {
@@ -504,8 +507,15 @@ func TestPauseAndOthers(t *testing.T) {
 	if err := h.call("ResizePty", &wire.ResizePtyRequest{ID: "c", Width: 1, Height: 1}, nil); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("resize without terminal: %v", err)
 	}
-	if err := h.call("Checkpoint", &wire.ProcessRequest{ID: "c"}, nil); !errdefs.IsNotImplemented(err) {
-		t.Errorf("checkpoint: %v", err)
+	if err := h.call("Checkpoint", &wire.CheckpointTaskRequest{ID: "c", Path: "x"}, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("checkpoint to a relative path: %v", err)
+	}
+	images := filepath.Join(t.TempDir(), "images")
+	h.must("Checkpoint", &wire.CheckpointTaskRequest{ID: "c", Path: images, Options: &wire.Any{
+		TypeURL: wire.CheckpointOptionsURL, Value: wire.Marshal(&wire.CheckpointOptions{Exit: true, EmptyNamespaces: []string{"network"}, CgroupsMode: "ignore"}),
+	}}, nil)
+	if b, err := os.ReadFile(images); err != nil || !strings.Contains(string(b), "Exit:true OpenTCP:false") || !strings.Contains(string(b), "EmptyNamespaces:[network] CgroupsMode:ignore") {
+		t.Errorf("checkpoint: %s %v", b, err)
 	}
 	var conn wire.ConnectResponse
 	if h.must("Connect", &wire.ProcessRequest{ID: "c"}, &conn); conn.TaskPid != st.Pid || int(conn.ShimPid) != os.Getpid() {

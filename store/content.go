@@ -202,20 +202,23 @@ func blobNamed(tx *bolt.Tx, d digest.Digest) bool {
 	return err != nil
 }
 
-// addBlob records that a namespace has a blob, whose file is there, and leases it.
-func (s *Store) addBlob(ctx context.Context, tx *bolt.Tx, ns string, d digest.Digest, size int64, labels map[string]string) error {
+// addBlob records that a namespace has a blob, whose file is there, and leases it; had
+// tells that the namespace had it before. To find it and to lease it is one step: between
+// two, it could be collected.
+func (s *Store) addBlob(ctx context.Context, tx *bolt.Tx, ns string, d digest.Digest, size int64, labels map[string]string) (had bool, err error) {
 	b, err := MakeNamespaceBucket(tx, ns, sectionContent)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if err := LeaseResource(ctx, tx, resourceContent, d.String()); err != nil {
-		return err
+		return false, err
 	}
 	if b.Get([]byte(d)) != nil {
-		return errdefs.ErrAlreadyExists
+		s.Touch(ContentNode(ns, d))
+		return true, nil
 	}
 	t := now()
-	return s.putBlob(tx, ns, d, blobRecord{Size: size, Created: t, Updated: t, Labels: maps.Clone(labels)})
+	return false, s.putBlob(tx, ns, d, blobRecord{Size: size, Created: t, Updated: t, Labels: maps.Clone(labels)})
 }
 
 func (s *Store) putBlob(tx *bolt.Tx, ns string, d digest.Digest, r blobRecord) error {

@@ -331,3 +331,54 @@ func TestGCBesideWork(t *testing.T) {
 		})
 	}))
 }
+
+// An ingest whose digest is known at its end only finds out at the commit that its blob is
+// there already, as garbage that is just being collected. Whatever comes first: a commit
+// under a lease that succeeds, or finds the blob there, has the blob.
+func TestCommitOfWhatIsBeingCollected(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	stop := make(chan struct{})
+	var gc, work sync.WaitGroup
+	gc.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if _, err := s.GC(context.Background()); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	for w := range 6 {
+		work.Go(func() {
+			for i := range 60 {
+				ctx := inNamespace("a")
+				l, err := s.Leases().Create(ctx, leases.WithID(fmt.Sprint(w, "-", i)))
+				must(t, err)
+				lctx := leases.WithLease(ctx, l.ID)
+				text := fmt.Sprint("everybody's ", i%2)
+				cw, err := s.Content().Writer(lctx, content.WithRef(fmt.Sprint("load-", w)))
+				must(t, err)
+				_, err = cw.Write([]byte(text))
+				must(t, err)
+				if err := cw.Commit(lctx, int64(len(text)), ""); err != nil && !errdefs.IsAlreadyExists(err) {
+					t.Errorf("worker %d, round %d: %v", w, i, err)
+				}
+				got, err := content.ReadBlob(ctx, s.Content(), describe(text))
+				if err != nil || string(got) != text {
+					t.Errorf("worker %d, round %d: %q %v", w, i, got, err)
+				}
+				must(t, s.Leases().Delete(ctx, l))
+			}
+		})
+	}
+	work.Wait()
+	close(stop)
+	gc.Wait()
+	collect(t, s)
+	if left, err := os.ReadDir(s.blobs.algDir(digest.SHA256)); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+}

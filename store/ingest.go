@@ -639,19 +639,26 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 		}
 	}
 	if mine {
-		if err := w.s.leaseExisting(ctx, w.ns, d); err != nil {
+		err := w.s.leaseExisting(ctx, w.ns, d)
+		if err == nil {
+			return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+		}
+		// What was there may be collected until the lease holds it. The file stays, for the
+		// lock is held, and gets its name anew.
+		if !errors.Is(err, errGone) {
 			return err
 		}
-		return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
 	}
 	if err := b.step("commit metadata"); err != nil {
 		return err
 	}
-	err = w.s.db.Update(ctx, func(tx *bolt.Tx) error {
-		return w.s.addBlob(ctx, tx, w.ns, d, w.offset, labels)
+	had := false // another writer came first
+	err = w.s.db.Update(ctx, func(tx *bolt.Tx) (err error) {
+		had, err = w.s.addBlob(ctx, tx, w.ns, d, w.offset, labels)
+		return err
 	})
-	if errdefs.IsAlreadyExists(err) { // another writer came first
-		err = errors.Join(err, w.s.leaseExisting(ctx, w.ns, d))
+	if err == nil && had {
+		err = errdefs.ErrAlreadyExists
 	}
 	return wrap(err, "content %s", d)
 }

@@ -78,6 +78,9 @@ type Images interface {
 	LoadImages(ctx context.Context, r io.Reader, o engine.LoadOptions) ([]engine.LoadedImage, error)
 	SaveImages(ctx context.Context, refs []string, o engine.SaveOptions, w io.Writer) error
 	ImageHistory(ctx context.Context, ref string) ([]engine.ImageHistory, error)
+	CommitContainer(ctx context.Context, ref string, o engine.CommitOptions) (id string, err error)
+	ImportImage(ctx context.Context, r io.Reader, o engine.ImportOptions) (id string, err error)
+	Login(ctx context.Context, a engine.RegistryAuth) error
 	PruneImages(ctx context.Context, f engine.Filters) (removed []engine.RemovedImage, reclaimed int64, err error)
 }
 

@@ -400,7 +400,25 @@ func TestInfoVersionAndDiskUsage(t *testing.T) {
 		}
 	}
 	n.expect(400, "GET", "/system/df?type=dust", "")
-	n.expect(501, "POST", "/auth", `{"username":"u"}`)
+	n.expect(400, "POST", "/auth", `{"serveraddress":"r.example.com"}`)
+	if got := n.expect(200, "POST", "/auth", `{"username":"u","password":"right","serveraddress":"r.example.com"}`); !strings.Contains(got, `"Status":"Login Succeeded"`) {
+		t.Error(got)
+	}
+	if got := n.expect(401, "POST", "/auth", `{"username":"u","password":"wrong"}`); !strings.Contains(got, "incorrect username or password") {
+		t.Error(got)
+	}
+	n.expect(400, "POST", "/commit", "")
+	n.expect(400, "POST", "/commit?container=c&repo=UPPER", "")
+	n.expect(400, "POST", "/commit?container=c&tag=x", "")
+	got = n.expect(201, "POST", "/commit?container=c&repo=me/app&tag=v1&author=me&comment=why&pause=0&changes=CMD+x&changes=ENV+a=b", `{"Env":["A=1"],"Hostname":"x"}`)
+	if c := f.committed; !strings.Contains(got, `"Id":"sha256:c"`) || c == nil || c.Name != "docker.io/me/app:v1" || c.Author != "me" || c.Comment != "why" || c.Pause || len(c.Changes) != 2 || c.Config == nil || c.Config.Env[0] != "A=1" {
+		t.Errorf("%s %+v", got, c)
+	}
+	n.expect(201, "POST", "/commit?container=c", "")
+	if c := f.committed; c.Name != "" || !c.Pause || c.Config != nil {
+		t.Errorf("%+v", c)
+	}
+	n.expect(501, "POST", "/images/create?fromSrc=http://x/y.tar", "")
 	n.expect(200, "POST", "/v1.41/volumes/prune", "")
 	if f.volumeFilter["all"] == nil {
 		t.Error("an old client's prune spares named volumes")

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"iter"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
@@ -28,6 +31,7 @@ type fake struct {
 	update       func(ref string, r engine.Resources, p *engine.RestartPolicy) ([]string, error)
 	wait         func(ctx context.Context, ref string, cond engine.WaitCondition) (<-chan engine.WaitResult, error)
 	containers   []engine.Container
+	committed    *engine.CommitOptions
 	listed       *engine.ListOptions
 	logs         func(ctx context.Context, ref string, o engine.LogOptions) (iter.Seq2[engine.LogEntry, error], error)
 	attach       func(ref string, o engine.AttachOptions) (engine.Attachment, error)
@@ -282,5 +286,17 @@ func (p *process) CloseWrite() error {
 
 func (p *process) Close() error {
 	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+func (f *fake) CommitContainer(_ context.Context, _ string, o engine.CommitOptions) (string, error) {
+	f.committed = &o
+	return "sha256:c", nil
+}
+
+func (f *fake) Login(_ context.Context, a engine.RegistryAuth) error {
+	if a.Password != "right" {
+		return fmt.Errorf("unauthorized: incorrect username or password: %w", errdefs.ErrUnauthenticated)
+	}
 	return nil
 }

@@ -109,7 +109,6 @@ func TestPages(t *testing.T) {
 		{"GET", "/images/a/b/c/nothing", 404},
 		{"POST", "/images/push", 404},
 		{"POST", "/build", 501},
-		{"POST", "/commit", 501},
 		{"POST", "/session", 501},
 		{"POST", "/build/prune", 200},
 		{"GET", "/plugins", 200},

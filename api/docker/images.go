@@ -147,10 +147,10 @@ func (s *Server) imagePrune(ctx context.Context, c *call) error {
 	return c.json(http.StatusOK, wire.PruneReport{ImagesDeleted: removedOf(removed), SpaceReclaimed: uint64(reclaimed)})
 }
 
-// imageCreate pulls an image.
+// imageCreate pulls an image, or imports one.
 func (s *Server) imageCreate(ctx context.Context, c *call) error {
 	if src := c.query("fromSrc"); src != "" {
-		return notImplementedf("docker import is not in this version of hako: use docker load")
+		return s.imageImport(ctx, c, src)
 	}
 	name := c.query("fromImage")
 	if name == "" {

@@ -206,6 +206,11 @@ func (c *call) auth() *engine.RegistryAuth {
 	if raw == "" || err != nil || json.Unmarshal(b, &a) != nil {
 		return nil
 	}
+	return authOf(a)
+}
+
+// authOf gives credentials the engine's type; nil for none.
+func authOf(a registry.AuthConfig) *engine.RegistryAuth {
 	if a.Username == "" && a.Auth != "" {
 		if pair, err := base64.StdEncoding.DecodeString(a.Auth); err == nil {
 			a.Username, a.Password, _ = strings.Cut(string(pair), ":")

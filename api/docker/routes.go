@@ -41,6 +41,7 @@ func (s *Server) routes() {
 	s.handle("POST /exec/{id}/resize", s.execResize)
 	s.handle("GET /exec/{id}/json", s.execInspect)
 
+	s.handle("POST /commit", s.commit)
 	s.handle("GET /images/json", s.imageList)
 	s.handle("GET /images/get", s.imagesSave)
 	s.handle("GET /images/search", s.imageSearch)

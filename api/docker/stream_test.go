@@ -440,7 +440,7 @@ func TestPull(t *testing.T) {
 		}
 	}
 	for query, code := range map[string]int{
-		"": 400, "fromImage=UPPER": 400, "fromImage=a&tag=b%20c": 400, "fromImage=a&platform=nope/x/y/z/": 400, "fromSrc=-": 501,
+		"": 400, "fromImage=UPPER": 400, "fromImage=a&tag=b%20c": 400, "fromImage=a&platform=nope/x/y/z/": 400, "fromSrc=http%3A%2F%2Fx": 501,
 	} {
 		n.expect(code, "POST", "/images/create?"+query, "")
 	}

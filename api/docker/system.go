@@ -181,6 +181,9 @@ func (s *Server) events(ctx context.Context, c *call) error {
 	out := c.objects(c.version.eventType(c.Header.Values("Accept")))
 	out.begin()
 	for e := range stream {
+		if e.Type == engine.EventSandbox {
+			continue // Docker has no sandboxes
+		}
 		if err := out.write(c.version.event(eventOf(&e))); err != nil {
 			return nil // the client left
 		}
@@ -289,12 +292,19 @@ func volumeUsage(u *engine.DiskUsage) *volume.DiskUsage {
 	return out
 }
 
-// authenticate answers docker login.
-func (s *Server) authenticate(_ context.Context, c *call) error {
+// authenticate answers docker login. The client keeps the credentials: a daemon hands out no
+// identity token of its own.
+func (s *Server) authenticate(ctx context.Context, c *call) error {
 	var req registry.AuthConfig
 	if err := c.body(&req); err != nil {
 		return err
 	}
-	return notImplementedf("checking the credentials for %s is not in this version of hako: docker pull and docker push send what is in ~/.docker/config.json",
-		cmp.Or(req.ServerAddress, "docker.io"))
+	a := authOf(req)
+	if a == nil {
+		return invalidf("no credentials were given for %s", cmp.Or(req.ServerAddress, "docker.io"))
+	}
+	if err := s.opt.Backend.Login(ctx, *a); err != nil {
+		return err
+	}
+	return c.json(http.StatusOK, registry.AuthResponse{Status: "Login Succeeded"})
 }

@@ -31,7 +31,6 @@ func (s *Server) unsupported() {
 	s.handle("POST /build/prune", func(_ context.Context, c *call) error {
 		return c.json(http.StatusOK, map[string]any{"CachesDeleted": []string{}, "SpaceReclaimed": 0})
 	})
-	s.refuse("POST /commit", notImplementedf("docker commit is not in this version of hako: it comes with the build room"))
 	s.refuse("/containers/{id}/checkpoints", notImplementedf("checkpoints are not in this version of hako"))
 	s.refuse("/containers/{id}/checkpoints/{any...}", notImplementedf("checkpoints are not in this version of hako"))
 	s.handle("GET /plugins", func(_ context.Context, c *call) error { return c.json(http.StatusOK, []string{}) })

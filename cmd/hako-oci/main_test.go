@@ -62,6 +62,17 @@ func guest() {
 				}
 			}
 		}
+	case "notify": // then ends with a code
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+		if err == nil {
+			err = syscall.Sendto(fd, []byte("STATUS=nearly\nREADY=1\n"), 0, &syscall.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")})
+		}
+		if err != nil {
+			fmt.Println(os.Getenv("NOTIFY_SOCKET"), err)
+			os.Exit(1)
+		}
+		time.Sleep(300 * time.Millisecond)
+		os.Exit(7)
 	case "wait":
 		fmt.Println("waiting")
 		time.Sleep(time.Minute)
@@ -334,6 +345,12 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "kill by number", args: []string{"kill", c.id, "28"}},
 		{name: "exec --process", args: []string{"exec", "--process", process, c.id}, want: "from a file\n/\n"},
 		{name: "exec --env, --cwd", args: cmd([]string{"--env", "A=b", "-e", "C=d", "--cwd", "/proc"}, show("A", "C", "cwd")), want: "b\nd\n/proc <nil>\n"},
+		{name: "exec --env of what is set", args: cmd([]string{"-e", "GOMAXPROCS=2", "-e", "A=1", "-e", "A=2"}, show("GOMAXPROCS", "A")), want: "2\n2\n"},
+		{name: "exec --process-label without SELinux", args: cmd([]string{"--process-label", "x"}, show("LISTEN_FDS")), code: 0},
+		{name: "exec --cgroup of what is not there", args: cmd([]string{"--cgroup", "nosuch"}, show("A")), code: 255},
+		{name: "exec --cgroup twice", args: cmd([]string{"--cgroup", "pids:a", "--cgroup", "pids:b"}, show("A")), code: 255},
+		{name: "exec --cgroup /", args: cmd([]string{"--cgroup", "/"}, show("Uid")), want: "0"},
+		{name: "exec --pid-file", args: cmd([]string{"--pid-file", filepath.Join(c.bundle, "exec.pid")}, show("Uid")), want: "0"},
 		{name: "exec --additional-gids", args: cmd([]string{"-u", "5:6", "-g", "7", "--additional-gids", "8"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n7 8\n"},
 		{name: "exec --cap", args: cmd([]string{"--cap", "CAP_CHOWN"}, show("CapEff")), want: "0000000020000421\n"},
 		{name: "exec --no-new-privs", args: cmd([]string{"--no-new-privs"}, show("NoNewPrivs")), want: "1\n"},
@@ -352,7 +369,7 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "pause", args: []string{"pause", c.id}},
 		{name: "exec in a paused container", args: []string{"exec", c.id, "/guest", "exit", "0"}, code: 255},
 		{name: "resume", args: []string{"resume", c.id}},
-		{name: "checkpoint", args: []string{"checkpoint", c.id}, code: 3},
+		{name: "checkpoint where there is no CRIU", args: []string{"checkpoint", c.id}, env: []string{"PATH=/nowhere"}, code: 1},
 	} {
 		out, code := c.with(tc.input, tc.env, tc.files, tc.args...)
 		if code != tc.code || !strings.HasPrefix(out, tc.want) {
@@ -488,4 +505,50 @@ func TestSockets(t *testing.T) {
 		t.Fatal(stderr)
 	}
 	check("exec")
+}
+
+// On a host whose mounts are shared, as with systemd, nothing that the container's first
+// process detaches goes from the host, and nothing that it mounts shows there.
+func TestMountsOfASharedHostStay(t *testing.T) {
+	t.Parallel()
+	for _, propagation := range []string{"", "rshared", "shared", "rprivate"} {
+		c := newCLI(t, "exit", "0")
+		raw, err := os.ReadFile(filepath.Join(c.bundle, "config.json"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s specs.Spec
+		if err := json.Unmarshal(raw, &s); err != nil {
+			t.Fatal(err)
+		}
+		s.Linux.RootfsPropagation = propagation
+		c.config(&s)
+		cmd := exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-ec", `
+			mount --make-rshared /
+			cat /proc/self/mountinfo >before
+			"$@" || exit 9
+			cat /proc/self/mountinfo >after`, "sh",
+			os.Args[0], "--root", filepath.Join(c.bundle, "state"), "run", "--bundle", c.bundle, c.id)
+		cmd.Env, cmd.Dir = append(os.Environ(), "HAKO_TEST_MAIN=1"), c.bundle
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%q: %v %s", propagation, err, out)
+		}
+		before, err1 := os.ReadFile(filepath.Join(c.bundle, "before"))
+		after, err2 := os.ReadFile(filepath.Join(c.bundle, "after"))
+		if err1 != nil || err2 != nil || len(before) == 0 {
+			t.Fatal(err1, err2)
+		}
+		// Others mount and unmount meanwhile, but never these.
+		count := func(table []byte) (n int) {
+			for l := range strings.Lines(string(table)) {
+				if f := strings.Fields(l); len(f) > 4 && (f[4] == "/" || strings.HasPrefix(f[4], "/sys") || strings.HasPrefix(f[4], "/proc") || strings.HasPrefix(f[4], "/dev") || strings.HasPrefix(f[4], c.bundle)) {
+					n++
+				}
+			}
+			return n
+		}
+		if a, b := count(before), count(after); a < 4 || a != b {
+			t.Errorf("%q: the host has %d mounts where it had %d", propagation, b, a)
+		}
+	}
 }

@@ -25,14 +25,23 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 	for _, m := range o.Rootfs {
 		opts.Rootfs = append(opts.Rootfs, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source, Options: m.Options})
 	}
-	c, err := n.r.Create(ctx, id, opts)
+	var c *oci.Container
+	var err error
+	if o.Restore == nil {
+		c, err = n.r.Create(ctx, id, opts)
+	} else {
+		c, err = n.r.Restore(ctx, id, oci.RestoreOptions{
+			CreateOptions: opts, Paused: true,
+			CRIUOptions: oci.CRIUOptions{ImagePath: o.Restore.ImagePath, WorkPath: o.Restore.WorkPath, TCPEstablished: true, ExtUnixSk: true, ShellJob: true, FileLocks: true},
+		})
+	}
 	if err != nil {
 		return nil, err
 	}
 	if c.PidFD != nil {
 		c.PidFD.Close() // the shim has one of its own
 	}
-	return nativeContainer{c}, nil
+	return nativeContainer{c, o.Restore != nil}, nil
 }
 
 func (n native) Remove(ctx context.Context, id, _ string) error {
@@ -49,13 +58,32 @@ func (n native) Remove(ctx context.Context, id, _ string) error {
 	return err
 }
 
-type nativeContainer struct{ c *oci.Container }
+type nativeContainer struct {
+	c *oci.Container
+	// restored: it is frozen until it is started.
+	restored bool
+}
 
 func (n nativeContainer) Init() shim.Process {
 	return shim.Process{Pid: n.c.Pid(), Console: n.c.Console}
 }
 
-func (n nativeContainer) Start(ctx context.Context) error { return n.c.Start(ctx) }
+func (n nativeContainer) Start(ctx context.Context) error {
+	if n.restored {
+		return n.c.Resume(ctx)
+	}
+	return n.c.Start(ctx)
+}
+
+func (n nativeContainer) Checkpoint(ctx context.Context, o shim.CheckpointOptions) error {
+	return n.c.Checkpoint(ctx, oci.CheckpointOptions{
+		CRIUOptions: oci.CRIUOptions{
+			ImagePath: o.ImagePath, WorkPath: o.WorkPath, ParentPath: o.ParentPath, TCPEstablished: o.OpenTCP, ExtUnixSk: o.ExternalUnixSockets,
+			ShellJob: o.Terminal, FileLocks: o.FileLocks, EmptyNamespaces: o.EmptyNamespaces, ManageCgroups: o.CgroupsMode,
+		},
+		LeaveRunning: !o.Exit,
+	})
+}
 
 func (n nativeContainer) Exec(ctx context.Context, o shim.ExecOptions) (shim.Process, error) {
 	p, err := n.c.Exec(ctx, oci.ExecOptions{Process: o.Process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})

@@ -27,9 +27,6 @@ func TestUnknownNames(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), path+`:2: unknown key "bridge-subnett", did you mean "bridge-subnet"?`) {
 		t.Errorf("unknown key: %v", err)
 	}
-	if err := run([]string{"--cgroup-driver", "systemd", "--root", filepath.Join(t.TempDir(), "r")}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), "no systemd driver") {
-		t.Errorf("a driver that does not exist: %v", err)
-	}
 	err = run([]string{"--loglevel", "debug"}, &bytes.Buffer{})
 	if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "did you mean --log-level?") {
 		t.Errorf("unknown flag: %v", err)
@@ -45,12 +42,14 @@ func TestBadValues(t *testing.T) {
 		"snapshotter = 'zfs'":         `snapshotter: "zfs" is not one of overlayfs, native`,
 		"log-level = 'loud'":          `log-level: "loud" is not one of debug, info, warn, error`,
 		"bridge-subnet = 'x'":         "bridge-subnet: ",
-		"cgroup-driver = 'systemd'":   "cgroup-driver: this version has no systemd driver",
-		"cgroup-driver = 'x'":         `cgroup-driver: "x" is not one of , cgroupfs`,
+		"cgroup-driver = 'x'":         `cgroup-driver: "x" is not one of , cgroupfs, systemd`,
 		"mtu = 'x'":                   "cannot decode TOML string",
 		"root = ''":                   `"" is not a folder`,
 		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",
-		"metrics-address = ':9'":      "metrics-address: this version serves no metrics",
+		"metrics-address = 'x:9'":     `metrics-address: "x:9" is not IP:PORT`,
+		"stream-address = ':9'":       "stream-address: address [::]:9 can be reached by other machines, which needs a certificate",
+		"trace-endpoint = '1.2.3.4'":  `trace-endpoint: "1.2.3.4" is not http://HOST:PORT or https://HOST:PORT`,
+		"trace-ratio = 2.0":           "trace-ratio: 2 is not between 0 and 1",
 		"[runtimes]\nrunc = 'runc'":   `runtimes: runc: "runc" is not an absolute path`,
 		"this is not TOML at all = =": "config.toml:1:",
 	} {
@@ -172,5 +171,43 @@ func TestLock(t *testing.T) {
 	}
 	if _, err := os.Stat(target); err == nil {
 		t.Error("the target of a link was made")
+	}
+}
+
+// Where systemd is PID 1, it makes the cgroups, unless the administrator says otherwise.
+func TestCgroupDriver(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		comm   string
+		booted bool
+		want   string
+	}{
+		"systemd":             {comm: "systemd\n", booted: true, want: "systemd"},
+		"another init":        {comm: "init\n", want: "cgroupfs"},
+		"the host's /run":     {comm: "sh\n", booted: true, want: "cgroupfs"},
+		"systemd of an image": {comm: "systemd\n", want: "cgroupfs"},
+	} {
+		root := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(root, "proc/1"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, "proc/1/comm"), []byte(tt.comm), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if tt.booted {
+			if err := os.MkdirAll(filepath.Join(root, "run/systemd/system"), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := cgroupDriver(root); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	for _, driver := range []string{"cgroupfs", "systemd"} {
+		c := defaultConfig()
+		c.CgroupDriver = driver
+		if err := c.complete(); err != nil || c.CgroupDriver != driver {
+			t.Errorf("--cgroup-driver %s: %s, %v", driver, c.CgroupDriver, err)
+		}
 	}
 }

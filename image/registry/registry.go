@@ -333,9 +333,15 @@ func (r *Repository) get(ctx context.Context, h docker.RegistryHost, method, wha
 		query = q
 	}
 	u.RawQuery = query.Encode()
+	return r.request(ctx, h, method, u.String(), header, r.authError)
+}
+
+// request sends one request to one host, answering its challenge. denied makes an error of
+// one that the host will not take.
+func (r *Repository) request(ctx context.Context, h docker.RegistryHost, method, address string, header http.Header, denied func(error) error) (*http.Response, error) {
 	var tried []*http.Response
 	for {
-		req, err := http.NewRequestWithContext(ctx, method, u.String(), nil)
+		req, err := http.NewRequestWithContext(ctx, method, address, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -346,7 +352,7 @@ func (r *Repository) get(ctx context.Context, h docker.RegistryHost, method, wha
 		}
 		if h.Authorizer != nil {
 			if err := h.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, r.authError(err)
+				return nil, denied(err)
 			}
 		}
 		resp, err := h.Client.Do(req)
@@ -365,7 +371,7 @@ func (r *Repository) get(ctx context.Context, h docker.RegistryHost, method, wha
 				return resp, nil
 			}
 			resp.Body.Close()
-			return nil, r.authError(err)
+			return nil, denied(err)
 		}
 		_, _ = io.CopyN(io.Discard, resp.Body, maxError)
 		resp.Body.Close()

@@ -14,11 +14,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/ownthread"
 )
 
 // MaxValue is the longest value of one option that fsconfig(2) takes, in bytes.
@@ -75,30 +76,11 @@ func (o Overlay) Mount() (*os.File, error) {
 	}
 	var f *os.File
 	var err error
-	onThrowawayThread(func() { f, err = o.inOwnNamespace(dir, data) })
+	ownthread.Run(func() { f, err = o.inOwnNamespace(dir, data) })
 	if err != nil {
 		return nil, fmt.Errorf("mount overlay of %d layers: %w", len(o.Lower), err)
 	}
 	return f, nil
-}
-
-// onThrowawayThread runs f on a thread that ends afterwards, with its namespaces and its
-// working directory. The process's first thread is not one: it cannot end, and
-// /proc/self shows what it sees.
-func onThrowawayThread(f func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread()
-		if unix.Gettid() == unix.Getpid() {
-			// While it is locked here, nobody else runs on it.
-			onThrowawayThread(f)
-			runtime.UnlockOSThread()
-			return
-		}
-		f() // and never unlock
-	}()
-	<-done
 }
 
 func (o Overlay) inOwnNamespace(dir, data string) (*os.File, error) {

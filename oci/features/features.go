@@ -10,6 +10,7 @@ package features
 import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
+	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/plan"
 	"github.com/hako-engine/hako/oci/seccomp"
@@ -41,10 +42,10 @@ func Get(version string) *features.Features {
 			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
 			NetDevices:      &features.NetDevices{Enabled: &yes},
 		},
-		PotentiallyUnsafeConfigAnnotations: []string{systemd.AnnotationPrefix},
+		PotentiallyUnsafeConfigAnnotations: []string{systemd.AnnotationPrefix, oci.AnnotationCRIUConfig},
 		Annotations: map[string]string{
 			"io.github.hako-engine.version":              version,
-			"org.opencontainers.runc.checkpoint.enabled": "false",
+			"org.opencontainers.runc.checkpoint.enabled": "true", // with a CRIU
 		},
 	}
 }

@@ -27,6 +27,7 @@ type compiler struct {
 
 	userns, cgroupns, netns, pidns bool
 	noMountns                      bool   // the mount namespace is the runtime's own
+	joinsMounts                    bool   // it is somebody else's
 	childMounts                    bool   // the child has made a file system
 	rootUID, rootGID               uint32 // of the container's root, on the host
 	rootPropagation                uint64
@@ -154,6 +155,8 @@ func (c *compiler) namespaces() error {
 			c.netns = n.Path == ""
 		case specs.PIDNamespace:
 			c.pidns = true
+		case specs.MountNamespace:
+			c.joinsMounts = n.Path != ""
 		}
 	}
 	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
@@ -188,9 +191,13 @@ func (c *compiler) namespaces() error {
 		}
 	}
 	newUser := c.p.CloneFlags&unix.CLONE_NEWUSER != 0
-	if newUser && len(joined) > 0 {
-		// What is joined belongs to the host: it is entered before the rights are gone.
+	if joinsUser := c.userns && !newUser; joinsUser || newUser && len(joined) > 0 {
+		// What is joined may belong to the host: it is entered before the rights are gone.
+		// What is new belongs to the user namespace: it is made behind it.
 		late, c.p.CloneFlags = c.p.CloneFlags, 0
+		if joinsUser && !c.f.Rootless {
+			slices.Reverse(joined)
+		}
 	}
 	refork := late&unix.CLONE_NEWPID != 0
 	b := c.child
@@ -370,6 +377,11 @@ func (c *compiler) rootfs() (err error) {
 				return err
 			}
 			c.ownPropagation(source, m)
+			if c.rootPropagation&unix.MS_SHARED != 0 {
+				// In the peer group of the host's, the root would show all that is mounted in
+				// it on the host. It gets a group of its own in the end.
+				source.setattr(m.slot, false, 0, 0, unix.MS_PRIVATE)
+			}
 			if m.set|m.clr|m.recSet|m.recClr != 0 {
 				source.setattr(m.slot, m.recSet|m.recClr != 0, m.set|m.recSet, m.clr|m.recClr, 0)
 			}
@@ -409,17 +421,14 @@ func (c *compiler) rootfs() (err error) {
 	b := c.child
 	c.at("linux.rootfsPropagation")
 	b.do("cut the mounts off from the host's")
-	p := c.rootPropagation &^ unix.MS_REC
-	if p == unix.MS_UNBINDABLE {
-		p = unix.MS_PRIVATE // copies are still to be made
+	p := uint64(unix.MS_SLAVE)
+	if c.rootPropagation&(unix.MS_PRIVATE|unix.MS_UNBINDABLE) != 0 {
+		p = unix.MS_PRIVATE // not unbindable: copies are still to be made
 	}
+	// Never shared, whatever the root is to be in the end: when the host's file systems are
+	// detached here, they would go from the host too.
 	b.call(sysMountSetattr, atCwd, str("/"), flags(unix.AT_RECURSIVE, "AT_RECURSIVE"),
 		data(words(0, 0, p, 0), "{"+propagationName(p)+"}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	if p == unix.MS_SHARED {
-		// The root mount itself is left by pivot_root, which refuses a shared one.
-		b.call(sysMountSetattr, atCwd, str("/"), none,
-			data(words(0, 0, unix.MS_PRIVATE, 0), "{PRIVATE}"), num(unix.MOUNT_ATTR_SIZE_VER0))
-	}
 	c.at("root.path")
 	b.do("attach the root file system")
 	over := NoSlot
@@ -432,59 +441,6 @@ func (c *compiler) rootfs() (err error) {
 		over = m.slot
 	}
 	return nil
-}
-
-// LongOptions tells whether an option is longer than fsconfig(2) takes, 255 bytes.
-func LongOptions(options []string) bool {
-	return slices.ContainsFunc(options, func(o string) bool {
-		_, v, _ := strings.Cut(o, "=")
-		return len(v) > 255
-	})
-}
-
-// overlayOf sorts the options of an overlay.
-func overlayOf(m *mount) Overlay {
-	o := Overlay{Slot: m.slot, Attr: m.set | m.recSet}
-	for _, opt := range m.data {
-		switch k, v, _ := strings.Cut(opt, "="); k {
-		case "lowerdir":
-			start := 0
-			for i := 0; i < len(v); i++ {
-				switch v[i] {
-				case '\\':
-					i++
-				case ':':
-					o.Lower = append(o.Lower, v[start:i])
-					start = i + 1
-				}
-			}
-			o.Lower = append(o.Lower, v[start:])
-		case "upperdir":
-			o.Upper = v
-		case "workdir":
-			o.Work = v
-		default:
-			o.Options = append(o.Options, opt)
-		}
-	}
-	return o
-}
-
-// splitLong breaks overlay's lowerdir into one option a layer: the kernel takes at
-// most 255 bytes in one.
-func (c *compiler) splitLong(m *mount) []string {
-	var out []string
-	for _, o := range m.data {
-		dirs, ok := strings.CutPrefix(o, "lowerdir=")
-		if m.typ != "overlay" || !ok || len(dirs) <= 255 || strings.Contains(dirs, "::") {
-			out = append(out, o)
-			continue
-		}
-		for dir := range splitEscaped(dirs) {
-			out = append(out, "lowerdir+="+dir)
-		}
-	}
-	return out
 }
 
 // splitEscaped yields the directories of a colon separated list in which a backslash

@@ -22,6 +22,9 @@ type Facts struct {
 	// looked at where a PID namespace is joined.
 	ProcOfOthers bool `json:"procOfOthers"`
 	LastCap      int  `json:"lastCap"` // highest capability that the kernel knows
+	// Lacks names the capabilities that the runtime has not got, so that it cannot give
+	// them, but in a user namespace of the container.
+	Lacks []string `json:"lacks,omitempty"`
 	// Sources describes the sources of bind mounts by their absolute path.
 	Sources map[string]Source `json:"sources,omitempty"`
 	// Ignored are the signals which the runtime's process ignores.
@@ -39,6 +42,9 @@ type Source struct {
 	Exists bool `json:"exists"`
 	Dir    bool `json:"dir"`
 	Procfs bool `json:"procfs"` // on a proc file system
+	// ParentOnly: the path means something else to the child, because it is the root
+	// itself, which the child has covered, or leads through a process in procfs.
+	ParentOnly bool `json:"parentOnly,omitempty"`
 }
 
 // CgroupFacts tells how the container sees its cgroups.

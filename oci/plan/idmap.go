@@ -43,8 +43,9 @@ func (c *compiler) idmapOf(m *mount) (Slot, error) {
 	return n.Slot, nil
 }
 
-// idmap maps the ids of the detached mount in slot.
-func (b *builder) idmap(slot Slot, rec bool, userns Slot) {
+// idmap maps the ids of the detached mount in slot. what names it in the error of a kernel
+// that cannot: tmpfs, for one, takes maps since Linux 6.3.
+func (b *builder) idmap(slot Slot, rec bool, userns Slot, what string) {
 	attr := b.buffer()
 	for i, v := range []Arg{flags(unix.MOUNT_ATTR_IDMAP, "MOUNT_ATTR_IDMAP"), none, none, in(userns)} {
 		b.poke(attr, 8*i, v)
@@ -53,7 +54,11 @@ func (b *builder) idmap(slot Slot, rec bool, userns Slot) {
 	if rec {
 		f, text = f|unix.AT_RECURSIVE, text+"|RECURSIVE"
 	}
-	b.call(sysMountSetattr, in(slot), str(""), flags(f, text), attr, num(unix.MOUNT_ATTR_SIZE_VER0))
+	why := what + ": this kernel cannot map the ids of its file system: %e"
+	if rec {
+		why = what + ": this kernel cannot map the ids of its file system, or of one that is mounted below: %e"
+	}
+	b.call(sysMountSetattr, in(slot), str(""), flags(f, text), attr, num(unix.MOUNT_ATTR_SIZE_VER0)).says(ClassInvalid, why)
 }
 
 // mapIDs maps the ids of a mount that asks for it.
@@ -65,11 +70,11 @@ func (c *compiler) mapIDs(b *builder, m *mount) error {
 	if err != nil {
 		return err
 	}
-	if b != c.host {
+	if b != c.host && (c.userns || !m.bind) {
 		return fmt.Errorf("mount %s: the ids of %s cannot be mapped", m.dest, m.typ)
 	}
 	b.do("map the ids of %s", m.dest)
-	b.idmap(m.slot, m.ridmap, userns)
+	b.idmap(m.slot, m.ridmap, userns, "mount "+m.dest)
 	return nil
 }
 
@@ -93,7 +98,7 @@ func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 		slot := b.slot(fmt.Sprintf("lower%d", i))
 		b.do("map the ids of layer %s", dir)
 		b.clone(atCwd, unescapeLayer(dir), false, slot)
-		b.idmap(slot, false, userns)
+		b.idmap(slot, false, userns, "root file system, layer "+dir)
 		layers = append(layers, layer{"lowerdir+", slot})
 	}
 	if o.Upper != "" {
@@ -111,7 +116,8 @@ func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 		b.config(fs, unix.FSCONFIG_SET_STRING, "SET_STRING", str("source"), str(m.source))
 	}
 	for _, l := range layers {
-		b.call(sysFsconfig, in(fs), flags(unix.FSCONFIG_SET_FD, "SET_FD"), str(l.key), none, in(l.fd))
+		b.call(sysFsconfig, in(fs), flags(unix.FSCONFIG_SET_FD, "SET_FD"), str(l.key), none, in(l.fd)).
+			says(ClassInvalid, "root file system: an overlay of layers with mapped ids needs Linux 6.15, which takes layers as descriptors: %e")
 	}
 	for _, opt := range o.Options {
 		b.option(fs, opt)
@@ -120,6 +126,20 @@ func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 	attr := m.set | m.recSet
 	b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(m.slot)
 	return nil
+}
+
+// Layers gives the directories of an overlay with these options, the topmost first, also the
+// one that is written to.
+func Layers(options []string) (dirs []string) {
+	o := overlayOf(&mount{data: options})
+	if o.Upper != "" {
+		dirs = append(dirs, o.Upper)
+	}
+	dirs = append(dirs, o.Lower...)
+	for i, d := range dirs {
+		dirs[i] = unescapeLayer(d)
+	}
+	return dirs
 }
 
 func unescapeLayer(dir string) string {

@@ -84,9 +84,20 @@ func (b *builder) attachIn(from, dir Slot, name string) *Step {
 // builderFor is where the detached mount is made: by the parent if it can be, so that
 // the child needs neither the path of the source nor the rights to it.
 func (c *compiler) builderFor(m *mount) *builder {
-	// The parent opens a terminal in the devpts before the child runs.
-	movable := m.typ == "tmpfs" && !m.copyUp && !m.idmap || m.typ == "devpts" && !(c.spec.Process != nil && c.spec.Process.Terminal)
-	m.child = c.f.Rootless || !m.bind && (slices.Contains(bindsToNamespace, m.typ) || c.childMounts && !c.userns && movable)
+	switch {
+	case c.f.Rootless || !m.bind && slices.Contains(bindsToNamespace, m.typ):
+		m.child = true
+	case !c.childMounts || c.userns:
+	case m.bind:
+		// The child sees the host's mounts as slaves, which is what is to be bound unless
+		// the propagation of the root says otherwise.
+		m.child = !c.joinsMounts && c.rootPropagation&^unix.MS_REC == unix.MS_SLAVE && !c.f.Sources[m.source].ParentOnly
+	case m.typ == "tmpfs":
+		m.child = !m.copyUp && !m.idmap
+	case m.typ == "devpts":
+		// The parent opens a terminal in it before the child runs.
+		m.child = c.spec.Process == nil || !c.spec.Process.Terminal
+	}
 	if m.child {
 		// The kernel lists mounts in the order in which they were made. What comes after
 		// a mount that only the child can make is made by the child too, so that it comes
@@ -95,6 +106,20 @@ func (c *compiler) builderFor(m *mount) *builder {
 		return c.child
 	}
 	return c.host
+}
+
+// reorder makes a copy of a file system that the parent has mounted, because the child has
+// none of the rights for it in its user namespace: the copy comes later in the kernel's
+// list of mounts, after what the child has mounted. Before Linux 6.15 there are no copies
+// of detached mounts.
+func (c *compiler) reorder(m *mount) {
+	if m.child || m.bind || !c.childMounts || m.typ == "devpts" && c.spec.Process != nil && c.spec.Process.Terminal {
+		return
+	}
+	next := c.child.label()
+	c.child.do("copy %s, so that it is listed in its place", m.dest)
+	c.child.clone(in(m.slot), "", false, m.slot).accept(unix.EINVAL).onFail(next)
+	c.child.here(next)
 }
 
 // prepare emits the steps that make m, detached, in its slot.
@@ -151,9 +176,10 @@ func (c *compiler) prepare(m *mount) error {
 	if m.relabel {
 		c.relabel(m)
 	}
-	if m.propagation != 0 {
+	if m.propagation != 0 && m.propagation != unix.MS_UNBINDABLE {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
 	}
+	c.reorder(m)
 	return nil
 }
 
@@ -215,7 +241,8 @@ func (c *compiler) prepareBind(b *builder, m *mount) error {
 // asked to be shared.
 func (c *compiler) ownPropagation(b *builder, m *mount) {
 	shared := c.rootPropagation&unix.MS_SHARED != 0
-	if m.propagation != 0 && m.propagation != unix.MS_SHARED && m.propagationRec {
+	unbindable := m.propagation == unix.MS_UNBINDABLE // only when it is in place
+	if m.propagation != 0 && m.propagation != unix.MS_SHARED && !unbindable && m.propagationRec {
 		b.setattr(m.slot, true, 0, 0, m.propagation)
 		return
 	}
@@ -226,7 +253,7 @@ func (c *compiler) ownPropagation(b *builder, m *mount) {
 		}
 		b.setattr(m.slot, true, 0, 0, first)
 	}
-	if m.propagation != 0 {
+	if m.propagation != 0 && !unbindable {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
 	}
 }
@@ -261,7 +288,14 @@ func (c *compiler) place(m *mount) {
 	} else {
 		b.do("mount %s", m.dest)
 	}
-	defer func() { c.mounted = append(c.mounted, m) }()
+	defer func() {
+		if m.propagation == unix.MS_UNBINDABLE {
+			// The kernel does not attach an unbindable mount to a shared one, which the root
+			// may be.
+			b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
+		}
+		c.mounted = append(c.mounted, m)
+	}()
 	target := b.slot("target")
 	dir := !m.bind || c.f.Sources[m.source].Dir || !c.f.Sources[m.source].Exists
 	switch parent, rel := c.freshParent(m.dest); {

@@ -284,6 +284,33 @@ func TestUnknownCapabilitiesWarn(t *testing.T) {
 	}
 }
 
+func TestCapabilitiesOfOthersWarn(t *testing.T) {
+	s := base(true)
+	s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_SYS_RESOURCE")
+	s.Process.Capabilities.Permitted = append(s.Process.Capabilities.Permitted, "CAP_SYS_RESOURCE")
+	f := unified()
+	f.Lacks = []string{"CAP_SYS_RESOURCE"}
+	p, err := Container(s, f, Options{ID: "box"})
+	if err != nil || len(p.Warnings) != 1 || !strings.Contains(p.Warnings[0], "CAP_SYS_RESOURCE") {
+		t.Errorf("%v %v", p.Warnings, err)
+	}
+	dropped := func(p *Plan) bool {
+		return slices.ContainsFunc(p.Program, func(s Step) bool {
+			return s.Name == "prctl" && s.Args[0].Int == unix.PR_CAPBSET_DROP && s.Args[1].Int == unix.CAP_SYS_RESOURCE
+		})
+	}
+	if !dropped(p) {
+		t.Error("the capability stays in the bounding set")
+	}
+	// In a user namespace of its own the container has all of them.
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{HostID: 1000, Size: 1000}}
+	s.Linux.GIDMappings = s.Linux.UIDMappings
+	if p, err = Container(s, f, Options{ID: "box"}); err != nil || len(p.Warnings) != 0 || dropped(p) {
+		t.Errorf("with a user namespace: %v %v, dropped %v", p.Warnings, err, dropped(p))
+	}
+}
+
 func TestImpossibleRequestsAreErrors(t *testing.T) {
 	for name, change := range map[string]func(*specs.Spec){
 		"mount on /":         func(s *specs.Spec) { s.Mounts[0].Destination = "/" },

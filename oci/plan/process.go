@@ -34,21 +34,28 @@ func Capabilities() []string {
 	return out
 }
 
-// capSet turns names into bits. Unknown names only give a warning, as the
-// specification says.
+// capSet turns names into bits. Names that are unknown, or of what the runtime itself has
+// not got, only give a warning, as the specification says.
 func (c *compiler) capSet(names []string) (bits uint64) {
 	for _, n := range names {
 		i := slices.Index(capabilities, strings.TrimPrefix(strings.ToUpper(n), "CAP_"))
 		if i < 0 || i > c.f.LastCap {
-			w := fmt.Sprintf("capability %q is unknown or unavailable, ignored", n)
-			if !slices.Contains(c.p.Warnings, w) {
-				c.p.Warnings = append(c.p.Warnings, w)
-			}
+			c.warnOnce(fmt.Sprintf("capability %q is unknown or unavailable, ignored", n))
+			continue
+		}
+		if name := "CAP_" + capabilities[i]; !c.userns && slices.Contains(c.f.Lacks, name) {
+			c.warnOnce(fmt.Sprintf("capability %q is not the runtime's to give, ignored", name))
 			continue
 		}
 		bits |= 1 << i
 	}
 	return bits
+}
+
+func (c *compiler) warnOnce(w string) {
+	if !slices.Contains(c.p.Warnings, w) {
+		c.p.Warnings = append(c.p.Warnings, w)
+	}
 }
 
 var rlimits = table[int]{
@@ -60,7 +67,7 @@ var rlimits = table[int]{
 // process emits everything from a prepared environment to exec.
 func (c *compiler) process(p *specs.Process) error {
 	if p == nil {
-		return errors.New("process: nothing to run")
+		return c.noProcess()
 	}
 	if len(p.Args) == 0 {
 		return errors.New("process.args: nothing to run")
@@ -107,6 +114,25 @@ func (c *compiler) process(p *specs.Process) error {
 	c.at("process.args")
 	b.do("exec %q", p.Args[0])
 	c.exec(p.Args, p.Env, path)
+	return nil
+}
+
+// noProcess is for a configuration that cannot be started, which the specification lets
+// be created: what is there has no rights, and waits.
+func (c *compiler) noProcess() error {
+	if !c.o.Hold {
+		return errors.New("process: nothing to run")
+	}
+	b := c.child
+	c.own()
+	c.stdio()
+	c.user(&specs.Process{})
+	c.own()
+	c.handOn()
+	path := b.slot("path")
+	b.do("wait")
+	b.set(path, str("/"))
+	c.exec([]string{"/"}, nil, path)
 	return nil
 }
 
@@ -461,21 +487,31 @@ func (c *compiler) handOn() {
 
 func (c *compiler) rlimits(p *specs.Process) error {
 	b := c.child
-	for i, r := range p.Rlimits {
+	limits, err := ParseRlimits(p.Rlimits)
+	for i, l := range limits {
 		c.at("process.rlimits", i)
+		c.p.Rlimits = append(c.p.Rlimits, l)
+		name := p.Rlimits[i].Type
+		b.do("set %s to %d:%d", name, l.Soft, l.Hard)
+		b.call(sysPrlimit, num(0), flags(uint64(l.Resource), name), data(words(l.Soft, l.Hard), fmt.Sprintf("{%d, %d}", l.Soft, l.Hard)), none)
+	}
+	return err
+}
+
+// ParseRlimits gives the numbers of resource limits, up to the first that is wrong.
+func ParseRlimits(list []specs.POSIXRlimit) (out []Rlimit, err error) {
+	for _, r := range list {
 		n, ok := rlimits.find(r.Type)
 		if !ok {
-			return fmt.Errorf("process.rlimits: unknown type %q", r.Type)
+			return out, fmt.Errorf("process.rlimits: unknown type %q", r.Type)
 		}
 		if r.Soft > r.Hard {
-			return fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
+			return out, fmt.Errorf("process.rlimits: %s: soft limit %d is above the hard limit %d", r.Type, r.Soft, r.Hard)
 		}
-		if slices.ContainsFunc(c.p.Rlimits, func(o Rlimit) bool { return o.Resource == n }) {
-			return fmt.Errorf("process.rlimits: %s is given twice", r.Type)
+		if slices.ContainsFunc(out, func(o Rlimit) bool { return o.Resource == n }) {
+			return out, fmt.Errorf("process.rlimits: %s is given twice", r.Type)
 		}
-		c.p.Rlimits = append(c.p.Rlimits, Rlimit{n, r.Soft, r.Hard})
-		b.do("set %s to %d:%d", r.Type, r.Soft, r.Hard)
-		b.call(sysPrlimit, num(0), flags(uint64(n), r.Type), data(words(r.Soft, r.Hard), fmt.Sprintf("{%d, %d}", r.Soft, r.Hard)), none)
+		out = append(out, Rlimit{n, r.Soft, r.Hard})
 	}
-	return nil
+	return out, nil
 }

@@ -160,6 +160,10 @@ func classify(command, text string) error {
 
 // Create implements shim.Runtime.
 func (r *Runtime) Create(ctx context.Context, id string, o shim.CreateOptions) (_ shim.Container, err error) {
+	if o.Restore != nil {
+		// Their command lines know no restored container that waits to be started.
+		return nil, fmt.Errorf("restore a checkpoint with %s: %w", filepath.Base(r.Binary), errdefs.ErrNotImplemented)
+	}
 	var u undo.Stack
 	defer func() {
 		if err != nil {
@@ -262,6 +266,32 @@ func (c *container) command(ctx context.Context, args ...string) error {
 func (c *container) Start(ctx context.Context) error  { return c.command(ctx, "start") }
 func (c *container) Pause(ctx context.Context) error  { return c.command(ctx, "pause") }
 func (c *container) Resume(ctx context.Context) error { return c.command(ctx, "resume") }
+
+// Checkpoint implements shim.Container.
+func (c *container) Checkpoint(ctx context.Context, o shim.CheckpointOptions) error {
+	args := []string{"checkpoint", "--image-path", o.ImagePath}
+	if o.WorkPath != "" {
+		args = append(args, "--work-path", o.WorkPath)
+	}
+	if o.ParentPath != "" {
+		args = append(args, "--parent-path", o.ParentPath)
+	}
+	for name, on := range map[string]bool{
+		"--leave-running": !o.Exit, "--tcp-established": o.OpenTCP, "--ext-unix-sk": o.ExternalUnixSockets,
+		"--shell-job": o.Terminal, "--file-locks": o.FileLocks,
+	} {
+		if on {
+			args = append(args, name)
+		}
+	}
+	for _, n := range o.EmptyNamespaces {
+		args = append(args, "--empty-ns", n)
+	}
+	if o.CgroupsMode != "" {
+		args = append(args, "--manage-cgroups-mode", o.CgroupsMode)
+	}
+	return c.command(ctx, args...)
+}
 
 func (c *container) Exec(ctx context.Context, o shim.ExecOptions) (p shim.Process, err error) {
 	f, err := os.CreateTemp(c.bundle, ".process.*")

@@ -1,6 +1,7 @@
 //go:build linux
 
-// Package pid1 is the small init of containers that are started with --init.
+// Package pid1 is the small init of containers that are started with --init, and of pods
+// whose containers share a PID namespace.
 //
 // In flow a command line and the signals that the container gets; out flow the same
 // signals to the command, and its exit status. Orphans that the kernel hands to it
@@ -30,9 +31,16 @@ const (
 )
 
 // Run starts args (after an optional --) and stays until it has ended. It gives the
-// status to exit with: the command's own, or 128 and the signal that ended it.
+// status to exit with: the command's own, or 128 and the signal that ended it. Instead of a
+// command, --pause reaps until SIGTERM, and --hold waits for the end of the input.
 func Run(args []string, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "--" {
+	switch {
+	case len(args) == 1 && args[0] == "--pause":
+		return pause()
+	case len(args) == 1 && args[0] == "--hold":
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		return 0
+	case len(args) > 0 && args[0] == "--":
 		args = args[1:]
 	}
 	if len(args) == 0 {
@@ -61,6 +69,20 @@ func Run(args []string, stderr io.Writer) int {
 		}
 	}
 	return exitNotRunnable
+}
+
+// pause is the init of a PID namespace that has no command of its own: it reaps until it is
+// told to end.
+func pause() int {
+	signals := make(chan os.Signal, 64)
+	signal.Notify(signals, unix.SIGCHLD, unix.SIGTERM, unix.SIGINT)
+	for s := range signals {
+		if s != unix.SIGCHLD {
+			return 0
+		}
+		reap(0)
+	}
+	return 0
 }
 
 // start runs the command in a process group of its own, in the foreground of the

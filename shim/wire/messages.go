@@ -296,12 +296,50 @@ func (m *BootstrapResult) fields(c *coder) {
 	c.string(3, &m.Protocol)
 }
 
+// CheckpointTaskRequest writes a container to files in the folder Path.
+type CheckpointTaskRequest struct {
+	ID, Path string
+	Options  *Any
+}
+
+func (m *CheckpointTaskRequest) fields(c *coder) {
+	c.string(1, &m.ID)
+	c.string(2, &m.Path)
+	optional(c, 3, &m.Options)
+}
+
+// CheckpointOptions is containerd.runc.v1.CheckpointOptions.
+type CheckpointOptions struct {
+	// Exit: the container ends.
+	Exit, OpenTCP, ExternalUnixSockets, Terminal, FileLocks bool
+	EmptyNamespaces                                         []string
+	CgroupsMode                                             string
+	ImagePath, WorkPath, ParentPath                         string
+}
+
+// CheckpointOptionsURL names CheckpointOptions in an Any.
+const CheckpointOptionsURL = "containerd.runc.v1.CheckpointOptions"
+
+func (m *CheckpointOptions) fields(c *coder) {
+	c.bool(1, &m.Exit)
+	c.bool(2, &m.OpenTCP)
+	c.bool(3, &m.ExternalUnixSockets)
+	c.bool(4, &m.Terminal)
+	c.bool(5, &m.FileLocks)
+	c.strings(6, &m.EmptyNamespaces)
+	c.string(7, &m.CgroupsMode)
+	c.string(8, &m.ImagePath)
+	c.string(9, &m.WorkPath)
+	c.string(10, &m.ParentPath)
+}
+
 // RuntimeOptions is containerd.runc.v1.Options, the options of a task.
 type RuntimeOptions struct {
-	NoPivotRoot, NoNewKeyring bool
-	IoUID, IoGID              uint32
-	BinaryName, Root          string
-	SystemdCgroup             bool
+	NoPivotRoot, NoNewKeyring   bool
+	IoUID, IoGID                uint32
+	BinaryName, Root            string
+	SystemdCgroup               bool
+	CriuImagePath, CriuWorkPath string
 }
 
 // RuntimeOptionsURL names RuntimeOptions in an Any.
@@ -315,6 +353,8 @@ func (m *RuntimeOptions) fields(c *coder) {
 	c.string(6, &m.BinaryName)
 	c.string(7, &m.Root)
 	c.bool(9, &m.SystemdCgroup)
+	c.string(10, &m.CriuImagePath)
+	c.string(11, &m.CriuWorkPath)
 }
 
 // RuntimeVersion is part of RuntimeInfo.
@@ -407,6 +447,8 @@ type (
 	TaskPaused struct{ ContainerID string }
 	// TaskResumed is published when it was thawed.
 	TaskResumed struct{ ContainerID string }
+	// TaskCheckpointed is published when a container was written to files, in Checkpoint.
+	TaskCheckpointed struct{ ContainerID, Checkpoint string }
 )
 
 func (m *TaskIO) fields(c *coder) {
@@ -423,6 +465,11 @@ func (m *TaskCreate) fields(c *coder) {
 	optional(c, 4, &m.IO)
 	c.string(5, &m.Checkpoint)
 	c.uint32(6, &m.Pid)
+}
+
+func (m *TaskCheckpointed) fields(c *coder) {
+	c.string(1, &m.ContainerID)
+	c.string(2, &m.Checkpoint)
 }
 
 func (m *TaskStart) fields(c *coder) {

@@ -19,42 +19,9 @@ if [ "${HAKO_BENCH_NS:-}" = "" ]; then exec env HAKO_BENCH_NS=1 unshare -m "$0" 
 w=$(mktemp -d)
 arch=$(uname -m)
 export arch
-cg=/sys/fs/cgroup
-v2=$cg/unified
-taken=()   # v2 cgroups that had handed the controller down
-mounted=
 runtimes=()
-
-hugetlb_v1() {
-	[ -d $cg/memory ] && [ -d $v2 ] && ! grep -q ' cgroup .*hugetlb' /proc/mounts || return 0
-	local d
-	while read -r d; do
-		grep -qw hugetlb "$d/cgroup.subtree_control" 2>/dev/null && echo -hugetlb >"$d/cgroup.subtree_control" && taken=("$d" "${taken[@]}")
-	done < <(find $v2 -type d -printf '%d %p\n' | sort -rn | cut -d' ' -f2-)
-	mkdir -p $cg/hugetlb
-	for _ in $(seq 20); do
-		mount -t cgroup -o hugetlb hugetlb $cg/hugetlb 2>/dev/null && mounted=1 && return 0
-		sleep 0.3 # until the kernel has let go of removed cgroups
-	done
-	echo "bench: no v1 hierarchy for hugetlb: another process uses it on cgroup v2, so crun may not run" >&2
-}
-
-hugetlb_back() {
-	local d
-	if [ "$mounted" ]; then
-		for _ in $(seq 20); do
-			find $cg/hugetlb -mindepth 1 -depth -type d -name 'bench-*' -exec rmdir {} + 2>/dev/null || true
-			umount $cg/hugetlb || true
-			sleep 0.5
-			grep -q hugetlb /proc/self/cgroup || break
-			# Removed cgroups keep a hierarchy alive for a moment, and then for ever, unless
-			# it is mounted and unmounted once more.
-			mount -t cgroup -o hugetlb hugetlb $cg/hugetlb || break
-		done
-		if grep -q hugetlb /proc/self/cgroup; then echo "bench: the v1 hierarchy hugetlb is left behind: something else uses it" >&2; fi
-	fi
-	for d in "${taken[@]}"; do echo +hugetlb >"$d/cgroup.subtree_control" 2>/dev/null || true; done
-}
+# shellcheck source=test/bench/hierarchies.sh
+. "$root/test/bench/hierarchies.sh"
 
 cleanup() {
 	set +e
@@ -62,15 +29,15 @@ cleanup() {
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-x$i" >/dev/null 2>&1
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
-	hugetlb_back
+	hierarchies_back 'bench-*'
 	# crun makes folders for hierarchies that the kernel has and nobody mounts.
-	rmdir $cg/*/bench-* 2>/dev/null
+	rmdir /sys/fs/cgroup/*/bench-* 2>/dev/null
 	cd /
 	rm -rf "$w"
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
-hugetlb_v1
+hierarchies_mount hugetlb
 
 mkdir -p "$w/rootfs/bin" "$w/plain" "$w/seccomp" "$w/userns" "$w/sleeper"
 chmod 755 "$w"

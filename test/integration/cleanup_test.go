@@ -77,3 +77,74 @@ func TestCleanup(t *testing.T) {
 	}
 	n.docker(t, "start", "runs")
 }
+
+// TestCleanupHungShim has `hakod cleanup` end a shim that does not answer: one that is
+// stopped with a container, and one whose binary was replaced since it began.
+func TestCleanupHungShim(t *testing.T) {
+	n := own(t)
+	n.docker(t, "volume", "create", "--opt", "type=tmpfs", "--opt", "device=tmpfs", "scratch")
+	n.docker(t, "run", "-d", "--name", "hung", "-p", "127.0.0.1::8080", "--tmpfs", "/t", "-v", "scratch:/s", testImage, "sleep", "1000")
+	n.docker(t, "run", "-d", "--name", "live", testImage, "sleep", "1000")
+	id := n.docker(t, "inspect", "-f", "{{.Id}}", "hung")
+	// What only looks like its shim is left alone: a program with the same arguments.
+	double := exec.Command("sh", "-c", "read x", "-bundle", filepath.Join(n.dir, "run", "containers", id), "serve")
+	if _, err := double.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := double.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { double.Process.Kill(); double.Wait() }()
+	if err := n.signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	shims, err := n.processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := 0
+	for _, p := range shims {
+		if pid, cmdline, _ := strings.Cut(p, " "); strings.Contains(cmdline, "hako-shim") && strings.Contains(cmdline, id) {
+			if err := exec.Command("kill", "-STOP", pid).Run(); err != nil {
+				t.Fatal(err)
+			}
+			stopped++
+		}
+	}
+	if stopped != 1 {
+		t.Fatalf("stopped %d shims of %s among %q", stopped, id, shims)
+	}
+	// An update has replaced the binary that the shim runs.
+	updated := filepath.Join(n.dir, "hako-shim")
+	binary, err := os.ReadFile(filepath.Join(workDir, "hako-shim"))
+	if err == nil {
+		err = os.WriteFile(updated, binary, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(filepath.Join(workDir, "hakod"), "--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--shim-binary", updated,
+		"--state", filepath.Join(n.dir, "run"), "--bridge-name", n.bridge, "cleanup").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "killed a shim") || strings.Count(string(out), "killed a shim") != 1 {
+		t.Errorf("%v\n%s", err, out)
+	}
+	if err := double.Process.Signal(syscall.Signal(0)); err != nil {
+		t.Errorf("the double: %v", err)
+	}
+	double.Process.Kill()
+	double.Wait()
+	now, err := n.census()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if left := now.diff(n.before); len(left) > 0 {
+		t.Errorf("left behind:\n\t%s", strings.Join(left, "\n\t"))
+	}
+	if entries, err := os.ReadDir(filepath.Join(n.dir, "run/containers")); err != nil || len(entries) > 0 {
+		t.Errorf("bundles: %v, %v", entries, err)
+	}
+	if err := n.start(); err != nil {
+		t.Fatal(err)
+	}
+	n.docker(t, "start", "hung")
+}

@@ -124,7 +124,7 @@ func TestErrorTexts(t *testing.T) {
 		code               int
 		want               string
 	}{
-		{"POST", "/containers/" + taken + "/start", "", 409, `failed to set up container networking: driver failed programming external connectivity on endpoint ` + taken +
+		{"POST", "/containers/" + taken + "/start", "", 500, `failed to set up container networking: driver failed programming external connectivity on endpoint ` + taken +
 			` (ID): Bind for 127.0.0.1:20991 failed: port is already allocated`},
 		{"POST", "/containers/create", `{"Image":"UPPER:x"}`, 400, upper},
 		{"POST", "/containers/create", `{"Image":"nope:x"}`, 404, "No such image: nope:x"},

@@ -281,6 +281,14 @@ func TestPublishedPorts(t *testing.T) {
 	if got := n.docker(t, "inspect", "-f", "{{.State.Status}}", second); got != "created" {
 		t.Errorf("%s after %v", got, r)
 	}
+	// Nor is one taken from another program.
+	other, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	held := other.Addr().String()
+	n.expect(t, 125, "failed to bind host port "+held+"/tcp: address already in use", "run", "--rm", "-p", held+":8080", testImage, "true")
 	n.docker(t, "rm", "-f", name)
 	eventually(t, "the port to be closed", func() bool { return fetch("127.0.0.1:"+port) == "" })
 	n.docker(t, "start", second)

@@ -28,6 +28,7 @@ mkdir -p "$tmp/tests"
 		[ ! -e "$main" ] || nice "$GO" build -o "$tmp/tests/$(dirname "$main")/.built" "./$(dirname "$main")"
 	done
 done
+[ ! -d "$tmp/tests/oci/plan" ] || cp -r docs "$tmp/tests/" # a schema that a test compares with
 for binary in bin/*; do
 	[ ! -d "cmd/${binary#bin/}" ] || { mkdir -p "$tmp/tests/cmd/${binary#bin/}" && cp "$binary" "$tmp/tests/cmd/${binary#bin/}/.built"; }
 done
@@ -43,7 +44,7 @@ for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 1800 -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t ${LIMIT:-1800} -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
 		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done

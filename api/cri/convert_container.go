@@ -1,0 +1,300 @@
+package cri
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"slices"
+	"strings"
+
+	api "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hako-engine/hako/engine"
+)
+
+// containerConfig makes the engine's form of a request for a container.
+func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.Config, error) {
+	m := w.GetMetadata()
+	if m.GetName() == "" {
+		return engine.Config{}, invalidf("the configuration of a container must include metadata with a name")
+	}
+	sec := w.GetLinux().GetSecurityContext()
+	ns := sec.GetNamespaceOptions()
+	c := engine.Config{
+		Image: w.GetImage().GetImage(), Entrypoint: w.GetCommand(), Cmd: w.GetArgs(), WorkingDir: w.GetWorkingDir(),
+		Labels: w.GetLabels(), Annotations: w.GetAnnotations(), StopSignal: signalName(w.GetStopSignal()),
+		TTY: w.GetTty(), OpenStdin: w.GetStdin(), StdinOnce: w.GetStdinOnce(),
+		AttachStdin: w.GetStdin(), AttachStdout: true, AttachStderr: !w.GetTty(),
+		Privileged:     sec.GetPrivileged(),
+		CapAdd:         sec.GetCapabilities().GetAddCapabilities(),
+		CapDrop:        sec.GetCapabilities().GetDropCapabilities(),
+		ReadonlyRootfs: sec.GetReadonlyRootfs(),
+		MaskedPaths:    sec.GetMaskedPaths(), ReadonlyPaths: sec.GetReadonlyPaths(),
+		OOMScoreAdj: int(w.GetLinux().GetResources().GetOomScoreAdj()),
+		Resources:   resources(w.GetLinux().GetResources()),
+		Pod: &engine.PodMember{
+			Name: m.GetName(), Attempt: m.GetAttempt(), LogPath: logPath(pod.LogDirectory, w.GetLogPath()),
+			UserImage: w.GetImage().GetUserSpecifiedImage(), ImageAnnotations: w.GetImage().GetAnnotations(),
+			RunAsUserName: sec.GetRunAsUsername(), Groups: sec.GetSupplementalGroups(),
+			StrictGroups: sec.GetSupplementalGroupsPolicy() == api.SupplementalGroupsPolicy_Strict,
+			PID:          mode(ns.GetPid()), PIDTarget: ns.GetTargetId(),
+			AmbientCaps: sec.GetCapabilities().GetAddAmbientCapabilities(),
+			StopSignal:  signalName(w.GetStopSignal()),
+		},
+	}
+	if sec.GetRunAsUser() != nil {
+		uid := sec.GetRunAsUser().GetValue()
+		c.Pod.RunAsUser = &uid
+	}
+	if sec.GetRunAsGroup() != nil {
+		gid := sec.GetRunAsGroup().GetValue()
+		c.Pod.RunAsGroup = &gid
+	}
+	for _, e := range w.GetEnvs() {
+		if e.GetKey() == "" || strings.ContainsAny(e.GetKey(), "=\x00") {
+			return c, invalidf("invalid name %q of an environment variable", e.GetKey())
+		}
+		c.Env = append(c.Env, e.GetKey()+"="+string(e.GetValue()))
+	}
+	for _, d := range w.GetDevices() {
+		c.Resources.Devices = append(c.Resources.Devices, engine.Device{
+			HostPath: d.GetHostPath(), ContainerPath: d.GetContainerPath(), Permissions: d.GetPermissions(),
+		})
+	}
+	for _, d := range w.GetCDIDevices() {
+		c.Pod.CDIDevices = append(c.Pod.CDIDevices, d.GetName())
+	}
+	for _, m := range w.GetMounts() {
+		mount, err := mountOf(m)
+		if err != nil {
+			return c, err
+		}
+		c.Mounts = append(c.Mounts, mount)
+	}
+	if sec.GetNoNewPrivs() {
+		c.SecurityOpt = append(c.SecurityOpt, "no-new-privileges")
+	}
+	opts, err := profiles(sec)
+	c.SecurityOpt = append(c.SecurityOpt, opts...)
+	return c, err
+}
+
+// profiles gives the options for seccomp and AppArmor. A privileged container has neither.
+func profiles(sec *api.LinuxContainerSecurityContext) (opts []string, err error) {
+	if sec.GetPrivileged() {
+		return []string{"seccomp=unconfined", "apparmor=unconfined"}, nil
+	}
+	seccomp := profile(sec.GetSeccomp(), sec.GetSeccompProfilePath()) //nolint:staticcheck // old clients still send it
+	switch {
+	case seccomp == nil || seccomp.GetProfileType() == api.SecurityProfile_Unconfined:
+		opts = append(opts, "seccomp=unconfined")
+	case seccomp.GetProfileType() == api.SecurityProfile_Localhost:
+		b, err := os.ReadFile(seccomp.GetLocalhostRef())
+		if err != nil {
+			return nil, invalidf("seccomp profile: %v", err)
+		}
+		if !json.Valid(b) {
+			return nil, invalidf("seccomp profile %s is not JSON", seccomp.GetLocalhostRef())
+		}
+		opts = append(opts, "seccomp="+string(b))
+	case seccomp.GetProfileType() != api.SecurityProfile_RuntimeDefault:
+		return nil, invalidf("unknown type %d of a seccomp profile", seccomp.GetProfileType())
+	}
+	apparmor := profile(sec.GetApparmor(), sec.GetApparmorProfile()) //nolint:staticcheck // as above
+	switch {
+	case apparmor == nil:
+	case apparmor.GetProfileType() == api.SecurityProfile_Unconfined:
+		opts = append(opts, "apparmor=unconfined")
+	case apparmor.GetProfileType() == api.SecurityProfile_Localhost:
+		opts = append(opts, "apparmor="+apparmor.GetLocalhostRef())
+	case apparmor.GetProfileType() != api.SecurityProfile_RuntimeDefault:
+		return nil, invalidf("unknown type %d of an AppArmor profile", apparmor.GetProfileType())
+	}
+	return opts, nil
+}
+
+// profile reads the deprecated form of a profile, a string, where the new one is missing.
+func profile(p *api.SecurityProfile, old string) *api.SecurityProfile {
+	if p != nil || old == "" {
+		return p
+	}
+	switch ref, local := strings.CutPrefix(old, "localhost/"); {
+	case local:
+		return &api.SecurityProfile{ProfileType: api.SecurityProfile_Localhost, LocalhostRef: ref}
+	case old == "unconfined":
+		return &api.SecurityProfile{ProfileType: api.SecurityProfile_Unconfined}
+	}
+	return &api.SecurityProfile{} // runtime/default, docker/default
+}
+
+// propagations are the engine's names.
+var propagations = map[api.MountPropagation]string{
+	api.MountPropagation_PROPAGATION_PRIVATE:           "rprivate",
+	api.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: "rslave",
+	api.MountPropagation_PROPAGATION_BIDIRECTIONAL:     "rshared",
+}
+
+// mountOptions are what a client may ask of a mount.
+var mountOptions = []string{"noexec", "nodev", "nosuid"}
+
+func mountOf(w *api.Mount) (engine.Mount, error) {
+	m := engine.Mount{
+		Kind: engine.MountBind, Source: w.GetHostPath(), Target: w.GetContainerPath(), ReadOnly: w.GetReadonly(),
+		Propagation: propagations[w.GetPropagation()], CreateSource: true, ReadOnlyNonRecur: !w.GetRecursiveReadOnly(),
+		UIDs: idMaps(w.GetUidMappings()), GIDs: idMaps(w.GetGidMappings()), Options: w.GetMountOptions(),
+	}
+	if !strings.HasPrefix(m.Target, "/") {
+		m.Target = "/" + m.Target
+	}
+	for _, o := range m.Options {
+		if !slices.Contains(mountOptions, o) {
+			return m, invalidf("mount option %q of %s is not one of %s", o, m.Target, strings.Join(mountOptions, ", "))
+		}
+	}
+	if len(m.UIDs) != len(m.GIDs) {
+		return m, invalidf("mount %s maps uids and not gids, or gids and not uids", m.Target)
+	}
+	if w.GetImage().GetImage() != "" {
+		if m.Source != "" {
+			return m, invalidf("mount %s names an image and a host path", m.Target)
+		}
+		if !w.GetReadonly() {
+			return m, invalidf("ImageVolumeMountFailed: mount %s of an image must be read-only", m.Target)
+		}
+		m.Kind, m.Source, m.Subpath, m.CreateSource = engine.MountImage, w.GetImage().GetImage(), w.GetImageSubPath(), false
+		return m, nil
+	}
+	if w.GetRecursiveReadOnly() && (!w.GetReadonly() || w.GetPropagation() != api.MountPropagation_PROPAGATION_PRIVATE) {
+		return m, invalidf("mount %s: recursive read-only needs a read-only mount with private propagation", m.Target)
+	}
+	return m, nil
+}
+
+func wireMount(m engine.Mount) *api.Mount {
+	w := &api.Mount{
+		ContainerPath: m.Target, Readonly: m.ReadOnly, UidMappings: wireMaps(m.UIDs), GidMappings: wireMaps(m.GIDs),
+		RecursiveReadOnly: m.ReadOnly && !m.ReadOnlyNonRecur, MountOptions: m.Options,
+	}
+	for k, v := range propagations {
+		if v == m.Propagation {
+			w.Propagation = k
+		}
+	}
+	if m.Kind == engine.MountImage {
+		w.Image, w.ImageSubPath, w.RecursiveReadOnly = &api.ImageSpec{Image: m.Source, ImageRef: m.ImageID}, m.Subpath, false
+		return w
+	}
+	w.HostPath = m.Source
+	return w
+}
+
+func resources(w *api.LinuxContainerResources) engine.Resources {
+	r := engine.Resources{
+		CPUPeriod: w.GetCpuPeriod(), CPUQuota: w.GetCpuQuota(), CPUShares: w.GetCpuShares(),
+		Memory: w.GetMemoryLimitInBytes(), MemorySwap: w.GetMemorySwapLimitInBytes(),
+		CpusetCPUs: w.GetCpusetCpus(), CpusetMems: w.GetCpusetMems(), Unified: w.GetUnified(),
+	}
+	for _, h := range w.GetHugepageLimits() {
+		if r.Hugepages == nil {
+			r.Hugepages = map[string]uint64{}
+		}
+		r.Hugepages[h.GetPageSize()] = h.GetLimit()
+	}
+	return r
+}
+
+func wireResources(r engine.Resources, oomScoreAdj int) *api.LinuxContainerResources {
+	w := &api.LinuxContainerResources{
+		CpuPeriod: r.CPUPeriod, CpuQuota: r.CPUQuota, CpuShares: r.CPUShares,
+		MemoryLimitInBytes: r.Memory, MemorySwapLimitInBytes: r.MemorySwap, OomScoreAdj: int64(oomScoreAdj),
+		CpusetCpus: r.CpusetCPUs, CpusetMems: r.CpusetMems, Unified: r.Unified,
+	}
+	for size, limit := range r.Hugepages {
+		w.HugepageLimits = append(w.HugepageLimits, &api.HugepageLimit{PageSize: size, Limit: limit})
+	}
+	slices.SortFunc(w.HugepageLimits, func(a, b *api.HugepageLimit) int { return strings.Compare(a.PageSize, b.PageSize) })
+	return w
+}
+
+func containerState(v engine.Container) api.ContainerState {
+	switch v.State.Status {
+	case engine.StatusCreated:
+		return api.ContainerState_CONTAINER_CREATED
+	case engine.StatusRunning, engine.StatusPaused, engine.StatusRestarting:
+		return api.ContainerState_CONTAINER_RUNNING
+	case engine.StatusExited, engine.StatusRemoving, engine.StatusDead:
+		return api.ContainerState_CONTAINER_EXITED
+	}
+	return api.ContainerState_CONTAINER_UNKNOWN
+}
+
+func imageSpec(v engine.Container) *api.ImageSpec {
+	return &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: v.Config.Pod.UserImage, Annotations: v.Config.Pod.ImageAnnotations}
+}
+
+func containerOf(v engine.Container) *api.Container {
+	p := v.Config.Pod
+	return &api.Container{
+		Id: v.ID, PodSandboxId: p.Sandbox, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt},
+		Image: imageSpec(v), ImageRef: v.ImageID, ImageId: v.ImageID, State: containerState(v),
+		CreatedAt: v.Created.UnixNano(), Labels: v.Config.Labels, Annotations: v.Config.Annotations,
+	}
+}
+
+// containerStatus is a container as it is. The names of its image are looked up: they change.
+func (s *Server) containerStatus(ctx context.Context, v engine.Container) *api.ContainerStatus {
+	p := v.Config.Pod
+	st := &api.ContainerStatus{
+		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v),
+		CreatedAt: v.Created.UnixNano(), Image: imageSpec(v), ImageRef: v.ImageID, ImageId: v.ImageID,
+		Labels: v.Config.Labels, Annotations: v.Config.Annotations, LogPath: p.LogPath,
+		Resources:  &api.ContainerResources{Linux: wireResources(v.Config.Resources, v.Config.OOMScoreAdj)},
+		StopSignal: wireSignal(v.StopSignal),
+	}
+	if img, err := s.opt.Backend.Image(ctx, v.ImageID); err == nil {
+		if len(img.Names) > 0 {
+			st.Image.Image = img.Names[0]
+		}
+		if len(img.Digests) > 0 {
+			st.ImageRef = img.Digests[0]
+		}
+	}
+	if !v.State.StartedAt.IsZero() && containerState(v) != api.ContainerState_CONTAINER_CREATED {
+		st.StartedAt = v.State.StartedAt.UnixNano()
+	}
+	if containerState(v) == api.ContainerState_CONTAINER_EXITED {
+		if !v.State.FinishedAt.IsZero() {
+			st.FinishedAt = v.State.FinishedAt.UnixNano()
+		}
+		st.ExitCode = int32(v.State.ExitCode)
+		st.Reason, st.Message = reason(v.State)
+	}
+	for _, m := range v.Mounts {
+		if !m.FromImage {
+			st.Mounts = append(st.Mounts, wireMount(m))
+		}
+	}
+	if u := p.User; u != nil {
+		l := &api.LinuxContainerUser{Uid: int64(u.UID), Gid: int64(u.GID)}
+		for _, g := range u.Groups {
+			l.SupplementalGroups = append(l.SupplementalGroups, int64(g))
+		}
+		st.User = &api.ContainerUser{Linux: l}
+	}
+	return st
+}
+
+// reason tells why a container has ended, in the words that the kubelet shows.
+func reason(s engine.State) (reason, message string) {
+	switch {
+	case s.Lost:
+		return "ContainerStatusUnknown", "nobody saw how the container ended"
+	case s.StartedAt.IsZero():
+		return "StartError", s.Error
+	case s.OOMKilled:
+		return "OOMKilled", ""
+	case s.ExitCode == 0:
+		return "Completed", ""
+	}
+	return "Error", ""
+}

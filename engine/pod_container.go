@@ -1,0 +1,477 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/shim/client"
+)
+
+// CreatePodContainer makes a container in a sandbox. A request for the same one that is
+// under way is joined; one that has been cancelled leaves nothing.
+func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Config) (string, error) {
+	s, err := e.pods.get(sandboxRef)
+	if err != nil {
+		return "", err
+	}
+	if c.Pod == nil || c.Pod.Name == "" {
+		return "", invalidf("a container of a pod takes a name")
+	}
+	if err := s.requireReady("create a container"); err != nil {
+		return "", err
+	}
+	p := *c.Pod
+	p.Sandbox = s.id
+	c.Pod = &p
+	if err := e.adaptToPod(&c, s); err != nil {
+		return "", err
+	}
+	request, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("create container: %w", err)
+	}
+	name := memberName(s.rec.Config, p)
+	m, err := e.pods.creates.do(ctx, e.work.Go, operation[*newMember]{
+		key: name, request: request,
+		run: func(ctx context.Context) (*newMember, error) {
+			e.warmShim(s)
+			return e.makeContainer(e.ns(ctx), name, c, s)
+		},
+		keep:  e.publish,
+		alive: func(m *newMember) bool { _, err := e.containers.get(m.c.id); return err == nil },
+		drop: func(m *newMember) {
+			e.publish(m)
+			if err := e.RemoveContainer(context.Background(), m.c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
+				e.log.Error("remove a container that nobody came for", "container", m.c.id, "error", err)
+			}
+		},
+	})
+	var conflict *classed
+	switch {
+	case errors.Is(err, errOtherRequest):
+		return "", failedf("failed to reserve container name %q: another request holds it", name)
+	case errors.As(err, &conflict) && errdefs.IsConflict(err):
+		return "", failedf("failed to reserve container name %q: %s", name, conflict.text)
+	case err != nil:
+		return "", err
+	}
+	// A sandbox that was removed meanwhile takes its containers along.
+	if _, err := e.pods.get(s.id); err != nil {
+		_ = e.RemoveContainer(context.WithoutCancel(ctx), m.c.id, RemoveOptions{Force: true, Volumes: true})
+		return "", err
+	}
+	return m.c.id, nil
+}
+
+// warmShim starts the shim of a sandbox while its first container is being made.
+func (e *Engine) warmShim(s *sandbox) {
+	s.mu.Lock()
+	there := s.shim != nil
+	s.mu.Unlock()
+	if there {
+		return
+	}
+	e.work.Go(func() {
+		ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
+		defer cancel()
+		if _, err := e.podShim(ctx, s); err != nil {
+			e.log.Debug("start a shim ahead", "sandbox", s.id, "error", err) // the start of the container says it
+		}
+	})
+}
+
+// StartPodContainer starts a container of a pod, which is done once. A request that is
+// under way is joined.
+func (e *Engine) StartPodContainer(ctx context.Context, ref string) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	_, err = e.pods.starts.do(context.WithoutCancel(ctx), e.work.Go, operation[struct{}]{
+		key: c.id,
+		run: func(ctx context.Context) (struct{}, error) {
+			if s := c.status(); s != StatusCreated {
+				return struct{}{}, failedf("container %s is %s, not created", c.id, s)
+			}
+			return struct{}{}, e.StartContainer(ctx, c.id)
+		},
+		keep:  func(struct{}) {},
+		drop:  func(struct{}) {},
+		alive: func(struct{}) bool { return false },
+	})
+	return err
+}
+
+// notInName is what a container's name may not hold.
+var notInName = regexp.MustCompile(`[^a-zA-Z0-9_.-]+`)
+
+// memberName is the name of a pod's container among all containers: the one that Docker's
+// users know from the kubelet of old. What no name may hold is replaced, and a checksum keeps it unique.
+func memberName(c SandboxConfig, p PodMember) string {
+	raw := fmt.Sprintf("k8s_%s_%s_%s_%s_%d", p.Name, c.Name, c.Namespace, c.UID, p.Attempt)
+	name := notInName.ReplaceAllString(raw, "-")
+	if name != raw || c.Attempt != 0 || len(name) > 200 {
+		h := fnv.New64a()
+		fmt.Fprintf(h, "%q %d", raw, c.Attempt)
+		name = fmt.Sprintf("%s_%x", name[:min(len(name), 200)], h.Sum64())
+	}
+	return name
+}
+
+// adaptToPod sets what is the same for all containers of a sandbox, and checks the rest.
+func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
+	sc, p := s.rec.Config, c.Pod
+	c.Runtime = sc.Runtime
+	c.Healthcheck = &Healthcheck{Test: []string{"NONE"}} // the kubelet probes
+	c.NetworkMode, c.IpcMode, c.CgroupnsMode = "container:"+s.id, "container:"+s.id, "host"
+	if sc.Network == NamespaceNode {
+		c.NetworkMode, c.UTSMode = "host", "host"
+	}
+	if sc.IPC == NamespaceNode {
+		c.IpcMode = "host"
+	}
+	if e.host.CgroupV2 && !c.Privileged {
+		c.CgroupnsMode = "private"
+	}
+	c.Resources.CgroupParent = cgroupParent(e.opt.CgroupDriver, e.podCgroup(s.id, sc))
+	c.Log = LogConfig{Driver: "none"}
+	switch p.PID {
+	case NamespaceContainer:
+	case NamespacePod:
+		// A pod that shares no PID namespace has none to share.
+		if sc.PID != NamespacePod {
+			return invalidf("container %q asks for the PID namespace of the pod, which has none", p.Name)
+		}
+		c.PidMode = "container:" + s.id
+	case NamespaceNode:
+		if sc.PID != NamespaceNode {
+			return invalidf("container %q asks for the host's PID namespace, its pod does not", p.Name)
+		}
+		c.PidMode = "host"
+	case NamespaceTarget:
+		t, err := e.containers.get(p.PIDTarget)
+		if err != nil {
+			return fmt.Errorf("target of container %q: %w", p.Name, err)
+		}
+		tp := t.view().Config.Pod
+		if tp == nil || tp.Sandbox != s.id {
+			return invalidf("target %s of container %q is not in its pod", p.PIDTarget, p.Name)
+		}
+		p.PIDTarget = t.id
+		c.PidMode = "container:" + t.id
+	default:
+		return invalidf("invalid PID namespace %q", p.PID)
+	}
+	if c.Privileged && !sc.Privileged {
+		return invalidf("container %q cannot be privileged in a pod that is not", p.Name)
+	}
+	if p.RunAsGroup != nil && p.RunAsUser == nil && p.RunAsUserName == "" {
+		return invalidf("container %q asks for group %d without a user", p.Name, *p.RunAsGroup)
+	}
+	for _, id := range append([]int64{deref(p.RunAsUser), deref(p.RunAsGroup)}, p.Groups...) {
+		if id < 0 || id > math.MaxInt32 {
+			return invalidf("id %d of container %q is out of range", id, p.Name)
+		}
+	}
+	if len(p.CDIDevices) > 0 {
+		return invalidf("unresolvable CDI devices %s", strings.Join(p.CDIDevices, ", "))
+	}
+	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
+		return err
+	}
+	for i := range c.Mounts {
+		if err := checkPropagation(c.Mounts[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func deref(p *int64) int64 {
+	if p == nil {
+		return 0
+	}
+	return *p
+}
+
+// placeInPod fills in what a container has from its sandbox.
+func (e *Engine) placeInPod(v *Container, s *sandbox) {
+	dir := e.sandboxDir(s.id)
+	v.Hostname = e.podHostname(s.rec.Config)
+	v.LogPath = v.Config.Pod.LogPath
+	v.HostnamePath = filepath.Join(dir, "hostname")
+	v.HostsPath = filepath.Join(dir, "hosts")
+	v.ResolvPath = filepath.Join(dir, "resolv.conf")
+}
+
+// checkMember finds, in the files of a container that is being made, whom it runs as, and
+// makes sure that the start can be asked for what it was given.
+func (e *Engine) checkMember(v *Container, s *sandbox, mounts []mount.Mount) error {
+	root, err := openMounts(mounts, false)
+	if err != nil {
+		return fmt.Errorf("open file system of container %s: %w", v.ID, err)
+	}
+	defer root.Close()
+	acs, err := readAccounts(root)
+	if err != nil {
+		return err
+	}
+	acc, err := acs.resolveMember(v.User, *v.Config.Pod)
+	if err != nil {
+		return err
+	}
+	p := *v.Config.Pod
+	p.User = &PodUser{UID: acc.UID, GID: acc.GID, Groups: acc.Groups, Home: acc.Home}
+	v.Config.Pod = &p
+	if u := s.rec.Config.Userns; u != nil {
+		if err := chownRoot(mounts, u); err != nil {
+			return fmt.Errorf("give the file system of container %s to its user namespace: %w", v.ID, err)
+		}
+	}
+	if _, _, err := lookupDevices(v.Config); err != nil {
+		return err
+	}
+	return nil
+}
+
+// chownRoot gives the writable layer of a new container to the root of its user namespace:
+// the layers below are mapped when they are mounted, the writable one is not.
+func chownRoot(mounts []mount.Mount, u *Userns) error {
+	for _, m := range mounts {
+		if m.Type != "overlay" {
+			continue // plain copies are mapped as a whole
+		}
+		d, err := parseOverlay(m.Options)
+		if err != nil {
+			return err
+		}
+		if err := os.Lchown(d.upper, int(u.UIDs[0].Host), int(u.GIDs[0].Host)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// resolveMember finds the user of a pod's container: the one asked for, or the image's.
+func (a accounts) resolveMember(image string, p PodMember) (account, error) {
+	user, group, _ := strings.Cut(image, ":")
+	switch {
+	case p.RunAsUserName != "":
+		user, group = p.RunAsUserName, ""
+	case p.RunAsUser != nil:
+		user, group = strconv.FormatInt(*p.RunAsUser, 10), ""
+	}
+	if p.RunAsGroup != nil {
+		group = strconv.FormatInt(*p.RunAsGroup, 10)
+	}
+	acc, err := a.resolve(user, nil) // with the groups that the image gives to the user
+	if err != nil {
+		return acc, err
+	}
+	more := acc.Groups[1:]
+	if p.StrictGroups {
+		more = nil
+	}
+	if group != "" {
+		if acc.GID, err = a.groupID(group); err != nil {
+			return acc, err
+		}
+	}
+	acc.Groups = []uint32{acc.GID}
+	for _, g := range p.Groups {
+		more = append(slices.Clip(more), uint32(g))
+	}
+	for _, g := range more {
+		if !slices.Contains(acc.Groups, g) {
+			acc.Groups = append(acc.Groups, g)
+		}
+	}
+	return acc, nil
+}
+
+// joinPod fills in what a container shares with its sandbox.
+func (e *Engine) joinPod(in *specInput) error {
+	p := in.C.Config.Pod
+	s, err := e.pods.get(p.Sandbox)
+	if err != nil {
+		return err
+	}
+	if err := s.requireReady("start a container"); err != nil {
+		return err
+	}
+	dir, sc := e.sandboxDir(s.id), s.rec.Config
+	in.Pod = &podInput{ID: s.id, Config: sc}
+	in.NetShared = true
+	in.ResolvConf, in.HostsFile, in.HostnameFile = in.C.ResolvPath, in.C.HostsPath, in.C.HostnamePath
+	if sc.Network == NamespaceNode {
+		in.NetHost = true
+	} else {
+		s.mu.Lock()
+		in.NetNS = s.live.NetNS
+		s.mu.Unlock()
+		in.UTSNS = nsPath(dir, "uts")
+	}
+	if sc.IPC != NamespaceNode {
+		in.IpcNS, in.ShmPath = nsPath(dir, "ipc"), filepath.Join(dir, "shm")
+	}
+	if sc.Userns != nil {
+		in.Pod.UserNS = nsPath(dir, "user")
+	}
+	switch p.PID {
+	case NamespacePod:
+		in.PidNS = nsPath(dir, "pid")
+	case NamespaceTarget:
+		t, err := e.containers.get(p.PIDTarget)
+		if err != nil {
+			return err
+		}
+		r, err := t.live("use")
+		if err != nil {
+			return failedf("cannot join the PID namespace of container %s, which does not run", t.id)
+		}
+		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
+	}
+	return nil
+}
+
+// logConfig tells the shim how to log.
+func (v *Container) logConfig() (client.LogConfig, error) {
+	if p := v.Config.Pod; p != nil {
+		if p.LogPath == "" {
+			return client.LogConfig{}, nil
+		}
+		// The kubelet makes the folder; other clients may not know that.
+		if err := os.MkdirAll(filepath.Dir(p.LogPath), 0o755); err != nil {
+			return client.LogConfig{}, fmt.Errorf("folder of the log of container %s: %w", v.ID, err)
+		}
+		return client.LogConfig{Format: "cri", Path: p.LogPath}, nil
+	}
+	return v.Config.logConfig(v.LogPath, v)
+}
+
+// ReopenLog opens the log file of a running container anew, after the caller has renamed it.
+func (e *Engine) ReopenLog(ctx context.Context, ref string) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	r, err := c.live("use")
+	if err != nil {
+		return failedf("container %s is not running", c.id)
+	}
+	if err := r.shim.get().ReopenLog(ctx, c.id, ""); err != nil {
+		return fmt.Errorf("reopen the log of container %s: %w", c.id, err)
+	}
+	return nil
+}
+
+// checkPropagation refuses a propagation that the mount of the source does not have.
+func checkPropagation(m Mount) error {
+	if m.Kind != MountBind {
+		return nil
+	}
+	want := strings.TrimPrefix(m.Propagation, "r")
+	if want != "shared" && want != "slave" {
+		return nil
+	}
+	path, err := filepath.EvalSymlinks(m.Source)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it is going to be made
+	} else if err != nil {
+		return invalidf("mount of %s: %v", m.Source, err)
+	}
+	raw, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("propagation of %s: %w", path, err)
+	}
+	point, options := mountOf(string(raw), path)
+	shared := slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "shared:") })
+	slave := slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "master:") })
+	if shared || want == "slave" && slave {
+		return nil
+	}
+	return invalidf("path %s is mounted on %s but it is not a %s mount", m.Source, point, map[string]string{"shared": "shared", "slave": "shared or slave"}[want])
+}
+
+// mountOf finds the mount that a path lies on, with its optional fields (proc_pid_mountinfo(5)).
+func mountOf(mountinfo, path string) (point string, options []string) {
+	for line := range strings.Lines(mountinfo) {
+		pre, _, ok := strings.Cut(line, " - ")
+		f := strings.Fields(pre)
+		if !ok || len(f) < 6 {
+			continue
+		}
+		p := unescapeMount(f[4])
+		// The last one of equal length is on top.
+		if (p == "/" || path == p || strings.HasPrefix(path, p+"/")) && len(p) >= len(point) {
+			point, options = p, f[6:]
+		}
+	}
+	return point, options
+}
+
+// UpdatePodContainer changes the limits of a pod's container: all or none. Zero limits, and a
+// nil score, stay as they are. Of one that has ended nothing is changed, and that is no error.
+func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources, oomScoreAdj *int) error {
+	c, err := e.containers.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := c.acquire(ctx); err != nil {
+		return fmt.Errorf("update container %s: %w", ref, err)
+	}
+	defer c.release()
+	v := c.view()
+	if s := v.State.Status; s != StatusCreated && !v.State.live() {
+		return nil
+	}
+	if err := r.validatePod(); err != nil {
+		return err
+	}
+	merged := mergeResources(v.Config.Resources, r)
+	if r.Hugepages != nil {
+		merged.Hugepages = r.Hugepages
+	}
+	if r.Unified != nil {
+		merged.Unified = r.Unified
+	}
+	if run, err := c.live("use"); err == nil {
+		if err := run.shim.get().Update(ctx, c.id, linuxResources(merged, nil)); err != nil {
+			return fmt.Errorf("update container %s: %w", c.id, err)
+		}
+		if oomScoreAdj != nil {
+			adj := max(*oomScoreAdj, e.host.OOMScoreAdj)
+			path := fmt.Sprintf("/proc/%d/oom_score_adj", run.pid.Load())
+			if err := os.WriteFile(path, []byte(strconv.Itoa(adj)), 0); err != nil {
+				// The limits go back to what they were.
+				old := run.shim.get().Update(context.WithoutCancel(ctx), c.id, linuxResources(v.Config.Resources, nil))
+				return errors.Join(fmt.Errorf("update container %s: %w", c.id, err), old)
+			}
+		}
+	}
+	c.mu.Lock()
+	c.rec.Config.Resources = merged
+	if oomScoreAdj != nil {
+		c.rec.Config.OOMScoreAdj = *oomScoreAdj
+	}
+	c.mu.Unlock()
+	if err := e.save(ctx, c); err != nil {
+		return fmt.Errorf("update container %s: %w", c.id, err)
+	}
+	e.emit(c, "update")
+	return nil
+}

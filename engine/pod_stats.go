@@ -1,0 +1,388 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/hako-engine/hako/network"
+)
+
+// The use of resources by pods is read from the files of their cgroups, by the daemon
+// itself: no shim is asked, so that one that hangs holds nobody up, and a list of a hundred
+// containers is a few hundred small reads.
+
+// Pressure is one line of a PSI file: what part of the time, in percent, tasks waited.
+type Pressure struct {
+	Total                uint64 // ns
+	Avg10, Avg60, Avg300 float64
+}
+
+// PSI tells of the pressure on one resource; nil where the kernel does not measure it.
+type PSI struct{ Some, Full Pressure }
+
+// Usage is what the processes of one cgroup use. Bytes, and nanoseconds of CPU time.
+type Usage struct {
+	Time      time.Time
+	CPU       uint64  // since it was made
+	NanoCores *uint64 // per second, since the measurement before; nil at the first one
+
+	Memory     uint64
+	WorkingSet uint64 // without what can be given back at once
+	Limit      uint64 // 0: none
+	RSS        uint64
+	Faults     uint64
+	MajorFault uint64
+	Swap       uint64
+	SwapLimit  uint64 // 0: none
+	Pids       uint64
+
+	CPUPressure, MemoryPressure, IOPressure *PSI
+}
+
+// ContainerUsage is what one container of a pod uses.
+type ContainerUsage struct {
+	Container Container
+	Usage     Usage
+	Writable  FsUsage // of its own layer
+}
+
+// SandboxUsage is what a whole pod uses.
+type SandboxUsage struct {
+	Sandbox    Sandbox
+	Usage      Usage
+	Networks   map[string]NetStats // by interface; nil: the host's
+	Containers []ContainerUsage
+}
+
+// meter keeps what is needed from one measurement to the next.
+type meter struct {
+	mu     sync.Mutex
+	dirs   map[string]string // by controller
+	last   sample
+	before sample
+
+	files     FsUsage // of the writable layer
+	measuring bool
+}
+
+type sample struct {
+	at  time.Time
+	cpu uint64
+}
+
+const (
+	// rateWindow is the shortest time over which a rate of CPU use says anything.
+	rateWindow = 500 * time.Millisecond
+	// filesKept is how old the size of a writable layer may be: to measure it is to walk it.
+	filesKept = 10 * time.Second
+	// statsWidth is how many cgroups are read side by side.
+	statsWidth = 4
+)
+
+// rate gives the use of CPU between two measurements that lie far enough apart.
+func (m *meter) rate(now sample) *uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.last.at.IsZero() || now.at.Sub(m.last.at) >= rateWindow {
+		m.before, m.last = m.last, now
+	}
+	from := m.before
+	if from.at.IsZero() {
+		return nil
+	}
+	d := m.last.at.Sub(from.at)
+	if m.last.cpu < from.cpu || d <= 0 {
+		return nil
+	}
+	r := uint64(float64(m.last.cpu-from.cpu) / d.Seconds())
+	return &r
+}
+
+// PodContainerUsage measures the running containers of pods that want accepts.
+func (e *Engine) PodContainerUsage(ctx context.Context, want func(Container) bool) []ContainerUsage {
+	var picked []*container
+	var views []Container
+	for _, c := range e.containers.all() {
+		if v := c.view(); v.Config.Pod != nil && v.State.live() && want(v) {
+			picked, views = append(picked, c), append(views, v)
+		}
+	}
+	return e.measure(ctx, picked, views)
+}
+
+func (e *Engine) measure(ctx context.Context, picked []*container, views []Container) []ContainerUsage {
+	all := make([]ContainerUsage, len(picked))
+	ok := make([]bool, len(picked))
+	var g errgroup.Group
+	g.SetLimit(statsWidth)
+	for i, c := range picked {
+		g.Go(func() error {
+			u, err := e.containerUsage(ctx, c, views[i])
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				e.log.Warn("measure a container", "container", c.id, "error", err)
+			}
+			all[i], ok[i] = u, err == nil
+			return nil
+		})
+	}
+	_ = g.Wait()
+	out := all[:0]
+	for i, u := range all {
+		if ok[i] { // the others have just ended
+			out = append(out, u)
+		}
+	}
+	return out
+}
+
+func (e *Engine) containerUsage(ctx context.Context, c *container, v Container) (ContainerUsage, error) {
+	c.mu.Lock()
+	r := c.run
+	c.mu.Unlock()
+	out := ContainerUsage{Container: v}
+	if r == nil {
+		return out, fs.ErrNotExist
+	}
+	dirs, err := r.meter.cgroups(int(r.pid.Load()))
+	if err != nil {
+		return out, err
+	}
+	if out.Usage, err = readUsage(dirs); err != nil {
+		return out, err
+	}
+	out.Usage.NanoCores = r.meter.rate(sample{out.Usage.Time, out.Usage.CPU})
+	out.Writable = e.writableUsage(ctx, r, v)
+	return out, nil
+}
+
+// cgroups finds the directories of a process's cgroup, once.
+func (m *meter) cgroups(pid int) (map[string]string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dirs != nil {
+		return m.dirs, nil
+	}
+	dirs, err := cgroupDirs(pid)
+	if err != nil {
+		return nil, err
+	}
+	m.dirs = dirs
+	return dirs, nil
+}
+
+// writableUsage gives the size of a container's own layer as it was last measured, and
+// measures it anew in the background if that is long ago.
+func (e *Engine) writableUsage(ctx context.Context, r *run, v Container) FsUsage {
+	m := &r.meter
+	m.mu.Lock()
+	files, first := m.files, m.files.Time.IsZero()
+	stale := time.Since(files.Time) > filesKept && !m.measuring
+	if stale {
+		m.measuring = true
+	}
+	m.mu.Unlock()
+	if !stale {
+		return files
+	}
+	measure := func(ctx context.Context) {
+		u := FsUsage{Path: filepath.Join(e.opt.Root, v.Snapshotter), Time: time.Now()}
+		if sn := e.opt.Snapshotters[v.Snapshotter]; sn != nil {
+			if s, err := sn.Usage(e.ns(ctx), v.SnapshotKey); err == nil {
+				u.Bytes, u.Inodes = uint64(s.Size), uint64(s.Inodes)
+			}
+		}
+		m.mu.Lock()
+		m.files, m.measuring = u, false
+		files = u
+		m.mu.Unlock()
+	}
+	if first && time.Since(v.State.StartedAt) < filesKept { // there cannot be much yet
+		measure(ctx)
+		return files
+	}
+	e.background(measure)
+	if first {
+		files = FsUsage{Path: filepath.Join(e.opt.Root, v.Snapshotter), Time: time.Now()}
+	}
+	return files
+}
+
+// SandboxUsage measures a pod.
+func (e *Engine) SandboxUsage(ctx context.Context, ref string) (SandboxUsage, error) {
+	s, err := e.pods.get(ref)
+	if err != nil {
+		return SandboxUsage{}, err
+	}
+	return e.sandboxUsage(ctx, s)
+}
+
+// SandboxUsages measures the ready pods that want accepts. One that cannot be measured is left out.
+func (e *Engine) SandboxUsages(ctx context.Context, want func(Sandbox) bool) []SandboxUsage {
+	var out []SandboxUsage
+	for _, s := range e.pods.all() {
+		v := s.view()
+		if v.State != SandboxReady || !want(v) {
+			continue
+		}
+		u, err := e.sandboxUsage(ctx, s)
+		if err != nil {
+			e.log.Warn("measure a sandbox", "sandbox", s.id, "error", err)
+			continue
+		}
+		out = append(out, u)
+	}
+	return out
+}
+
+func (e *Engine) sandboxUsage(ctx context.Context, s *sandbox) (SandboxUsage, error) {
+	out := SandboxUsage{Sandbox: s.view()}
+	if out.Sandbox.State != SandboxReady {
+		return out, failedf("sandbox %s is %s, not ready", s.id, out.Sandbox.State)
+	}
+	var picked []*container
+	var views []Container
+	for _, c := range e.pods.containers(s.id) {
+		if v := c.view(); v.State.live() {
+			picked, views = append(picked, c), append(views, v)
+		}
+	}
+	out.Containers = e.measure(ctx, picked, views)
+	u, err := readUsage(e.podCgroupDirs(s))
+	switch {
+	case errors.Is(err, fs.ErrNotExist): // no container has been started yet
+		u = Usage{Time: time.Now()}
+	case err != nil:
+		return out, fmt.Errorf("measure sandbox %s: %w", s.id, err)
+	}
+	out.Usage = u
+	out.Usage.NanoCores = s.meter.rate(sample{u.Time, u.CPU})
+	if out.Sandbox.NetNS != "" {
+		if ifs, err := network.NetnsStats(out.Sandbox.NetNS); err == nil {
+			out.Networks = map[string]NetStats{}
+			for name, n := range ifs {
+				out.Networks[name] = NetStats(n)
+			}
+		}
+	}
+	return out, nil
+}
+
+// podCgroupDirs finds the directories of a pod's cgroup.
+func (e *Engine) podCgroupDirs(s *sandbox) map[string]string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	path := e.podCgroup(s.id, s.rec.Config)
+	if slice := cgroupParent(e.opt.CgroupDriver, path); e.opt.CgroupDriver == "systemd" && slice != "" {
+		path = slicePath(slice)
+	}
+	dirs := map[string]string{}
+	for ctrl, m := range cgroupMounts(string(mounts)) {
+		if ctrl == "" {
+			if isV2WithControllers(m.point) {
+				dirs["v2-controllers"] = filepath.Join(m.point, path)
+			}
+			continue
+		}
+		dirs[ctrl] = filepath.Join(m.point, path)
+	}
+	return dirs
+}
+
+// readUsage reads the files of a cgroup. A controller that is missing leaves its fields 0.
+func readUsage(dirs map[string]string) (Usage, error) {
+	u := Usage{Time: time.Now()}
+	if dir, v2 := dirs["v2-controllers"]; v2 {
+		if _, err := os.Stat(dir); err != nil {
+			return u, err
+		}
+		u.CPU = readFlat(filepath.Join(dir, "cpu.stat"))["usage_usec"] * 1000
+		u.Memory, u.Limit = readUint(dir, "memory.current"), readUint(dir, "memory.max")
+		st := readFlat(filepath.Join(dir, "memory.stat"))
+		u.WorkingSet = u.Memory - min(u.Memory, st["inactive_file"])
+		u.RSS, u.Faults, u.MajorFault = st["anon"], st["pgfault"], st["pgmajfault"]
+		u.Swap, u.SwapLimit = readUint(dir, "memory.swap.current"), readUint(dir, "memory.swap.max")
+		u.Pids = readUint(dir, "pids.current")
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = readPSI(dir, "cpu"), readPSI(dir, "memory"), readPSI(dir, "io")
+		return u, nil
+	}
+	cpu, mem := dirs["cpuacct"], dirs["memory"]
+	if cpu == "" && mem == "" {
+		return u, fmt.Errorf("no cgroup controller for CPU time and memory is mounted")
+	}
+	for _, dir := range []string{cpu, mem} {
+		if dir != "" {
+			if _, err := os.Stat(dir); err != nil {
+				return u, err
+			}
+			break
+		}
+	}
+	u.CPU = readUint(cpu, "cpuacct.usage")
+	if mem != "" {
+		u.Memory = readUint(mem, "memory.usage_in_bytes")
+		st := readFlat(filepath.Join(mem, "memory.stat"))
+		u.WorkingSet = u.Memory - min(u.Memory, st["total_inactive_file"])
+		u.RSS, u.Faults, u.MajorFault = st["total_rss"], st["total_pgfault"], st["total_pgmajfault"]
+		u.Swap = st["total_swap"]
+		u.Limit = limitV1(st["hierarchical_memory_limit"])
+		if sw := limitV1(st["hierarchical_memsw_limit"]); sw > u.Limit {
+			u.SwapLimit = sw - u.Limit
+		}
+	}
+	u.Pids = readUint(dirs["pids"], "pids.current")
+	return u, nil
+}
+
+// limitV1 gives 0 for what cgroup v1 writes where there is no limit.
+func limitV1(n uint64) uint64 {
+	if n >= 1<<62 {
+		return 0
+	}
+	return n
+}
+
+// readPSI reads a file such as cpu.pressure.
+func readPSI(dir, resource string) *PSI {
+	b, err := os.ReadFile(filepath.Join(dir, resource+".pressure"))
+	if err != nil {
+		return nil
+	}
+	var out PSI
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) == 0 {
+			continue
+		}
+		to := &out.Some
+		if f[0] == "full" {
+			to = &out.Full
+		}
+		for _, kv := range f[1:] {
+			k, v, _ := strings.Cut(kv, "=")
+			switch k {
+			case "avg10":
+				to.Avg10, _ = strconv.ParseFloat(v, 64)
+			case "avg60":
+				to.Avg60, _ = strconv.ParseFloat(v, 64)
+			case "avg300":
+				to.Avg300, _ = strconv.ParseFloat(v, 64)
+			case "total":
+				us, _ := strconv.ParseUint(v, 10, 64)
+				to.Total = us * 1000
+			}
+		}
+	}
+	return &out
+}

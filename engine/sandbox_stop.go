@@ -1,0 +1,201 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// sandboxStopLimit bounds a stop that its client does not wait for.
+const sandboxStopLimit = 2 * time.Minute
+
+// StopSandbox kills the containers of a sandbox and gives back its network and namespaces.
+// It is idempotent, and works when nothing of all that is left, as after a reboot.
+func (e *Engine) StopSandbox(ctx context.Context, ref string) error {
+	s, err := e.pods.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := s.acquire(ctx); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", ref, err)
+	}
+	defer s.release()
+	return e.stopHeld(ctx, s)
+}
+
+// stopHeld stops a sandbox whose ticket the caller holds.
+func (e *Engine) stopHeld(ctx context.Context, s *sandbox) error {
+	s.mu.Lock()
+	was := s.state
+	if was == SandboxNotReady && s.released {
+		s.mu.Unlock()
+		return nil
+	}
+	err := s.changeLocked(SandboxStopping)
+	live := s.live
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	// The client's going away does not stop the stopping.
+	ctx, cancel := context.WithTimeout(e.ns(context.WithoutCancel(ctx)), sandboxStopLimit)
+	defer cancel()
+	err = e.lower(ctx, s, live)
+	s.mu.Lock()
+	_ = s.changeLocked(SandboxNotReady)
+	s.released = err == nil
+	if err == nil {
+		s.live = sandboxRun{}
+	}
+	s.mu.Unlock()
+	if was == SandboxReady {
+		e.emitSandbox(s, "stop")
+	}
+	if err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", s.id, err)
+	}
+	return nil
+}
+
+// lower takes back what runSandbox made.
+func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
+	dir := e.sandboxDir(s.id)
+	if _, err := os.Lstat(dir); err == nil {
+		// A daemon that is killed from here on must not take it for ready.
+		r := live
+		r.Version, r.Record, r.Ready, r.Stopping = runVersion, s.rec, false, true
+		if err := writeSandboxRun(dir, r); err != nil {
+			return err
+		}
+	}
+	if err := e.killMembers(ctx, s); err != nil {
+		return err
+	}
+	c := s.rec.Config
+	var g errgroup.Group
+	if c.Network == NamespacePod {
+		g.Go(func() error {
+			ep := podEndpoint(s.id, c, live.NetNS)
+			if _, err := os.Lstat(live.NetNS); err != nil {
+				ep.NetNS = ""
+			}
+			if err := e.opt.PodNetwork.Teardown(ctx, ep); err != nil {
+				return err
+			}
+			if live.NetNS == "" {
+				return nil
+			}
+			if err := e.opt.Networks.DeleteNetns(ctx, live.NetNS); err != nil && !errdefs.IsNotFound(err) {
+				return fmt.Errorf("delete network namespace: %w", err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return e.endPodShim(ctx, s) })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if c.CgroupParent == "" {
+		e.removePodCgroup(s.id)
+	}
+	return RemoveSandboxDir(dir)
+}
+
+// killMembers kills the containers of a sandbox.
+func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
+	var g errgroup.Group
+	for _, c := range e.pods.containers(s.id) {
+		g.Go(func() error {
+			c.mu.Lock()
+			r := c.run
+			c.rec.StoppedByUser = true
+			c.mu.Unlock()
+			if err := e.kill9(ctx, c, r); err != nil {
+				return fmt.Errorf("kill container %s: %w", c.id, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// removePodCgroup removes the cgroup that the engine made as the parent of a sandbox's containers.
+func (e *Engine) removePodCgroup(id string) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return
+	}
+	seen := map[string]bool{}
+	for _, m := range cgroupMounts(string(mounts)) {
+		dir := m.point + e.podCgroup(id, SandboxConfig{})
+		if seen[dir] {
+			continue
+		}
+		seen[dir] = true
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			e.log.Warn("remove the cgroup of a sandbox", "path", dir, "error", err)
+		}
+	}
+}
+
+// RemoveSandbox removes a sandbox with its containers. It is stopped first if it is not yet.
+func (e *Engine) RemoveSandbox(ctx context.Context, ref string) error {
+	s, err := e.pods.get(ref)
+	if err != nil {
+		return err
+	}
+	if err := s.acquire(ctx); err != nil {
+		return fmt.Errorf("remove sandbox %s: %w", ref, err)
+	}
+	defer s.release()
+	if _, err := e.pods.get(s.id); err != nil {
+		return nil // somebody else has removed it
+	}
+	return e.removeSandbox(ctx, s)
+}
+
+// removeSandbox removes a sandbox whose ticket the caller holds.
+func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
+	if err := e.stopHeld(ctx, s); err != nil {
+		return err
+	}
+	if err := s.change(SandboxRemoving); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(e.ns(context.WithoutCancel(ctx)), sandboxStopLimit)
+	defer cancel()
+	if err := e.eraseSandbox(ctx, s); err != nil {
+		_ = s.change(SandboxNotReady)
+		return fmt.Errorf("remove sandbox %s: %w", s.id, err)
+	}
+	e.pods.remove(s)
+	e.emitSandbox(s, "destroy")
+	return nil
+}
+
+// eraseSandbox removes the containers and the record of a stopped sandbox.
+func (e *Engine) eraseSandbox(ctx context.Context, s *sandbox) error {
+	var g errgroup.Group
+	for _, c := range e.pods.containers(s.id) {
+		g.Go(func() error {
+			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true})
+			if errdefs.IsNotFound(err) {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := e.opt.Sandboxes.Delete(ctx, s.id); err != nil {
+		return fmt.Errorf("delete record: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,453 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+// hostPod is a sandbox that takes no privileges: all its namespaces are the host's.
+func hostPod(name string) SandboxConfig {
+	return SandboxConfig{
+		Name: name, Namespace: "ns", UID: "uid-" + name,
+		Network: NamespaceNode, PID: NamespaceContainer, IPC: NamespaceNode, CgroupParent: "/test",
+	}
+}
+
+// ownPod is a sandbox with namespaces of its own.
+func (n *node) ownPod(name string) SandboxConfig {
+	n.t.Helper()
+	if os.Geteuid() != 0 {
+		n.t.Skipf("needs root: %s", n.t.Name())
+	}
+	if n.nets.realNetns == "" {
+		n.nets.realNetns = n.t.TempDir()
+		n.t.Cleanup(func() { // whatever a test that failed left
+			for _, id := range folders(filepath.Join(n.state, "sandboxes")) {
+				_ = RemoveSandboxDir(n.e.sandboxDir(id))
+			}
+			for path := range n.nets.ns {
+				_ = unix.Unmount(path, unix.MNT_DETACH)
+			}
+		})
+	}
+	c := hostPod(name)
+	c.Network, c.IPC = NamespacePod, NamespacePod
+	return c
+}
+
+func memberConfig(name string, cmd ...string) Config {
+	return Config{Image: "test", Cmd: cmd, Pod: &PodMember{Name: name, PID: NamespaceContainer}}
+}
+
+func (n *node) pod(c SandboxConfig) string {
+	n.t.Helper()
+	id, err := n.e.RunSandbox(bg, c)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+func (n *node) member(pod string, c Config) string {
+	n.t.Helper()
+	id, err := n.e.CreatePodContainer(bg, pod, c)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if err := n.e.StartPodContainer(bg, id); err != nil {
+		n.t.Fatal(err)
+	}
+	return id
+}
+
+func (n *node) podState(id string) SandboxState {
+	n.t.Helper()
+	s, err := n.e.Sandbox(bg, id)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s.State
+}
+
+// empty checks that nothing of pods is left.
+func (n *node) empty() {
+	n.t.Helper()
+	if all := n.e.Sandboxes(bg); len(all) != 0 {
+		n.t.Errorf("sandboxes left: %v", all)
+	}
+	if all := n.e.PodContainers(bg); len(all) != 0 {
+		n.t.Errorf("containers left: %d", len(all))
+	}
+	for _, dir := range []string{"sandboxes", "containers"} {
+		if left := folders(filepath.Join(n.state, dir)); len(left) != 0 {
+			n.t.Errorf("folders left in %s: %v", dir, left)
+		}
+	}
+	n.sandboxes.mu.Lock()
+	defer n.sandboxes.mu.Unlock()
+	if len(n.sandboxes.all) != 0 {
+		n.t.Errorf("records left: %d", len(n.sandboxes.all))
+	}
+	if c := n.shims.count(); c != 0 {
+		n.t.Errorf("%d shims left", c)
+	}
+	if paths, _ := n.nets.Netns(bg); len(paths) != 0 {
+		n.t.Errorf("network namespaces left: %v", paths)
+	}
+	for name := range n.e.pods.names {
+		n.t.Errorf("name left: %s", name)
+	}
+}
+
+func TestPodLife(t *testing.T) {
+	t.Parallel()
+	for kind, config := range map[string]SandboxConfig{"host": hostPod("p"), "own": {}} {
+		t.Run(kind, func(t *testing.T) {
+			n := newNode(t)
+			if kind == "own" {
+				config = n.ownPod("p")
+			}
+			ctx, cancel := context.WithCancel(bg)
+			defer cancel()
+			events, err := n.e.Events(ctx, time.Time{}, time.Time{}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod := n.pod(config)
+			if s := n.podState(pod[:10]); s != SandboxReady {
+				t.Errorf("new sandbox is %s", s)
+			}
+			if _, err := n.e.RunSandbox(bg, config); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("the same sandbox again: %v", err)
+			}
+			a := n.member(pod, memberConfig("a", "sleep"))
+			b := n.member(pod, memberConfig("b", "exit", "7"))
+			if n.shims.count() != 1 {
+				t.Errorf("%d shims for one pod", n.shims.count())
+			}
+			if _, err := n.e.CreatePodContainer(bg, pod, memberConfig("a", "sleep")); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("the same container again: %v", err)
+			}
+			n.eventually("b has ended", func() bool { return n.state_(b).Status == StatusExited })
+			if s := n.state_(b); s.ExitCode != 7 || s.Lost {
+				t.Errorf("state of b: %+v", s)
+			}
+			for _, id := range []string{a, b} {
+				if err := n.e.StartPodContainer(bg, id); !errdefs.IsFailedPrecondition(err) {
+					t.Errorf("second start: %v", err)
+				}
+			}
+			if err := n.e.StopSandbox(bg, pod); err != nil {
+				t.Fatal(err)
+			}
+			if s := n.state_(a); s.Status != StatusExited || s.ExitCode != 137 {
+				t.Errorf("state of a: %+v", s)
+			}
+			if err := n.e.StopSandbox(bg, pod); err != nil {
+				t.Errorf("second stop: %v", err)
+			}
+			if s := n.podState(pod); s != SandboxNotReady {
+				t.Errorf("stopped sandbox is %s", s)
+			}
+			if _, err := n.e.CreatePodContainer(bg, pod, memberConfig("c")); !errdefs.IsFailedPrecondition(err) {
+				t.Errorf("a container in a stopped sandbox: %v", err)
+			}
+			if err := n.e.RemoveSandbox(bg, pod); err != nil {
+				t.Fatal(err)
+			}
+			n.empty()
+			if _, err := n.e.Sandbox(bg, pod); !errdefs.IsNotFound(err) {
+				t.Errorf("removed sandbox: %v", err)
+			}
+			var told []string
+			for ev := range events {
+				if ev.Type == EventSandbox || ev.ID == a && slices.Contains([]string{"create", "start", "die", "destroy"}, ev.Action) {
+					told = append(told, ev.Type+" "+ev.Action)
+				}
+				if ev.Type == EventSandbox && ev.Action == "destroy" {
+					break
+				}
+			}
+			want := []string{"sandbox create", "sandbox start", "container create", "container start", "container die", "sandbox stop", "container destroy", "sandbox destroy"}
+			if !slices.Equal(told, want) {
+				t.Errorf("events %v, want %v", told, want)
+			}
+		})
+	}
+}
+
+func TestRemoveRunningPod(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(n.ownPod("p"))
+	n.member(pod, memberConfig("a", "stubborn"))
+	if err := n.e.RemoveSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+// TestSharedPIDs: only a pod that shares a PID namespace has a process of its own.
+func TestSharedPIDs(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := n.ownPod("p")
+	c.PID = NamespacePod
+	if _, err := n.e.RunSandbox(bg, c); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without an init binary: %v", err)
+	}
+	n.empty()
+	n.e.opt.InitBinary = "/bin/true"
+	pod := n.pod(c)
+	if s, _ := n.e.Sandbox(bg, pod); s.Pid == 0 {
+		t.Error("no init")
+	}
+	m := memberConfig("a", "sleep")
+	m.Pod.PID = NamespacePod
+	n.member(pod, m)
+	if err := n.e.RemoveSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+func TestFailedRunLeavesNothing(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	c := n.ownPod("p")
+	c.PID = NamespacePod
+	n.e.opt.InitBinary = "/bin/true"
+	broken := errors.New("broken")
+	for _, step := range []string{"netns", "connect", "sandboxes.put", "shim.start", "task.create", "task.start"} {
+		n.breakStep(step, broken)
+		if _, err := n.e.RunSandbox(bg, c); !errors.Is(err, broken) {
+			t.Errorf("%s broken: %v", step, err)
+		}
+		n.breakStep("", nil)
+		n.empty()
+	}
+	c.Userns = &Userns{UIDs: []IDMap{{0, 1000, 1}}, GIDs: []IDMap{{0, 2000, 1}}}
+	if _, err := n.e.RunSandbox(bg, c); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("different maps: %v", err)
+	}
+}
+
+func TestFailedStartEndsContainer(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(hostPod("p"))
+	id, err := n.e.CreatePodContainer(bg, pod, memberConfig("a", "sleep"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.breakStep("task.start", errors.New("no such file or directory"))
+	if err := n.e.StartPodContainer(bg, id); err == nil {
+		t.Error("the start succeeded")
+	}
+	n.breakStep("", nil)
+	s := n.state_(id)
+	if s.Status != StatusExited || s.ExitCode != 128 || s.FinishedAt.IsZero() || !s.StartedAt.IsZero() || s.Error == "" {
+		t.Errorf("state %+v", s)
+	}
+	// The pod lives on, in the same shim.
+	n.member(pod, memberConfig("b", "sleep"))
+	if n.shims.count() != 1 {
+		t.Errorf("%d shims", n.shims.count())
+	}
+}
+
+func TestPodsAfterACrash(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(n.ownPod("p"))
+	running, ended := n.member(pod, memberConfig("a", "sleep")), n.member(pod, memberConfig("b", "sleep"))
+	before, _ := n.e.Sandbox(bg, pod)
+
+	// A run that was cut short, with and without a record.
+	for i, record := range []bool{true, false} {
+		id := newID()
+		dir := n.e.sandboxDir(id)
+		r := sandboxRecord{Version: sandboxVersion, ID: id, Config: hostPod(fmt.Sprint("cut", i))}
+		if err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r})); err != nil {
+			t.Fatal(err)
+		}
+		if record {
+			if err := n.sandboxes.Put(bg, id, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	s := n.shims.live[n.e.sandboxDir(pod)]
+	s.mu.Lock()
+	s.procs[procKey(ended, "")].end(5)
+	s.mu.Unlock()
+	n.boot()
+
+	if all := n.e.Sandboxes(bg); len(all) != 1 {
+		t.Errorf("sandboxes: %v", all)
+	}
+	after, err := n.e.Sandbox(bg, pod)
+	if err != nil || after.State != SandboxReady || !slices.Equal(after.IPs, before.IPs) || after.NetNS != before.NetNS {
+		t.Errorf("sandbox after a crash: %+v, %v", after, err)
+	}
+	if s := n.state_(running); s.Status != StatusRunning {
+		t.Errorf("running: %+v", s)
+	}
+	if s := n.state_(ended); s.Status != StatusExited || s.ExitCode != 5 {
+		t.Errorf("ended: %+v", s)
+	}
+	if _, err := n.e.RunSandbox(bg, n.ownPod("p")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("the name is free: %v", err)
+	}
+	n.member(pod, memberConfig("c", "sleep"))
+	if n.shims.count() != 1 {
+		t.Errorf("%d shims", n.shims.count())
+	}
+	if err := n.e.RemoveSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+func TestPodsAfterAReboot(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(n.ownPod("p"))
+	id := n.member(pod, memberConfig("a", "sleep"))
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	// What a reboot takes: mounts, processes, the volatile folder.
+	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveBundle(n.e.bundle(id))); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range n.shims.live {
+		s.die()
+	}
+	n.boot()
+	if s := n.podState(pod); s != SandboxNotReady {
+		t.Errorf("the sandbox is %s", s)
+	}
+	if s := n.state_(id); s.Status != StatusExited || !s.Lost {
+		t.Errorf("the container: %+v", s)
+	}
+	if eps, _ := n.nets.Endpoints(bg, "bridge"); len(eps) != 0 {
+		t.Errorf("addresses still taken: %v", eps)
+	}
+	if err := errors.Join(n.e.StopSandbox(bg, pod), n.e.RemoveSandbox(bg, pod)); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+// TestDamagedSandbox: one record that cannot be read keeps no other, and nothing is deleted.
+func TestDamagedSandbox(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(hostPod("p"))
+	n.sandboxes.mu.Lock()
+	n.sandboxes.all["zz"] = []byte(`{"version":`)
+	n.sandboxes.mu.Unlock()
+	n.crash()
+	if s := n.podState(pod); s != SandboxReady {
+		t.Errorf("the other sandbox is %s", s)
+	}
+}
+
+func TestDeadPodShim(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	pod := n.pod(hostPod("p"))
+	id := n.member(pod, memberConfig("a", "sleep"))
+	n.shims.mu.Lock()
+	s := n.shims.live[n.e.sandboxDir(pod)]
+	n.shims.mu.Unlock()
+	s.die()
+	n.eventually("the container has ended", func() bool { return n.state_(id).Status == StatusExited })
+	if s := n.podState(pod); s != SandboxReady {
+		t.Errorf("the sandbox is %s", s)
+	}
+	n.member(pod, memberConfig("b", "sleep"))
+	if err := n.e.RemoveSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+func TestMemberName(t *testing.T) {
+	t.Parallel()
+	seen := map[string]bool{}
+	for _, c := range []struct {
+		pod    SandboxConfig
+		member PodMember
+	}{
+		{SandboxConfig{Name: "p", Namespace: "n", UID: "u"}, PodMember{Name: "c"}},
+		{SandboxConfig{Name: "p", Namespace: "n", UID: "u"}, PodMember{Name: "c", Attempt: 1}},
+		{SandboxConfig{Name: "p", Namespace: "n", UID: "u", Attempt: 1}, PodMember{Name: "c"}},
+		{SandboxConfig{Name: "p", Namespace: "n/", UID: "u"}, PodMember{Name: "c"}},
+		{SandboxConfig{Name: "p", Namespace: "n!", UID: "u"}, PodMember{Name: "c"}},
+	} {
+		name := memberName(c.pod, c.member)
+		if seen[name] || !validName.MatchString(name) {
+			t.Errorf("name %q", name)
+		}
+		seen[name] = true
+	}
+	if !seen["k8s_c_p_n_u_0"] {
+		t.Errorf("names %v", seen)
+	}
+}
+
+func TestResolveMember(t *testing.T) {
+	t.Parallel()
+	acs := accounts{
+		passwd: []byte("root:x:0:0::/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n"),
+		group:  []byte("root:x:0:\nuser:x:1000:\nextra:x:50000:user\n"),
+	}
+	id := func(n int64) *int64 { return &n }
+	for name, c := range map[string]struct {
+		image string
+		p     PodMember
+		want  string
+	}{
+		"image":            {"user", PodMember{}, "1000 1000 [1000 50000]"},
+		"image with group": {"user:extra", PodMember{}, "1000 50000 [50000]"},
+		"uid":              {"user", PodMember{RunAsUser: id(0)}, "0 0 [0]"},
+		"uid of image":     {"", PodMember{RunAsUser: id(1000), Groups: []int64{1234}}, "1000 1000 [1000 50000 1234]"},
+		"strict":           {"", PodMember{RunAsUser: id(1000), Groups: []int64{1234}, StrictGroups: true}, "1000 1000 [1000 1234]"},
+		"group":            {"", PodMember{RunAsUser: id(1000), RunAsGroup: id(7)}, "1000 7 [7 50000]"},
+		"name":             {"", PodMember{RunAsUserName: "user", RunAsUser: id(5)}, "1000 1000 [1000 50000]"},
+		"unknown uid":      {"", PodMember{RunAsUser: id(77)}, "77 0 [0]"},
+		"unknown name":     {"", PodMember{RunAsUserName: "nobody"}, "unable to find user nobody: no matching entries in passwd file"},
+	} {
+		acc, err := acs.resolveMember(c.image, c.p)
+		got := fmt.Sprint(acc.UID, acc.GID, acc.Groups)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", name, got, c.want)
+		}
+	}
+}
+
+func TestMountOf(t *testing.T) {
+	t.Parallel()
+	const info = "1 0 8:1 / / rw shared:1 - ext4 /dev/a rw\n2 1 0:2 / /a\\040b rw master:3 - tmpfs t rw\n3 2 0:3 / /a\\040b/c rw - tmpfs t rw\n"
+	for path, want := range map[string]string{"/x": "/ [shared:1]", "/a b/d": "/a b [master:3]", "/a b/c": "/a b/c []", "/a bc": "/ [shared:1]"} {
+		point, options := mountOf(info, path)
+		if got := fmt.Sprint(point, " ", options); got != want {
+			t.Errorf("%s: %s, want %s", path, got, want)
+		}
+	}
+}
