@@ -30,6 +30,8 @@ cleanup() {
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
 	hierarchies_back 'bench-*'
+	# crun makes folders for hierarchies that the kernel has and nobody mounts.
+	rmdir /sys/fs/cgroup/*/bench-* 2>/dev/null
 	cd /
 	rm -rf "$w"
 }
