@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -204,6 +205,9 @@ func (e *Engine) endPodShim(ctx context.Context, s *sandbox) error {
 			err = errors.Join(err, conn.Shutdown(ctx))
 			conn.Close()
 		}
+	}
+	if _, gone := os.Lstat(e.sandboxDir(s.id)); errdefs.IsNotFound(err) && errors.Is(gone, fs.ErrNotExist) {
+		return nil // as after a reboot
 	}
 	if err != nil && hasInit { // the shim is gone, or does not do as it is told
 		_, err = e.opt.Shims.Reap(ctx, e.sandboxShim(s))

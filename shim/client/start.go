@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/pidfd"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -64,7 +65,7 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
-	if err := os.WriteFile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
+	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "-socket", path, "serve"), &os.ProcAttr{
