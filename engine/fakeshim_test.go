@@ -94,6 +94,17 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
 }
 
+func (f *fakeShims) Abort(_ context.Context, bundle string) error {
+	f.mu.Lock()
+	s := f.live[bundle]
+	delete(f.hang, bundle)
+	f.mu.Unlock()
+	if s != nil {
+		s.die()
+	}
+	return nil
+}
+
 func (f *fakeShims) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -359,3 +359,48 @@ func TestPodCalls(t *testing.T) {
 		t.Errorf("sandboxes left: %v, %v", l, err)
 	}
 }
+
+// TestPodWithAHungShim: a shim that does nothing any more holds up nobody but its pod, and that
+// can be ended.
+func TestPodWithAHungShim(t *testing.T) {
+	n := own(t)
+	k := newKubelet(t, n)
+	pc := k.config("hangs", cri.NamespaceMode_POD)
+	pod := k.runPod(pc)
+	id := k.run(pod, pc, "main", "sleep", "1000")
+	hung := 0
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if strings.Contains(string(b), pod) && strings.HasSuffix(string(b), "serve\x00") {
+			fmt.Sscan(filepath.Base(dir), &hung)
+		}
+	}
+	if hung == 0 {
+		t.Fatal("no shim is found")
+	}
+	if err := syscall.Kill(hung, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if s := k.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status %v", s)
+	}
+	if _, err := k.ListPodSandboxStats(ctx(t), &cri.ListPodSandboxStatsRequest{}); err != nil {
+		t.Error(err)
+	}
+	opc := k.config("other", cri.NamespaceMode_CONTAINER)
+	other := k.runPod(opc)
+	k.run(other, opc, "other", "sleep", "1000")
+	k.end(other)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("another pod was held up for %v", took)
+	}
+	k.end(pod)
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("it took %v to end the pod", took)
+	}
+}
