@@ -147,7 +147,7 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 	if e.host.CgroupV2 && !c.Privileged {
 		c.CgroupnsMode = "private"
 	}
-	c.Resources.CgroupParent = e.podCgroup(s.id, sc)
+	c.Resources.CgroupParent = cgroupParent(e.opt.CgroupDriver, e.podCgroup(s.id, sc))
 	c.Log = LogConfig{Driver: "none"}
 	switch p.PID {
 	case NamespaceContainer:
