@@ -2,12 +2,15 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -402,5 +405,46 @@ func TestPodWithAHungShim(t *testing.T) {
 	k.end(pod)
 	if took := time.Since(began); took > time.Minute {
 		t.Errorf("it took %v to end the pod", took)
+	}
+}
+
+// TestPodsUnderLoad: many lives side by side make no error and leave nothing, and addresses that
+// have run out can be used again.
+func TestPodsUnderLoad(t *testing.T) {
+	n := own(t)
+	n.flags = append(n.flags, "--bridge-subnet", strings.Replace(n.subnet, "/24", "/27", 1)) // 29 addresses
+	if err := errors.Join(n.signal(syscall.SIGTERM), n.start()); err != nil {
+		t.Fatal(err)
+	}
+	k := newKubelet(t, n)
+	const lives, clients = 120, 16
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for i := next.Add(1); i <= lives && !t.Failed(); i = next.Add(1) {
+				k.live(fmt.Sprint("p", i), int(i))
+			}
+		})
+	}
+	wg.Wait()
+	for round := range 5 {
+		var pods []string
+		for i := 0; ; i++ {
+			r, err := k.RunPodSandbox(ctx(t), &cri.RunPodSandboxRequest{Config: k.config(fmt.Sprintf("full%d-%d", round, i), cri.NamespaceMode_CONTAINER)})
+			if status.Code(err) == codes.ResourceExhausted {
+				break
+			}
+			if err != nil || i > 40 {
+				t.Fatalf("pod %d of round %d: %v", i, round, err)
+			}
+			pods = append(pods, r.PodSandboxId)
+		}
+		if len(pods) != 29 {
+			t.Errorf("round %d: %d pods", round, len(pods))
+		}
+		for _, p := range pods {
+			k.end(p)
+		}
 	}
 }
