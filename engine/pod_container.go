@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -55,7 +56,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 		alive: func(m *newMember) bool { _, err := e.containers.get(m.c.id); return err == nil },
 		drop: func(m *newMember) {
 			e.publish(m)
-			if err := e.RemoveContainer(context.Background(), m.c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
+			if err := e.RemovePodContainer(context.Background(), m.c.id); err != nil {
 				e.log.Error("remove a container that nobody came for", "container", m.c.id, "error", err)
 			}
 		},
@@ -71,7 +72,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	}
 	// A sandbox that was removed meanwhile takes its containers along.
 	if _, err := e.pods.get(s.id); err != nil {
-		_ = e.RemoveContainer(context.WithoutCancel(ctx), m.c.id, RemoveOptions{Force: true, Volumes: true})
+		_ = e.RemovePodContainer(context.WithoutCancel(ctx), m.c.id)
 		return "", err
 	}
 	return m.c.id, nil
@@ -474,4 +475,26 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	}
 	e.emit(c, "update")
 	return nil
+}
+
+// removalPoll is how often a removal that somebody else is at is looked after.
+const removalPoll = 20 * time.Millisecond
+
+// RemovePodContainer kills and removes a container. It is idempotent: a removal that is under
+// way is waited for, and of a container that is gone it is no error.
+func (e *Engine) RemovePodContainer(ctx context.Context, ref string) error {
+	for {
+		err := e.RemoveContainer(ctx, ref, RemoveOptions{Force: true, Volumes: true})
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return nil
+		case !errdefs.IsConflict(err):
+			return err
+		}
+		select {
+		case <-time.After(removalPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("remove container %s: %w", ref, context.Cause(ctx))
+		}
+	}
 }
