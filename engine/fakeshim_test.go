@@ -94,10 +94,10 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
 }
 
-func (f *fakeShims) Abort(_ context.Context, bundle string) error {
+func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
 	f.mu.Lock()
-	s := f.live[bundle]
-	delete(f.hang, bundle)
+	s := f.live[o.Bundle]
+	delete(f.hang, o.Bundle)
 	f.mu.Unlock()
 	if s != nil {
 		s.die()

@@ -120,7 +120,7 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			if errdefs.IsUnavailable(err) {
 				// The shim hangs. What it held is ended from outside, once it is gone.
 				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
-				if err = e.opt.Shims.Abort(ctx, e.sandboxDir(s.id)); err == nil && r != nil && !waitDone(r, cleanupLimit) {
+				if err = e.killShim(ctx, s); err == nil && r != nil && !waitDone(r, cleanupLimit) {
 					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
 				}
 			}
