@@ -46,6 +46,7 @@ type sandbox struct {
 	overhead, resources *Resources
 	// released tells that the network has been given back since the daemon started.
 	released bool
+	toldStop bool // the hooks were
 }
 
 // sandboxRun is what a sandbox has while it is ready. It is the content of run.json.
@@ -316,6 +317,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
+		return err
+	}
 	rec := s.rec
 	s.mu.Lock()
 	if overhead != nil {
@@ -329,5 +333,6 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 	if err := e.opt.Sandboxes.Put(ctx, s.id, &rec); err != nil {
 		return fmt.Errorf("update sandbox %s: %w", s.id, err)
 	}
+	e.tellResized(ctx, s)
 	return nil
 }
