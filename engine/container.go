@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -53,6 +55,10 @@ type container struct {
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff
+
+	// What hooks were told of it last, and whether of its end. Without hooks they are not used.
+	spec     *specs.Spec
+	toldStop bool
 }
 
 // run is one life of a container's process.

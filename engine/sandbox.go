@@ -48,6 +48,7 @@ type sandbox struct {
 	overhead, resources *Resources
 	// released tells that the network has been given back since the daemon started.
 	released bool
+	toldStop bool // the hooks were
 }
 
 // sandboxRun is what a sandbox has while it is ready. It is the content of run.json.
@@ -327,6 +328,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
+		return err
+	}
 	rec := s.rec
 	s.mu.Lock()
 	if overhead != nil {
@@ -340,5 +344,6 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 	if err := e.opt.Sandboxes.Put(ctx, s.id, &rec); err != nil {
 		return fmt.Errorf("update sandbox %s: %w", s.id, err)
 	}
+	e.tellResized(ctx, s)
 	return nil
 }

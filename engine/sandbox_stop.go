@@ -77,6 +77,7 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	if err := e.killMembers(ctx, s); err != nil {
 		return err
 	}
+	e.tellStop(ctx, s)
 	c := s.rec.Config
 	var g errgroup.Group
 	if c.Network == NamespacePod {
@@ -183,6 +184,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 		return fmt.Errorf("remove sandbox %s: %w", s.id, err)
 	}
 	e.pods.remove(s)
+	e.tellRemove(ctx, s)
 	e.emitSandbox(s, "destroy")
 	return nil
 }
