@@ -54,6 +54,12 @@ func (r *Runtime) Restore(ctx context.Context, id string, o RestoreOptions) (_ *
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("restore container %q: %w", id, err), k.undo.Run(context.WithoutCancel(ctx)))
+			if k.c != nil && k.c.Console != nil {
+				k.c.Console.Close()
+			}
+			if k.c != nil && k.c.PidFD != nil {
+				k.c.PidFD.Close()
+			}
 		}
 		for _, f := range k.open {
 			f.Close()
@@ -130,6 +136,7 @@ type restoration struct {
 	filter   []byte // the seccomp program, as the kernel has it
 	open     []*os.File
 	criu     int // its process
+	root     unix.Stat_t
 	verified bool
 }
 
@@ -579,6 +586,9 @@ func (k *restoration) attach(c copies, opts *rpc.CriuOpts) error {
 		return err
 	}
 	defer root.Close()
+	if err := unix.Fstat(root.Fd(), &k.root); err != nil {
+		return fmt.Errorf("root file system: %w", err)
+	}
 	if err := k.mountPoints(root); err != nil {
 		return err
 	}

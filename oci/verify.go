@@ -23,23 +23,38 @@ import (
 // kernel says about them, before they run, with what the configuration allows.
 
 func (k *restoration) verify() error {
-	return verifyProcesses(k.spec, k.o.Bundle, k.c.Pid(), k.criu, k.o.LSMProfile, slices.Contains(k.o.EmptyNamespaces, "network"))
+	return allowed{
+		spec: k.spec, bundle: k.o.Bundle, cgroups: k.c.state.Cgroups, member: k.criu,
+		root: &k.root, profile: k.o.LSMProfile, emptyNetwork: slices.Contains(k.o.EmptyNamespaces, "network"),
+	}.verify(k.c.Pid())
 }
 
-// verifyProcesses checks the process pid and all that descend from it. The cgroups of
-// member are those that they may be in, or below.
-func verifyProcesses(s *specs.Spec, bundle string, pid, member int, profile string, emptyNetwork bool) error {
-	if err := verifyNamespaces(s, pid, emptyNetwork); err != nil {
+// allowed is what restored processes may be.
+type allowed struct {
+	spec    *specs.Spec
+	bundle  string
+	root    *unix.Stat_t      // the directory that is the container's "/"; nil: any
+	cgroups map[string]string // the container's directories, by controller
+	// member is a process whose cgroups are those that they may be in, or below.
+	member       int
+	profile      string // KIND:LABEL instead of that of spec
+	emptyNetwork bool   // instead of one that is joined
+}
+
+// verify checks the process pid and all that descend from it.
+func (a allowed) verify(pid int) error {
+	s := a.spec
+	if err := verifyNamespaces(s, pid, a.emptyNetwork); err != nil {
 		return err
 	}
-	if err := verifyMounts(s, bundle, pid); err != nil {
+	if err := a.mounts(pid); err != nil {
 		return err
 	}
-	cgroups, err := cgroupPaths(member)
+	cgroups, err := cgroupPaths(a.member)
 	if err != nil {
 		return err
 	}
-	limits := newBounds(s, profile)
+	limits := newBounds(s, a.profile)
 	for i, p := range append([]int{pid}, descendants(pid)...) {
 		if i > 0 {
 			if err := sameNamespaces(pid, p); err != nil {
@@ -339,9 +354,10 @@ func toHost(maps []specs.LinuxIDMapping, id uint32) uint32 {
 	return id
 }
 
-// verifyMounts: every mount is one of the configuration's, each of those is there with at
-// least its restrictions, and what is to be masked or read-only is.
-func verifyMounts(s *specs.Spec, bundle string, pid int) error {
+// mounts: every mount is one of the configuration's, each of those is there with at least
+// its restrictions, and what is to be masked or read-only is.
+func (a allowed) mounts(pid int) error {
+	s := a.spec
 	v, err := viewMounts(pid)
 	if err != nil {
 		return err
@@ -353,11 +369,14 @@ func verifyMounts(s *specs.Spec, bundle string, pid int) error {
 		return err
 	}
 	known[root.entry.id] = true
+	if a.root != nil && (!root.isRoot || !sameFile(a.root, &root.stat)) {
+		return errors.New("the root directory is not that of the configuration")
+	}
 	if s.Root.Readonly && root.fs.Flags&unix.ST_RDONLY == 0 {
 		return errors.New("the root file system is not read-only")
 	}
 	for i := range s.Mounts {
-		if err := verifyMount(v, s, i, bundle, known); err != nil {
+		if err := verifyMount(v, s, i, a.bundle, known); err != nil {
 			return fmt.Errorf("mount %s: %w", s.Mounts[i].Destination, err)
 		}
 	}
@@ -393,12 +412,46 @@ func verifyMounts(s *specs.Spec, bundle string, pid int) error {
 	}
 	for i := range v.mounts {
 		e := &v.mounts[i]
-		if known[e.id] || e.fstype == "cgroup" && known[e.parent] || e.fstype == "cgroup2" && known[e.parent] {
+		if e.fstype == "cgroup" || e.fstype == "cgroup2" {
+			if err := a.cgroupMount(v, e); err != nil {
+				return fmt.Errorf("mount %s: %w", e.point, err)
+			}
+			if known[e.parent] {
+				continue
+			}
+		}
+		if known[e.id] {
 			continue
 		}
 		return fmt.Errorf("%s is mounted (%s), which the configuration has not", e.point, e.fstype)
 	}
 	return nil
+}
+
+// cgroupMount: a cgroup file system shows the container's own directory. Without a cgroup
+// namespace that of v2 shows all, read-only or not as the configuration says.
+func (a allowed) cgroupMount(v *mountView, e *mountEntry) error {
+	p, err := v.at(e.point)
+	if err != nil {
+		return err
+	}
+	for _, m := range a.spec.Mounts {
+		if m.Type == "cgroup" && (m.Destination == e.point || strings.HasPrefix(e.point, m.Destination+"/")) &&
+			slices.Contains(m.Options, "ro") && p.fs.Flags&unix.ST_RDONLY == 0 {
+			return errors.New("it is not ro")
+		}
+	}
+	for _, dir := range a.cgroups {
+		var st unix.Stat_t
+		if unix.Stat(dir, &st) == nil && sameFile(&st, &p.stat) {
+			return nil
+		}
+	}
+	own := slices.ContainsFunc(a.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
+	if !own && CgroupV2() {
+		return nil
+	}
+	return errors.New("it is not the container's cgroup")
 }
 
 // restrictions are the attributes of a mount that take something away.

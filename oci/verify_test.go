@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // TestVerifyRestored: what verify finds in a container that was made of its own
@@ -34,7 +35,7 @@ func TestVerifyRestored(t *testing.T) {
 		if wanted != nil {
 			wanted(clone)
 		}
-		return verifyProcesses(clone.spec, b.bundle, c.Pid(), c.Pid(), "", false)
+		return allowed{spec: clone.spec, bundle: b.bundle, cgroups: c.CgroupPaths(), member: c.Pid()}.verify(c.Pid())
 	}
 	bind := func(b *box, source string, options ...string) {
 		b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/data", Source: filepath.Join(b.bundle, source), Options: append([]string{"rbind"}, options...)})
@@ -92,6 +93,13 @@ func TestVerifyRestored(t *testing.T) {
 		"root is writable":  {nil, func(b *box) { b.spec.Root.Readonly = true }, "not read-only"},
 		"nothing is masked": {func(b *box) { b.spec.Linux.MaskedPaths = nil }, nil, "is not masked"},
 		"all is writable":   {func(b *box) { b.spec.Linux.ReadonlyPaths = nil }, nil, "is not read-only"},
+		"writable cgroups": {func(b *box) {
+			for i, m := range b.spec.Mounts {
+				if m.Type == "cgroup" {
+					b.spec.Mounts[i].Options = []string{"nosuid", "noexec", "nodev"}
+				}
+			}
+		}, nil, "it is not ro"},
 		"no user namespace": {nil, (*box).inUserns, "user namespace is the host's"},
 		"the host's network": {func(b *box) {
 			b.spec.Linux.Namespaces = []specs.LinuxNamespace{{Type: "mount"}, {Type: "pid"}, {Type: "ipc"}, {Type: "uts"}, {Type: "cgroup"}}
@@ -111,8 +119,32 @@ func TestVerifyRestored(t *testing.T) {
 		a, b := newBox(t), newBox(t)
 		c, _ := a.start("sleep", "100")
 		d, _ := b.start("sleep", "100")
-		if err := verifyProcesses(a.spec, a.bundle, c.Pid(), d.Pid(), "", false); err == nil || !strings.Contains(err.Error(), "is in the cgroup") {
+		may := allowed{spec: a.spec, bundle: a.bundle, cgroups: c.CgroupPaths(), member: d.Pid()}
+		if err := may.verify(c.Pid()); err == nil || !strings.Contains(err.Error(), "is in the cgroup") {
 			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("another cgroup's directory", func(t *testing.T) {
+		a, b := newBox(t), newBox(t)
+		c, _ := a.start("sleep", "100")
+		d, _ := b.start("sleep", "100")
+		may := allowed{spec: a.spec, bundle: a.bundle, cgroups: d.CgroupPaths(), member: c.Pid()}
+		if err := may.verify(c.Pid()); err == nil || !strings.Contains(err.Error(), "it is not the container's cgroup") {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("another root", func(t *testing.T) {
+		b := newBox(t)
+		c, _ := b.start("sleep", "100")
+		for dir, good := range map[string]bool{b.rootfs: true, b.bundle: false} {
+			var st unix.Stat_t
+			if err := unix.Stat(dir, &st); err != nil {
+				t.Fatal(err)
+			}
+			may := allowed{spec: b.spec, bundle: b.bundle, root: &st, cgroups: c.CgroupPaths(), member: c.Pid()}
+			if err := may.verify(c.Pid()); (err == nil) != good {
+				t.Errorf("%s: %v", dir, err)
+			}
 		}
 	})
 	t.Run("a child with namespaces of its own", func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,7 +29,10 @@ type Options struct {
 	StateDir string            // of the daemon, told by Status
 	Handlers []string          // runtime handlers besides the default one
 	Config   map[string]string // told by Status, when it is asked for details
-	Log      *slog.Logger      // nil: discard
+	// Unary and Stream see each call before anything else, with the code of its answer.
+	Unary  []grpc.UnaryServerInterceptor
+	Stream []grpc.StreamServerInterceptor
+	Log    *slog.Logger // nil: discard
 }
 
 // Server serves the CRI.
@@ -59,7 +63,8 @@ func New(o Options) *Server {
 	s := &Server{opt: o, log: o.Log}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(append(slices.Clip(o.Unary), s.unary)...),
+		grpc.ChainStreamInterceptor(append(slices.Clip(o.Stream), s.stream)...),
 	)
 	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	api.RegisterImageServiceServer(s.grpc, &imageService{Server: s})

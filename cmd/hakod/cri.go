@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hako-engine/hako/api/cri"
@@ -22,12 +23,9 @@ import (
 )
 
 // serveCRI adds the Kubernetes CRI, and the server of its streams, to what runs until ctx ends.
-func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, log *slog.Logger) error {
+func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, obs *observers, log *slog.Logger) error {
 	o := streaming.Options{
-		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: func(ctx context.Context, id string) (string, error) {
-			s, err := eng.Sandbox(ctx, id)
-			return s.NetNS, err
-		}},
+		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng)},
 		Address: cfg.StreamAddress, Log: log,
 	}
 	if cfg.StreamCert != "" {
@@ -47,7 +45,8 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 	}
 	srv := cri.New(cri.Options{
 		Backend: eng, Streams: streams, Version: version.Version, StateDir: cfg.State, Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
-		Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir, "network": cfg.Network}, Log: log,
+		Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir, "network": cfg.Network},
+		Unary:  obs.unary, Stream: obs.stream, Log: log,
 	})
 	g.Go(streams.Serve)
 	g.Go(func() error { return srv.Serve(l) })
@@ -59,6 +58,21 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 		return streams.Close()
 	})
 	return nil
+}
+
+// podNetns gives the network namespace of a pod. None is the host's only for a pod that was
+// asked to be there: a pod that has just been stopped must not become the host.
+func podNetns(eng *engine.Engine) func(context.Context, string) (string, error) {
+	return func(ctx context.Context, id string) (string, error) {
+		s, err := eng.Sandbox(ctx, id)
+		switch {
+		case err != nil:
+			return "", err
+		case s.State != engine.SandboxReady, s.NetNS == "" && s.Config.Network != engine.NamespaceNode:
+			return "", fmt.Errorf("pod sandbox %s is not ready: %w", s.ID, errdefs.ErrFailedPrecondition)
+		}
+		return s.NetNS, nil
+	}
 }
 
 // openPods gives the network of pods: nil, which is the engine's own bridge, or CNI.

@@ -78,6 +78,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 			log.Warn("no init for containers that ask for one with --init", "error", err)
 		}
 	}
+	observers, err := newObservers(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer observers.close()
 	pods, err := openPods(ctx, cfg, log)
 	if err != nil {
 		return err
@@ -94,7 +99,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		Version: version.Version, RegistryDir: cfg.RegistryDir, Log: log,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -122,14 +127,17 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		if err != nil {
 			return err
 		}
-		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Log: log})
+		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Observe: observers.docker(), Log: log})
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
 	if cfg.CRISocket != "" {
-		if err := serveCRI(gctx, g, cfg, eng, log); err != nil {
+		if err := serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
 			return err
 		}
+	}
+	if err := observers.serve(gctx, g, cfg, eng); err != nil {
+		return err
 	}
 	if cfg.DebugSocket != "" {
 		l, err := stream.Listen(cfg.DebugSocket, -1)

@@ -82,10 +82,17 @@ func Start(path string, files []*os.File) (*Conversation, error) {
 // Pid gives CRIU's process.
 func (c *Conversation) Pid() int { return c.pid }
 
+// closeWait is how long CRIU may take to end by itself.
+const closeWait = 2000 // ms
+
 // Close ends CRIU and reaps it.
 func (c *Conversation) Close() {
 	unix.Close(c.sock)
 	// It is a child that nobody else reaps: the pid is its own.
+	if fd, err := unix.PidfdOpen(c.pid, 0); err == nil {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, closeWait)
+		unix.Close(fd)
+	}
 	_ = unix.Kill(c.pid, unix.SIGKILL)
 	for {
 		if _, err := unix.Wait4(c.pid, nil, 0, nil); err != unix.EINTR {
