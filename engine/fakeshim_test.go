@@ -82,8 +82,8 @@ func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
 	_ = f.step("reap")
-	if _, err := os.Stat(o.Bundle); err != nil {
-		return client.Exit{}, err // it is executed there
+	if _, err := os.Lstat(o.Bundle); err != nil {
+		return client.Exit{}, fmt.Errorf("bundle %s: %w", o.Bundle, errdefs.ErrNotFound)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

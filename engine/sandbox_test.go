@@ -328,10 +328,14 @@ func TestPodsAfterAReboot(t *testing.T) {
 	n.e.opt.InitBinary = "/bin/true"
 	pod := n.pod(c)
 	id := n.member(pod, memberConfig("a", "sleep"))
+	config := n.ownPod("shared")
+	n.e.opt.InitBinary = "/bin/true"
+	config.PID = NamespacePod // has an init, which the shim is asked for
+	shared := n.pod(config)
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
 	// What a reboot takes: mounts, processes, the volatile folder.
-	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveBundle(n.e.bundle(id))); err != nil {
+	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveSandboxDir(n.e.sandboxDir(shared)), RemoveBundle(n.e.bundle(id))); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range n.shims.live {
@@ -347,8 +351,10 @@ func TestPodsAfterAReboot(t *testing.T) {
 	if eps, _ := n.nets.Endpoints(bg, "bridge"); len(eps) != 0 {
 		t.Errorf("addresses still taken: %v", eps)
 	}
-	if err := errors.Join(n.e.StopSandbox(bg, pod), n.e.RemoveSandbox(bg, pod)); err != nil {
-		t.Fatal(err)
+	for _, p := range []string{pod, shared} {
+		if err := errors.Join(n.e.StopSandbox(bg, p), n.e.RemoveSandbox(bg, p)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.empty()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -160,11 +161,15 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 
 // Reap cleans up after a shim that is gone: it kills and deletes what is left of the
 // container of o.Bundle, and gives how that ended: from the exit file, or else as
-// killed by SIGKILL (137) now.
+// killed by SIGKILL (137) now. ErrNotFound: there is no bundle, and so nothing that its shim
+// could have left; after a reboot it is like that.
 func (Manager) Reap(ctx context.Context, o StartOptions) (Exit, error) {
 	binary, err := o.binary()
 	if err != nil {
 		return Exit{}, err
+	}
+	if _, err := os.Lstat(o.Bundle); errors.Is(err, fs.ErrNotExist) {
+		return Exit{}, fmt.Errorf("clean up after shim %s: no bundle: %w", o.ID, errdefs.ErrNotFound)
 	}
 	cmd := exec.CommandContext(ctx, binary, append(o.flags(), "delete")...)
 	cmd.Dir = o.Bundle
