@@ -27,6 +27,7 @@ type Sandboxes interface {
 	UpdateSandboxResources(ctx context.Context, ref string, overhead, resources *engine.Resources) error
 	SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error)
 	SandboxUsages(ctx context.Context, want func(engine.Sandbox) bool) []engine.SandboxUsage
+	PodMetrics(ctx context.Context) []engine.PodMetrics
 }
 
 // Containers are the life of the containers in pods.

@@ -23,6 +23,7 @@ type fake struct {
 	containers []engine.Container
 	images     []engine.ImageDetail
 	pinned     map[string]bool
+	metrics    []engine.PodMetrics
 	events     chan engine.Event
 	netErr     error
 	err        error // of calls that change something
@@ -92,6 +93,8 @@ func (f *fake) SandboxUsages(_ context.Context, want func(engine.Sandbox) bool) 
 	}
 	return out
 }
+
+func (f *fake) PodMetrics(context.Context) []engine.PodMetrics { return f.metrics }
 
 func (f *fake) CreatePodContainer(_ context.Context, _ string, c engine.Config) (string, error) {
 	f.created = &c
