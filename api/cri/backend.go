@@ -41,6 +41,7 @@ type Containers interface {
 	PodContainers(ctx context.Context) []engine.Container
 	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
+	CheckpointContainer(ctx context.Context, ref, path string) error
 	ExecSync(ctx context.Context, ref string, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
 }
 

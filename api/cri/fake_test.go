@@ -34,7 +34,10 @@ type fake struct {
 	updated *engine.Resources
 	pulled  *engine.PullOptions
 	cidrs   []netip.Prefix
-	exec    func(ctx context.Context, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
+
+	checkpointed string
+	hold         chan struct{} // what a checkpoint waits for, beside its context
+	exec         func(ctx context.Context, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
 }
 
 func missing(what, ref string) error { return notFoundf("%s %q", what, ref) }
@@ -140,6 +143,17 @@ func (f *fake) PodContainerUsage(_ context.Context, want func(engine.Container) 
 	return out
 }
 func (f *fake) ReopenLog(context.Context, string) error { return f.err }
+func (f *fake) CheckpointContainer(ctx context.Context, ref, path string) error {
+	f.checkpointed = path
+	if f.hold == nil {
+		return f.err
+	}
+	select {
+	case <-f.hold:
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
 func (f *fake) ExecSync(ctx context.Context, _ string, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error) {
 	return f.exec(ctx, cmd, timeout, limit)
 }
