@@ -75,6 +75,8 @@ type Shim interface {
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	// Checkpoint writes the processes of a container to files, and leaves them as they are.
+	Checkpoint(ctx context.Context, id string, o client.CheckpointOptions) error
 	Pids(ctx context.Context, id string) ([]int, error)
 	Resize(ctx context.Context, id, execID string, width, height uint32) error
 	CloseStdin(ctx context.Context, id, execID string) error
