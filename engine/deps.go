@@ -93,6 +93,8 @@ type Shims interface {
 	Start(ctx context.Context, o client.StartOptions) (Shim, error)
 	// Connect finds the shim of a bundle after a restart: errdefs.ErrNotFound when there is none any more.
 	Connect(ctx context.Context, bundle string) (Shim, error)
+	// Abort kills a shim that does not do as it is told. That there is none is no error.
+	Abort(ctx context.Context, bundle string) error
 	// Reap cleans up after a shim that died (kills what is left of its container, removes its cgroup)
 	// and gives how its container ended, from the exit file if there is one.
 	Reap(ctx context.Context, o client.StartOptions) (client.Exit, error)

@@ -82,6 +82,9 @@ func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
 	_ = f.step("reap")
+	if _, err := os.Stat(o.Bundle); err != nil {
+		return client.Exit{}, err // it is executed there
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.live, o.Bundle)
@@ -89,6 +92,17 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 		return client.Exit{Status: uint32(code), ExitedAt: time.Now()}, nil
 	}
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
+}
+
+func (f *fakeShims) Abort(_ context.Context, bundle string) error {
+	f.mu.Lock()
+	s := f.live[bundle]
+	delete(f.hang, bundle)
+	f.mu.Unlock()
+	if s != nil {
+		s.die()
+	}
+	return nil
 }
 
 func (f *fakeShims) count() int {

@@ -116,7 +116,15 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			r := c.run
 			c.rec.StoppedByUser = true
 			c.mu.Unlock()
-			if err := e.kill9(ctx, c, r); err != nil {
+			err := e.kill9(ctx, c, r)
+			if errdefs.IsUnavailable(err) {
+				// The shim hangs. What it held is ended from outside, once it is gone.
+				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
+				if err = e.opt.Shims.Abort(ctx, e.sandboxDir(s.id)); err == nil && r != nil && !waitDone(r, cleanupLimit) {
+					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
+				}
+			}
+			if err != nil {
 				return fmt.Errorf("kill container %s: %w", c.id, err)
 			}
 			return nil

@@ -323,7 +323,10 @@ func TestPodsAfterACrash(t *testing.T) {
 func TestPodsAfterAReboot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	pod := n.pod(n.ownPod("p"))
+	c := n.ownPod("p")
+	c.PID = NamespacePod
+	n.e.opt.InitBinary = "/bin/true"
+	pod := n.pod(c)
 	id := n.member(pod, memberConfig("a", "sleep"))
 	n.e.cancel(errClosed)
 	n.e.work.Wait()

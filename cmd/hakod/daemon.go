@@ -216,6 +216,8 @@ func (s shims) Connect(ctx context.Context, bundle string) (engine.Shim, error) 
 	return sh, nil
 }
 
+func (s shims) Abort(ctx context.Context, bundle string) error { return s.m.Abort(ctx, bundle) }
+
 func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, error) {
 	return s.m.Reap(ctx, o)
 }

@@ -9,12 +9,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/pidfd"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -64,7 +66,7 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
-	if err := os.WriteFile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
+	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "-socket", path, "serve"), &os.ProcAttr{
@@ -155,6 +157,46 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 		return nil, fmt.Errorf("connect to shim of %s: %w", bundle, err)
 	}
 	return s, nil
+}
+
+// Abort kills the shim of a bundle, which does not do as it is told; Reap cleans up after it.
+// That there is none is no error.
+func (Manager) Abort(ctx context.Context, bundle string) error {
+	b, err := os.ReadFile(filepath.Join(bundle, wire.AddressFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("kill the shim of %s: %w", bundle, err)
+	}
+	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return err
+	}
+	for _, dir := range processes {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err != nil || !servesSocket(pid, path) {
+			continue
+		}
+		fd, err := pidfd.Open(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		if servesSocket(pid, path) { // and not another one that got its number
+			err = fd.Kill(syscall.SIGKILL)
+		}
+		fd.Close()
+		if err != nil {
+			return fmt.Errorf("kill the shim of %s: %w", bundle, err)
+		}
+	}
+	return ctx.Err()
+}
+
+// servesSocket tells whether a process was started as the shim that listens on a socket.
+func servesSocket(pid int, socket string) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && bytes.HasSuffix(b, []byte("\x00-socket\x00"+socket+"\x00serve\x00"))
 }
 
 // Reap cleans up after a shim that is gone: it kills and deletes what is left of the
