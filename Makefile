@@ -64,18 +64,22 @@ bench: build ## benchmarks beside the code, then against the peers that are inst
 fuzz: ## every fuzz target for 30 seconds
 	scripts/fuzz.sh
 
-man: bin/hako
-	mkdir -p bin/man && bin/hako completion man bin/man
+man: bin/hako bin/hako-oci ## the manual pages, into bin/man
+	mkdir -p bin/man && bin/hako completion man bin/man && bin/hako-oci completion man bin/man
 
+SHARE = $(DESTDIR)$(PREFIX)/share
 install: build man ## into $(PREFIX)
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -d $(DESTDIR)$(PREFIX)/bin $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions $(SHARE)/fish/vendor_completions.d
 	install -m 0755 $(BINARIES:%=bin/%) $(DESTDIR)$(PREFIX)/bin
 	ln -sf hako-shim $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2
-	install -m 0644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
-	bin/hako completion bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/hako
+	install -m 0644 bin/man/*.1 $(SHARE)/man/man1
+	for b in hako hako-oci; do \
+	  bin/$$b completion bash > $(SHARE)/bash-completion/completions/$$b && bin/$$b completion zsh > $(SHARE)/zsh/site-functions/_$$b && \
+	  bin/$$b completion fish > $(SHARE)/fish/vendor_completions.d/$$b.fish || exit 1; done
 
 uninstall:
-	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2 $(DESTDIR)$(PREFIX)/share/man/man1/hako*.1 $(DESTDIR)$(PREFIX)/share/bash-completion/completions/hako
+	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2 $(SHARE)/man/man1/hako.1 $(SHARE)/man/man1/hako-*.1
+	for b in hako hako-oci; do rm -f $(SHARE)/bash-completion/completions/$$b $(SHARE)/zsh/site-functions/_$$b $(SHARE)/fish/vendor_completions.d/$$b.fish; done
 
 clean:
 	rm -rf bin demo/image/*.tar.gz

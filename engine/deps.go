@@ -25,7 +25,7 @@ type Images interface {
 	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Image, error)
 	Push(ctx context.Context, ref string, o image.PushOptions) error
 	Tag(ctx context.Context, source, target string) error
-	// Untag removes one name; Delete removes an image with all its names.
+	// Untag removes one name, and leaves the image; Delete removes an image with the names that img has.
 	Untag(ctx context.Context, name string) error
 	Delete(ctx context.Context, img image.Image) ([]string, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) ([]image.Loaded, error)

@@ -60,6 +60,7 @@ type Options struct {
 	Version      string
 	Labels       []string // of the daemon, shown by Info
 	RegistryDir  string
+	Pulled       func(Pull)   // is told of each pull that has ended; may be nil
 	Log          *slog.Logger // nil: discard
 }
 

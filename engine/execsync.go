@@ -170,7 +170,7 @@ func (x *syncExec) abandon() {
 			x.find(ctx)
 		}
 		if x.pid > 0 && x.began > 0 {
-			if err := killTree(x.pid, x.began); err != nil {
+			if err := killTree(x.pid, x.began, execSyncDead); err != nil {
 				x.e.log.Warn("kill the processes of an exec", "container", x.id, "pid", x.pid, "error", err)
 			}
 		}

@@ -36,17 +36,23 @@ type operation[T any] struct {
 	// keep makes the result exist, in the moment in which somebody gets it. It does not block.
 	keep func(T)
 	drop func(T) // takes a result back that nobody got
+	// alive tells whether a result that has been kept still is what a new request would make.
+	alive func(T) bool
 }
 
+// flight is one operation. It stays where others find it until its result has surely reached
+// somebody, or has been taken back.
 type flight[T any] struct {
 	request []byte
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when val and err are there
+	undone  chan struct{} // closed when an abandoned one has been taken back
 
 	// Guarded by the mutex of flights:
 	waiters   int
 	abandoned bool // cancelled: nobody may join
 	over      bool
+	kept      bool
 	val       T
 	err       error
 }
@@ -56,6 +62,44 @@ var errOtherRequest = errors.New("another request holds the name")
 
 // do runs an operation, or joins the one that holds the key. work runs it beside the request.
 func (f *flights[T]) do(ctx context.Context, work func(func()), o operation[T]) (val T, err error) {
+	fl, err := f.join(ctx, work, o)
+	if err != nil {
+		return val, err
+	}
+	select {
+	case <-fl.done:
+	case <-ctx.Done():
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	fl.waiters--
+	switch {
+	case fl.over && fl.err != nil:
+		return val, fl.err
+	case ctx.Err() == nil:
+		if !mayBeLate(ctx) {
+			f.forgetLocked(o.key, fl)
+		} else if fl.waiters == 0 {
+			f.expireLocked(o, fl) // the answer may not reach the client, who then asks again
+		}
+		return fl.val, nil
+	case fl.waiters > 0:
+	case timedOut(ctx):
+		if fl.over {
+			f.expireLocked(o, fl)
+		}
+	case !fl.over:
+		fl.abandoned = true
+		fl.cancel()
+	case f.byKey[o.key] == fl: // it was over in the moment in which it was cancelled
+		fl.abandoned = true
+		work(func() { f.takeBack(o, fl) })
+	}
+	return val, context.Cause(ctx)
+}
+
+// join finds the flight that holds the key, or starts one, and counts the caller in.
+func (f *flights[T]) join(ctx context.Context, work func(func()), o operation[T]) (*flight[T], error) {
 	for {
 		f.mu.Lock()
 		fl := f.byKey[o.key]
@@ -65,38 +109,25 @@ func (f *flights[T]) do(ctx context.Context, work func(func()), o operation[T]) 
 		case fl.abandoned:
 			f.mu.Unlock()
 			select {
-			case <-fl.done:
+			case <-fl.undone:
 				continue
 			case <-ctx.Done():
-				return val, context.Cause(ctx)
+				return nil, context.Cause(ctx)
 			}
 		case !bytes.Equal(fl.request, o.request):
 			f.mu.Unlock()
-			return val, errOtherRequest
-		case fl.over: // it waits to be claimed
-			delete(f.byKey, o.key)
+			return nil, errOtherRequest
+		case fl.over && !fl.kept:
+			fl.kept = true
 			o.keep(fl.val)
+		case fl.over && !o.alive(fl.val):
+			f.forgetLocked(o.key, fl)
 			f.mu.Unlock()
-			return fl.val, nil
+			continue
 		}
 		fl.waiters++
 		f.mu.Unlock()
-		select {
-		case <-fl.done:
-			return fl.val, fl.err
-		case <-ctx.Done():
-		}
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		fl.waiters--
-		if fl.over && fl.err == nil {
-			return fl.val, nil // it was kept for us
-		}
-		if fl.waiters == 0 && !fl.over && !timedOut(ctx) {
-			fl.abandoned = true
-			fl.cancel()
-		}
-		return val, context.Cause(ctx)
+		return fl, nil
 	}
 }
 
@@ -104,42 +135,67 @@ func (f *flights[T]) startLocked(ctx context.Context, work func(func()), o opera
 	if f.byKey == nil {
 		f.byKey = map[string]*flight[T]{}
 	}
-	fl := &flight[T]{request: o.request, done: make(chan struct{})}
 	run, cancel := context.WithTimeout(context.WithoutCancel(ctx), flightLimit)
-	fl.cancel = cancel
+	fl := &flight[T]{request: o.request, cancel: cancel, done: make(chan struct{}), undone: make(chan struct{})}
 	f.byKey[o.key] = fl
 	work(func() {
 		defer cancel()
 		val, err := o.run(run)
 		f.mu.Lock()
 		fl.val, fl.err, fl.over = val, err, true
-		claimed := fl.waiters > 0
+		drop := false
 		switch {
-		case err != nil, claimed, fl.abandoned:
-			delete(f.byKey, o.key)
-		default:
-			time.AfterFunc(claimLimit, func() {
-				f.mu.Lock()
-				mine := f.byKey[o.key] == fl
-				if mine {
-					delete(f.byKey, o.key)
-				}
-				f.mu.Unlock()
-				if mine {
-					o.drop(val)
-				}
-			})
-		}
-		if err == nil && claimed {
+		case err != nil:
+			f.forgetLocked(o.key, fl)
+		case fl.waiters > 0:
+			fl.kept = true
 			o.keep(val)
+		case fl.abandoned:
+			drop = true
+		default:
+			f.expireLocked(o, fl)
 		}
 		f.mu.Unlock()
-		if err == nil && !claimed && fl.abandoned {
-			o.drop(val)
+		if drop {
+			f.takeBack(o, fl)
+		} else if fl.abandoned {
+			close(fl.undone)
 		}
 		close(fl.done)
 	})
 	return fl
+}
+
+// takeBack undoes an abandoned flight whose operation has ended well.
+func (f *flights[T]) takeBack(o operation[T], fl *flight[T]) {
+	o.drop(fl.val)
+	f.mu.Lock()
+	f.forgetLocked(o.key, fl)
+	f.mu.Unlock()
+	close(fl.undone)
+}
+
+func (f *flights[T]) forgetLocked(key string, fl *flight[T]) {
+	if f.byKey[key] == fl {
+		delete(f.byKey, key)
+	}
+}
+
+// expireLocked ends the waiting for a client that may come back: what nobody has got is
+// taken back then.
+func (f *flights[T]) expireLocked(o operation[T], fl *flight[T]) {
+	time.AfterFunc(claimLimit, func() {
+		f.mu.Lock()
+		mine := f.byKey[o.key] == fl && !fl.abandoned
+		if mine {
+			delete(f.byKey, o.key)
+		}
+		drop := mine && !fl.kept
+		f.mu.Unlock()
+		if drop {
+			o.drop(fl.val)
+		}
+	})
 }
 
 // timedOut tells that a context ended by its deadline and not by a cancellation.
@@ -147,6 +203,11 @@ func timedOut(ctx context.Context) bool {
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(context.Cause(ctx)) {
 		return true
 	}
+	return ctx.Err() != nil && mayBeLate(ctx)
+}
+
+// mayBeLate tells that an answer now may reach the client after its deadline.
+func mayBeLate(ctx context.Context) bool {
 	d, ok := ctx.Deadline()
 	return ok && time.Until(d) < deadlineSlack
 }

@@ -27,8 +27,9 @@ func (l *flightLog) op(key, request string, run func(context.Context, int) error
 			l.mu.Unlock()
 			return n, run(ctx, n)
 		},
-		keep: func(n int) { l.mu.Lock(); defer l.mu.Unlock(); l.kept = append(l.kept, n) },
-		drop: func(n int) { l.mu.Lock(); defer l.mu.Unlock(); l.dropped = append(l.dropped, n) },
+		keep:  func(n int) { l.mu.Lock(); defer l.mu.Unlock(); l.kept = append(l.kept, n) },
+		alive: func(int) bool { return true },
+		drop:  func(n int) { l.mu.Lock(); defer l.mu.Unlock(); l.dropped = append(l.dropped, n) },
 	}
 }
 
@@ -113,8 +114,10 @@ func TestFlightThatNobodyClaimsIsDropped(t *testing.T) {
 		time.Sleep(claimLimit + 5*time.Second)
 		synctest.Wait()
 		l.check(t, 1, nil, []int{1})
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		if len(f.byKey) != 0 {
-			t.Errorf("the name is still held")
+			t.Error("the name is still held")
 		}
 	})
 }
@@ -139,6 +142,38 @@ func TestFlightThatIsCancelledIsUndone(t *testing.T) {
 			}
 		}
 		l.check(t, 4, []int{2, 4}, []int{3})
+	})
+}
+
+// TestFlightWhoseAnswerIsLate: the client's deadline may pass while the answer is on its way.
+func TestFlightWhoseAnswerIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f flights[int]
+		var l flightLog
+		alive := true
+		op := l.op("a", "x", takes(time.Second))
+		op.alive = func(int) bool { return alive }
+		late := func() (int, error) {
+			ctx, cancel := context.WithTimeout(bg, time.Second+deadlineSlack/2)
+			defer cancel()
+			return f.do(ctx, inBackground, op)
+		}
+		for range 2 {
+			if n, err := late(); n != 1 || err != nil {
+				t.Errorf("%d, %v", n, err)
+			}
+		}
+		alive = false // it has been removed since
+		if n, err := late(); n != 2 || err != nil {
+			t.Errorf("%d, %v", n, err)
+		}
+		time.Sleep(2 * claimLimit)
+		l.check(t, 2, []int{1, 2}, nil)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.byKey) != 0 {
+			t.Error("the name is still held")
+		}
 	})
 }
 

@@ -127,7 +127,15 @@ func (e *Engine) Image(ctx context.Context, ref string) (ImageDetail, error) {
 
 // PullImage brings an image here and unpacks it.
 func (e *Engine) PullImage(ctx context.Context, ref string, o image.PullOptions) (image.Image, error) {
+	var meter *pullMeter
+	if e.opt.Pulled != nil {
+		meter = &pullMeter{began: time.Now(), got: map[string]int64{}}
+		o.Progress = meter.watch(o.Progress)
+	}
 	img, err := e.opt.Images.Pull(e.ns(ctx), ref, o)
+	if meter != nil {
+		e.opt.Pulled(meter.result(err))
+	}
 	if err != nil {
 		return img, err
 	}
@@ -338,6 +346,21 @@ func (e *Engine) ImageHistory(ctx context.Context, ref string) ([]ImageHistory, 
 	return out, nil
 }
 
+// pruneImage removes an image that nobody uses, and with dangling one without a name. Both
+// is looked at again: a name or a container may have come since the images were listed.
+func (e *Engine) pruneImage(ctx context.Context, id string, dangling bool) ([]RemovedImage, error) {
+	ctx = e.ns(ctx)
+	img, busy, done, err := e.removingImage(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if busy || len(e.imageUsers()[img.ID.String()]) > 0 || dangling && len(img.Names) > 0 {
+		return nil, conflictf("image %s came into use", shortImageID(id))
+	}
+	return e.deleteImage(ctx, img)
+}
+
 // layerSizes gives the unpacked size of each layer, bottom first.
 func (e *Engine) layerSizes(ctx context.Context, d ImageDetail) []int64 {
 	chains := identity.ChainIDs(slices.Clone(d.Config.RootFS.DiffIDs))
@@ -380,7 +403,7 @@ func (e *Engine) PruneImages(ctx context.Context, f Filters) (removed []RemovedI
 		if img.Containers > 0 {
 			continue
 		}
-		gone, err := e.RemoveImage(ctx, img.ID.String(), true, false)
+		gone, err := e.pruneImage(ctx, img.ID.String(), dangling || !asked)
 		if err != nil {
 			if errors.Is(err, context.Canceled) {
 				return removed, reclaimed, err

@@ -62,3 +62,38 @@ func TestUseOfAnImageThatIsRemoved(t *testing.T) {
 		t.Errorf("left %+v", &e.containers.images)
 	}
 }
+
+// staleImages lists what was there a moment ago.
+type staleImages struct {
+	*fakeImages
+	listed []image.Image
+}
+
+func (s *staleImages) List(context.Context) ([]image.Image, error) { return s.listed, nil }
+
+// An image that got a name, or a container, after a prune listed it, stays.
+func TestPruneOfAnImageThatCameIntoUse(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	tagged := image.Image{ID: digest.FromString("tagged"), Names: []string{"docker.io/library/new:name"}}
+	idle := image.Image{ID: digest.FromString("idle")}
+	n.images.imgs = append(n.images.imgs, tagged, idle)
+	before := tagged
+	before.Names = nil
+	n.e.opt.Images = &staleImages{n.images, []image.Image{before, idle}}
+	removed, _, err := n.e.PruneImages(context.Background(), nil)
+	if err != nil || len(removed) != 1 || removed[0].Deleted != idle.ID.String() {
+		t.Errorf("%+v %v", removed, err)
+	}
+	if _, err := n.images.Get(context.Background(), "new:name", nil); err != nil {
+		t.Error(err)
+	}
+	done, err := n.e.containers.images.use(context.Background(), tagged.ID.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer done()
+	if removed, _, err := n.e.PruneImages(context.Background(), Filters{"dangling": {"false"}}); err != nil || len(removed) != 0 {
+		t.Errorf("one in use: %+v %v", removed, err)
+	}
+}

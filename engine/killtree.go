@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -26,31 +27,62 @@ func processStart(pid int) uint64 {
 // that is in that session. They are stopped first, so that none forks away. A descendant
 // that began a session of its own and whose parent has ended is a daemon, and no
 // longer one of them. An ended process, or another one that has its pid by now, is left alone.
-func killTree(root int, start uint64) error {
-	stopped := map[int]uint64{} // pid → start time
+//
+// It returns when they are gone, but for zombies, or after limit.
+func killTree(root int, start uint64, limit time.Duration) error {
+	type victim struct {
+		start uint64
+		fd    int // pidfd
+	}
+	deadline := time.Now().Add(limit)
+	victims := map[int]victim{}
+	defer func() {
+		for _, v := range victims {
+			unix.Close(v.fd)
+		}
+	}()
+	known := map[int]uint64{}
 	for range killRounds {
-		members, err := treeOf(root, start, stopped)
+		members, err := treeOf(root, start, known)
 		if err != nil {
 			return err
 		}
 		grown := false
 		for pid, start := range members {
-			if was, ok := stopped[pid]; ok && was == start {
+			if was, ok := known[pid]; ok && was == start {
 				continue
 			}
-			if signalProcess(pid, start, unix.SIGSTOP) == nil {
-				stopped[pid] = start
-				grown = true
+			fd, err := openProcess(pid, start)
+			if err != nil {
+				continue // ended meanwhile
 			}
+			if old, ok := victims[pid]; ok {
+				unix.Close(old.fd)
+			}
+			victims[pid], known[pid] = victim{start, fd}, start
+			grown = unix.PidfdSendSignal(fd, unix.SIGSTOP, nil, 0) == nil || grown
 		}
 		if !grown {
 			break
 		}
 	}
 	var errs []error
-	for pid, start := range stopped {
-		if err := signalProcess(pid, start, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+	for pid, v := range victims {
+		if err := unix.PidfdSendSignal(v.fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
 			errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+		}
+	}
+	for _, v := range victims {
+		for {
+			left := time.Until(deadline)
+			if left <= 0 {
+				return errors.Join(errs...)
+			}
+			// Readable once the process has terminated, see pidfd_open(2).
+			_, err := unix.Poll([]unix.PollFd{{Fd: int32(v.fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+			if !errors.Is(err, unix.EINTR) {
+				break
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -103,16 +135,15 @@ func treeOf(root int, start uint64, known map[int]uint64) (map[int]uint64, error
 	return members, nil
 }
 
-// signalProcess signals exactly this process: through a descriptor of it, whose start
-// time was looked at after it was opened.
-func signalProcess(pid int, start uint64, sig unix.Signal) error {
+// openProcess opens exactly this process: its start time is looked at after that.
+func openProcess(pid int, start uint64) (pidfd int, err error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	defer unix.Close(fd)
 	if processStart(pid) != start {
-		return unix.ESRCH
+		unix.Close(fd)
+		return -1, unix.ESRCH
 	}
-	return unix.PidfdSendSignal(fd, sig, nil, 0)
+	return fd, nil
 }

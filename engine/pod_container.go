@@ -51,7 +51,8 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 			e.warmShim(s)
 			return e.makeContainer(e.ns(ctx), name, c, s)
 		},
-		keep: e.publish,
+		keep:  e.publish,
+		alive: func(m *newMember) bool { _, err := e.containers.get(m.c.id); return err == nil },
 		drop: func(m *newMember) {
 			e.publish(m)
 			if err := e.RemoveContainer(context.Background(), m.c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
@@ -108,8 +109,9 @@ func (e *Engine) StartPodContainer(ctx context.Context, ref string) error {
 			}
 			return struct{}{}, e.StartContainer(ctx, c.id)
 		},
-		keep: func(struct{}) {},
-		drop: func(struct{}) {},
+		keep:  func(struct{}) {},
+		drop:  func(struct{}) {},
+		alive: func(struct{}) bool { return false },
 	})
 	return err
 }
@@ -145,7 +147,7 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 	if e.host.CgroupV2 && !c.Privileged {
 		c.CgroupnsMode = "private"
 	}
-	c.Resources.CgroupParent = e.podCgroup(s.id, sc)
+	c.Resources.CgroupParent = cgroupParent(e.opt.CgroupDriver, e.podCgroup(s.id, sc))
 	c.Log = LogConfig{Driver: "none"}
 	switch p.PID {
 	case NamespaceContainer:

@@ -284,6 +284,9 @@ func (e *Engine) podCgroupDirs(s *sandbox) map[string]string {
 		return nil
 	}
 	path := e.podCgroup(s.id, s.rec.Config)
+	if slice := cgroupParent(e.opt.CgroupDriver, path); e.opt.CgroupDriver == "systemd" && slice != "" {
+		path = slicePath(slice)
+	}
 	dirs := map[string]string{}
 	for ctrl, m := range cgroupMounts(string(mounts)) {
 		if ctrl == "" {

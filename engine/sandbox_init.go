@@ -32,9 +32,15 @@ func (e *Engine) startInit(ctx context.Context, s *sandbox, dir string, u *undo.
 	if e.opt.InitBinary == "" {
 		return failedf("a shared PID namespace takes an init binary, and this daemon has none")
 	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	if err := writeInitBundle(e.initSpec(s, dir), dir); err != nil {
 		return err
 	}
+	// A call to the shim that is cancelled goes on there: nobody could tell when it may be undone.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+	defer cancel()
 	shim, err := e.podShim(ctx, s)
 	if err != nil {
 		return err

@@ -10,12 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/ownthread"
 )
 
 // The namespaces of a sandbox live without a process: each is kept by a bind mount of its
@@ -52,39 +53,10 @@ func unpin(dir string) error {
 	return errors.Join(errs...)
 }
 
-// onThread runs f on a thread that may change its IPC, UTS and network namespace. The
-// thread goes back to the host's, or is thrown away.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		var home [3]*os.File
-		kinds := [3]struct {
-			name string
-			flag int
-		}{{"ipc", unix.CLONE_NEWIPC}, {"uts", unix.CLONE_NEWUTS}, {"net", unix.CLONE_NEWNET}}
-		err := func() (err error) {
-			for i, k := range kinds {
-				if home[i], err = os.Open("/proc/thread-self/ns/" + k.name); err != nil {
-					return err
-				}
-			}
-			return f()
-		}()
-		back := true
-		for i, k := range kinds {
-			if home[i] == nil {
-				continue
-			}
-			back = back && unix.Setns(int(home[i].Fd()), k.flag) == nil
-			home[i].Close()
-		}
-		if back {
-			runtime.UnlockOSThread() // else it ends with the goroutine
-		}
-		done <- err
-	}()
-	return <-done
+// onThread runs f on a thread that may change its namespaces.
+func onThread(f func() error) (err error) {
+	ownthread.Run(func() { err = f() })
+	return err
 }
 
 // makeNamespaces makes the IPC and UTS namespaces of a sandbox that has no user namespace.

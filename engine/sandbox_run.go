@@ -44,6 +44,10 @@ func (e *Engine) RunSandbox(ctx context.Context, c SandboxConfig) (string, error
 			e.emitSandbox(s, "create")
 			e.emitSandbox(s, "start")
 		},
+		alive: func(s *sandbox) bool {
+			_, err := e.pods.get(s.id)
+			return err == nil && s.requireReady("join") == nil
+		},
 		drop: func(s *sandbox) {
 			e.log.Info("nobody came for a sandbox", "sandbox", s.id, "name", c.key())
 			if err := e.removeSandbox(context.Background(), s); err != nil {

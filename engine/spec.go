@@ -201,6 +201,7 @@ func workingDir(dir string) string {
 
 // cgroupsPath names the cgroup of a container.
 func cgroupsPath(driver, parent, id string) string {
+	parent = cgroupParent(driver, parent)
 	if driver == "systemd" {
 		if parent == "" {
 			parent = "system.slice"
@@ -211,6 +212,30 @@ func cgroupsPath(driver, parent, id string) string {
 		parent = "/hako"
 	}
 	return path.Join("/", parent, id)
+}
+
+// cgroupParent is a parent as the driver knows it. For systemd that is a slice: the kubelet
+// may give the whole path of one, and "" stands for what is none.
+func cgroupParent(driver, parent string) string {
+	if driver != "systemd" {
+		return parent
+	}
+	if slice := path.Base(parent); strings.HasSuffix(slice, ".slice") {
+		return slice
+	}
+	return ""
+}
+
+// slicePath is where the cgroup of a slice lies: "a-b.slice" in "a.slice" (systemd.slice(5)).
+func slicePath(slice string) string {
+	name := strings.TrimSuffix(slice, ".slice")
+	at := "/"
+	for i := range len(name) {
+		if name[i] == '-' && i > 0 {
+			at = path.Join(at, name[:i]+".slice")
+		}
+	}
+	return path.Join(at, slice)
 }
 
 // rlimitNames maps Docker's names of limits to the kernel's.

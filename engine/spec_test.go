@@ -263,3 +263,24 @@ func FuzzParseDeviceRule(f *testing.F) {
 	f.Add("c 42:* rmw")
 	f.Fuzz(func(t *testing.T, s string) { _, _ = parseDeviceRule(s) })
 }
+
+func TestCgroupsPath(t *testing.T) {
+	t.Parallel()
+	for _, tt := range [][4]string{
+		{"cgroupfs", "", "c", "/hako/c"}, {"cgroupfs", "x", "c", "/x/c"}, {"cgroupfs", "/hako/podp", "c", "/hako/podp/c"},
+		{"systemd", "", "c", "system.slice:hako:c"}, {"systemd", "my.slice", "c", "my.slice:hako:c"},
+		{"systemd", "/kubepods.slice/kubepods-besteffort.slice", "c", "kubepods-besteffort.slice:hako:c"},
+		{"systemd", "/hako/podp", "c", "system.slice:hako:c"}, // a pod that no kubelet made
+	} {
+		if got := cgroupsPath(tt[0], tt[1], tt[2]); got != tt[3] {
+			t.Errorf("%v: %s", tt, got)
+		}
+	}
+	for slice, want := range map[string]string{
+		"a.slice": "/a.slice", "a-b-c.slice": "/a.slice/a-b.slice/a-b-c.slice", "system.slice": "/system.slice",
+	} {
+		if got := slicePath(slice); got != want {
+			t.Errorf("%s: %s, want %s", slice, got, want)
+		}
+	}
+}

@@ -460,15 +460,24 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 	})
 }
 
-// Untag removes one name. An image without any name is garbage, and goes with what
-// nothing else uses.
+// Untag removes one name. An image that loses its last one is kept under a record of its
+// own until it is deleted: only Delete removes images.
 func (s *Service) Untag(ctx context.Context, name string) error {
 	ctx = namespaced(ctx)
 	named, err := parseName(name)
 	if err != nil {
 		return err
 	}
-	err = s.naming(ctx, func() error { return s.o.Images.Delete(ctx, named.String()) })
+	err = s.naming(ctx, func() error {
+		old, err := s.o.Images.Get(ctx, named.String())
+		if err != nil {
+			return err
+		}
+		if err := s.keepDangling(ctx, old); err != nil {
+			return err
+		}
+		return s.o.Images.Delete(ctx, old.Name)
+	})
 	if err != nil {
 		if errdefs.IsNotFound(err) {
 			return fmt.Errorf("no such image: %s: %w", name, errdefs.ErrNotFound)

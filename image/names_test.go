@@ -110,6 +110,18 @@ func TestNames(t *testing.T) {
 	if err := r.Untag(r.ctx, "kept"); !errdefs.IsNotFound(err) {
 		t.Errorf("untag twice: %v", err)
 	}
+	if err := r.Untag(r.ctx, "also:kept"); err != nil { // its last name
+		t.Fatal(err)
+	}
+	if _, err := r.store.GC(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if dangling, err := r.Get(r.ctx, first.ID.String(), nil); err != nil || len(dangling.Names) != 0 {
+		t.Errorf("an image without a name: %+v %v", dangling, err)
+	}
+	if err := r.Tag(r.ctx, first.ID.String(), "also:kept"); err != nil {
+		t.Fatal(err)
+	}
 	img, err := r.Get(r.ctx, "also:kept", nil)
 	if err != nil {
 		t.Fatal(err)

@@ -117,7 +117,11 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 	}
 	if p := k.spec.Process; p != nil {
 		withEnv, s := *p, *k.spec
-		withEnv.Env = withHome(p, k.c.state.Rootfs)
+		root := rootAt(k.c.state.Rootfs)
+		if len(o.Rootfs) > 0 {
+			root = func() (*os.File, error) { return mountedRoot(o.Rootfs, k.o.Bundle) }
+		}
+		withEnv.Env = withHome(p, root)
 		s.Process, k.spec = &withEnv, &s
 	}
 	p, err := k.compile(id)

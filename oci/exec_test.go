@@ -201,7 +201,7 @@ func TestHooks(t *testing.T) {
 		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf(`echo %s $(cat | tr -d '\n' | sed 's/.*"status":"\([a-z]*\)".*/\1/') $X >>%s`, name, log)}, Env: []string{"X=y", "PATH=/usr/bin:/bin"}}}
 	}
 	// Runs before pivot_root: a path of the host, in the container's namespaces.
-	setup := fmt.Sprintf(`echo createContainer $(cat /proc/sys/kernel/hostname) >>%s; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' >>%s`, log, log)
+	setup := fmt.Sprintf(`echo createContainer $(cat | tr -d '\n' | sed 's/.*"pid":\([0-9]*\).*/\1/') $(cat /proc/sys/kernel/hostname) >>%s; tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d ' ' >>%s`, log, log)
 	b.spec.Hooks = &specs.Hooks{
 		Prestart: host("prestart"), CreateRuntime: host("createRuntime"), Poststart: host("poststart"), Poststop: host("poststop"),
 		CreateContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", setup}, Env: []string{"PATH=/usr/bin:/bin"}}},
@@ -216,7 +216,7 @@ func TestHooks(t *testing.T) {
 		t.Fatal(err)
 	}
 	hostname, _ := os.Hostname()
-	want := []string{"prestart created y", "createRuntime created y", "createContainer " + hostname, "lo", "poststart running y", "poststop stopped y"}
+	want := []string{"prestart created y", "createRuntime created y", "createContainer 1 " + hostname, "lo", "poststart running y", "poststop stopped y"}
 	if got := lines(string(raw)); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -332,6 +332,34 @@ func TestHome(t *testing.T) {
 	if out, _ := b.run("env", "HOME"); strings.TrimSpace(out) != "/mine" {
 		t.Errorf("HOME=%q", out)
 	}
+	// The same of a root that mounts make.
+	lower, upper, work := t.TempDir(), t.TempDir(), t.TempDir()
+	if err := os.MkdirAll(filepath.Join(lower, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(lower, "etc/passwd"), []byte("user:x:7:7::/lower:\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for want, m := range map[string]specs.Mount{
+		"/lower":     {Type: "overlay", Source: "overlay", Options: []string{"lowerdir=" + lower + ":" + b.rootfs, "upperdir=" + upper, "workdir=" + work}},
+		"/home/user": {Type: "bind", Source: b.rootfs, Options: []string{"rbind"}},
+	} {
+		o := newOutput(t)
+		b.spec.Process.User.UID, b.spec.Process.Env = 7, []string{"PATH=/bin", "GOMAXPROCS=1"}
+		b.args("env", "HOME")
+		c, err := b.rt.Run(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec, Stdout: o.w, Stderr: o.w, Rootfs: []specs.Mount{m}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reap(t, c.Pid())
+		c.PidFD.Close()
+		if err := c.Delete(context.Background(), true); err != nil {
+			t.Error(err)
+		}
+		if got := strings.TrimSpace(o.end()); got != want {
+			t.Errorf("%s: HOME=%q, want %q", m.Type, got, want)
+		}
+	}
 	if err := os.Remove(filepath.Join(b.rootfs, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +370,7 @@ func TestHome(t *testing.T) {
 	if err := os.Symlink(secret, filepath.Join(b.rootfs, "etc/passwd")); err != nil {
 		t.Fatal(err)
 	}
-	if got := home(b.rootfs, 0); got != "/" {
+	if got := home(rootAt(b.rootfs), 0); got != "/" {
 		t.Errorf("HOME=%q through a link to the host", got)
 	}
 }

@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/longoverlay"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/cgroup/systemd"
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/plan"
+	"github.com/hako-engine/hako/oci/spec"
 )
 
 // Plan explains what Create would do, and does nothing. change, if not nil, is given what
@@ -33,6 +37,80 @@ func (r *Runtime) Plan(id string, o CreateOptions, change func(*plan.Facts) erro
 		raw = o.Raw // what was made of the specification has no lines
 	}
 	return plan.Explain(p, k.spec, facts, raw), nil
+}
+
+// PlanExec explains what Exec of p would do in a container made with o. rawProcess is the
+// text of p, for the numbers of lines; nil: there are none. See Plan.
+func (r *Runtime) PlanExec(id string, o CreateOptions, p *specs.Process, rawProcess []byte, change func(*plan.Facts) error) (*plan.Explanation, error) {
+	k, facts, err := r.factsInside(id, o, change)
+	if err != nil {
+		return nil, err
+	}
+	if err := spec.ValidateProcess(p); err != nil {
+		return nil, err
+	}
+	whole := inherit(*p, k.spec.Process)
+	po := k.optionsInside(id, facts)
+	if po.Filter, err = filter(k.spec); err != nil {
+		return nil, err
+	}
+	compiled, err := plan.Exec(k.spec, &whole, facts, po)
+	if err != nil {
+		return nil, err
+	}
+	return plan.ExplainExec(compiled, k.spec, &whole, facts, rawProcess, k.raw), nil
+}
+
+// PlanHook explains how a hook runs in the namespaces of a container made with o: name is
+// createContainer or startContainer, i its place in the list. See Plan.
+func (r *Runtime) PlanHook(id string, o CreateOptions, name string, i int, change func(*plan.Facts) error) (*plan.Explanation, error) {
+	k, facts, err := r.factsInside(id, o, change)
+	if err != nil {
+		return nil, err
+	}
+	var hooks []specs.Hook
+	switch h := k.spec.Hooks; {
+	case name != "createContainer" && name != "startContainer":
+		return nil, classed.Errorf(errdefs.ErrInvalidArgument, "hook %q: only createContainer and startContainer hooks run in the container's namespaces", name)
+	case h != nil && name == "createContainer":
+		hooks = h.CreateContainer
+	case h != nil:
+		hooks = h.StartContainer
+	}
+	if i < 0 || i >= len(hooks) {
+		return nil, classed.Errorf(errdefs.ErrNotFound, "hook %s[%d]: the configuration has %d of them", name, i, len(hooks))
+	}
+	compiled, err := plan.Hook(hooks[i], "/proc/PID/root", facts, k.optionsInside(id, facts))
+	if err != nil {
+		return nil, err
+	}
+	return plan.ExplainHook(compiled, k.spec, fmt.Sprintf("hooks.%s[%d]", name, i), hooks[i], facts, k.raw), nil
+}
+
+// factsInside are the facts for a process in a container that does not exist: every
+// namespace of its configuration is another one than the runtime's.
+func (r *Runtime) factsInside(id string, o CreateOptions, change func(*plan.Facts) error) (*creation, plan.Facts, error) {
+	k, f, err := r.facts(id, o, change)
+	if err != nil {
+		return nil, f, err
+	}
+	f.Joined = nil
+	for _, typ := range namespaceTypes {
+		if slices.ContainsFunc(k.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return string(n.Type) == typ }) {
+			f.Joined = append(f.Joined, typ)
+		}
+	}
+	return k, f, nil
+}
+
+func (k *creation) optionsInside(id string, f plan.Facts) plan.Options {
+	o := plan.Options{ID: id}
+	for _, h := range f.Cgroup.Hierarchies {
+		if !h.V2 {
+			o.Doors = append(o.Doors, h.Name)
+		}
+	}
+	return o
 }
 
 // Facts gives what compiling the plan of a container needs to know of this machine, or of

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -64,7 +65,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 		return nil, err
 	}
 	p := inherit(*o.Process, s.Process)
-	p.Env = withHome(&p, procRoot(c.Pid()))
+	p.Env = withHome(&p, rootAt(procRoot(c.Pid())))
 	facts, err := c.insideFacts(&p)
 	if err != nil {
 		return nil, err
@@ -170,6 +171,9 @@ func (c *Container) execCgroup(sub map[string]string) (*cgroup.Cgroup, error) {
 	return cgroup.Layout{}.Load(paths), nil
 }
 
+// namespaceTypes in the order in which they are joined.
+var namespaceTypes = []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"}
+
 // namespaceFiles are the names in /proc/PID/ns.
 var namespaceFiles = map[string]string{
 	"user": "user", "pid": "pid", "ipc": "ipc", "uts": "uts", "network": "net", "cgroup": "cgroup", "mount": "mnt", "time": "time",
@@ -179,7 +183,7 @@ var namespaceFiles = map[string]string{
 func (c *Container) insideFacts(p *specs.Process) (plan.Facts, error) {
 	f := ownFacts()
 	probeLabels(&f, p)
-	for _, typ := range []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"} {
+	for _, typ := range namespaceTypes {
 		var own, its unix.Stat_t
 		file := namespaceFiles[typ]
 		if unix.Stat("/proc/thread-self/ns/"+file, &own) != nil {
@@ -253,8 +257,28 @@ func (c *Container) initCgroup() (string, bool) {
 	return "", false
 }
 
+// pidInside gives the pid that a process has in its own PID namespace: what hooks read who
+// run there.
+func pidInside(pid int) int {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return pid
+	}
+	for line := range strings.Lines(string(raw)) {
+		if pids, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			if f := strings.Fields(pids); len(f) > 0 {
+				if n, err := strconv.Atoi(f[len(f)-1]); err == nil {
+					return n
+				}
+			}
+		}
+	}
+	return pid
+}
+
 // hookInside runs a hook in the container's namespaces.
 func (c *Container) hookInside(ctx context.Context, kind string, i int, h specs.Hook, st specs.State) error {
+	st.Pid = pidInside(st.Pid)
 	return runHook(ctx, kind, i, h, st, func(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
 		f, err := c.insideFacts(nil)
 		if err != nil {

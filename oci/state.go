@@ -121,11 +121,15 @@ func (c *Container) readState() error {
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(raw, &c.state); err != nil {
+	return c.state.unmarshal(raw)
+}
+
+func (s *state) unmarshal(raw []byte) error {
+	if err := json.Unmarshal(raw, s); err != nil {
 		return fmt.Errorf("%s: %w", stateFile, err)
 	}
-	if c.state.Version > stateVersion {
-		return classed.Errorf(errdefs.ErrFailedPrecondition, "%s: version %d is newer than this runtime", stateFile, c.state.Version)
+	if s.Version > stateVersion {
+		return classed.Errorf(errdefs.ErrFailedPrecondition, "%s: version %d is newer than this runtime", stateFile, s.Version)
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -13,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/hako-engine/hako/api/cri/streaming"
 	"github.com/hako-engine/hako/internal/errtext"
 )
 
@@ -22,11 +24,15 @@ const maxMessage = 16 << 20
 // Options configure a Server.
 type Options struct {
 	Backend  Backend
+	Streams  *streaming.Server // gives the URLs of exec, attach and port-forward
 	Version  string
 	StateDir string            // of the daemon, told by Status
 	Handlers []string          // runtime handlers besides the default one
 	Config   map[string]string // told by Status, when it is asked for details
-	Log      *slog.Logger      // nil: discard
+	// Unary and Stream see each call before anything else, with the code of its answer.
+	Unary  []grpc.UnaryServerInterceptor
+	Stream []grpc.StreamServerInterceptor
+	Log    *slog.Logger // nil: discard
 }
 
 // Server serves the CRI.
@@ -57,7 +63,8 @@ func New(o Options) *Server {
 	s := &Server{opt: o, log: o.Log}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
-		grpc.UnaryInterceptor(s.unary), grpc.StreamInterceptor(s.stream),
+		grpc.ChainUnaryInterceptor(append(slices.Clip(o.Unary), s.unary)...),
+		grpc.ChainStreamInterceptor(append(slices.Clip(o.Stream), s.stream)...),
 	)
 	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{Server: s})
 	api.RegisterImageServiceServer(s.grpc, &imageService{Server: s})

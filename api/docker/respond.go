@@ -15,9 +15,24 @@ import (
 type response struct {
 	http.ResponseWriter
 	wrote bool
+	code  int // 0: not set
+}
+
+// status is that of the answer. A connection that was taken over has none of ours: 101.
+func (w *response) status() int {
+	switch {
+	case w.code != 0:
+		return w.code
+	case w.wrote:
+		return http.StatusOK
+	}
+	return http.StatusSwitchingProtocols
 }
 
 func (w *response) WriteHeader(code int) {
+	if !w.wrote {
+		w.code = code
+	}
 	w.wrote = true
 	w.ResponseWriter.WriteHeader(code)
 }

@@ -30,7 +30,10 @@ type Options struct {
 	Version   string // of hako
 	GitCommit string
 	BuildTime string
-	Log       *slog.Logger // nil: discard
+	// Observe is told of each call that reached a route: its pattern, the status of the
+	// answer, and how long it took, streams included. nil: nobody.
+	Observe func(route string, status int, took time.Duration)
+	Log     *slog.Logger // nil: discard
 }
 
 // Server is the API. It is an http.Handler.
@@ -102,6 +105,10 @@ type handler func(ctx context.Context, c *call) error
 func (s *Server) handle(pattern string, h handler) {
 	s.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		c := &call{Request: r, w: w.(*response), version: versionOf(r.Context()), log: s.log}
+		if s.opt.Observe != nil {
+			began := time.Now()
+			defer func() { s.opt.Observe(pattern, c.w.status(), time.Since(began)) }()
+		}
 		if err := h(r.Context(), c); err != nil {
 			c.fail(err)
 		}

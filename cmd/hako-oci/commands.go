@@ -50,7 +50,7 @@ func commandTable() []command {
 		{"spec", "", "write a config.json to start from", 0, 0, specCommand},
 		{"plan", "[BUNDLE | CONFIG]", "explain what creating a container would do, and do nothing", 0, 1, planCommand},
 		{"features", "", "print what the runtime supports as JSON", 0, 0, featuresCommand},
-		{"completion", "bash|zsh|fish", "print a completion script", 1, 1, completionCommand},
+		{"completion", "bash|zsh|fish|man DIR", "print a completion script, or write the manual pages into a folder", 1, 2, completionCommand},
 	}
 }
 
@@ -60,7 +60,27 @@ func startCommand(a *app, _ *flag.FlagSet) (action, error) {
 		if err != nil {
 			return 0, err
 		}
-		return 0, c.Start(context.Background())
+		n, err := a.notifier(args[0])
+		if err != nil {
+			return 0, err
+		}
+		if n == nil {
+			return 0, c.Start(context.Background())
+		}
+		defer n.close()
+		pidfd, err := unix.PidfdOpen(c.Pid(), 0)
+		if err != nil {
+			return 0, c.Start(context.Background()) // it says better why not
+		}
+		process := os.NewFile(uintptr(pidfd), "pidfd")
+		defer process.Close()
+		if err := n.listen(false); err != nil {
+			return 0, err
+		}
+		if err := c.Start(context.Background()); err != nil {
+			return 0, err
+		}
+		return 0, n.forward(c.Pid(), process)
 	}, nil
 }
 
@@ -156,14 +176,23 @@ func deleteCommand(a *app, fs *flag.FlagSet) (action, error) {
 		c, err := a.rt.Load(args[0])
 		if errdefs.IsNotFound(err) {
 			// Half a container, of a create that was killed, is removed too.
-			if err := a.rt.Purge(args[0]); err == nil || *force {
+			perr := a.rt.Purge(args[0])
+			removeNotify(a.rt.Root, args[0])
+			if perr == nil || *force && errdefs.IsNotFound(perr) {
 				return 0, nil
+			}
+			if !errdefs.IsNotFound(perr) {
+				return 0, perr
 			}
 		}
 		if err != nil {
 			return 0, err
 		}
-		return 0, c.Delete(context.Background(), *force)
+		if err := c.Delete(context.Background(), *force); err != nil {
+			return 0, err
+		}
+		removeNotify(a.rt.Root, c.ID())
+		return 0, nil
 	}, nil
 }
 
@@ -321,25 +350,4 @@ func featuresCommand(*app, *flag.FlagSet) (action, error) {
 func printVersion() {
 	// The first word is what go-runc and Docker look for.
 	fmt.Printf("runc version %s (hako-oci)\ncommit: %s\nspec: %s\ngo: %s\n", version.Version, version.Revision(), specs.Version, runtime.Version())
-}
-
-func completionCommand(*app, *flag.FlagSet) (action, error) {
-	return func(args []string) (int, error) {
-		var names []string
-		for _, c := range commandTable() {
-			names = append(names, c.name)
-		}
-		words := strings.Join(names, " ")
-		switch args[0] {
-		case "bash":
-			fmt.Printf("_hako_oci() { [ \"$COMP_CWORD\" = 1 ] && COMPREPLY=($(compgen -W %q -- \"${COMP_WORDS[1]}\")) || COMPREPLY=($(compgen -W \"$(hako-oci list -q 2>/dev/null)\" -- \"${COMP_WORDS[COMP_CWORD]}\")); }\ncomplete -o default -F _hako_oci hako-oci\n", words)
-		case "zsh":
-			fmt.Printf("#compdef hako-oci\n_arguments '1:command:(%s)' '*:container:($(hako-oci list -q 2>/dev/null))'\n", words)
-		case "fish":
-			fmt.Printf("complete -c hako-oci -f -n __fish_use_subcommand -a %q\ncomplete -c hako-oci -f -n 'not __fish_use_subcommand' -a '(hako-oci list -q 2>/dev/null)'\n", words)
-		default:
-			return 0, fmt.Errorf("unknown shell %q", args[0])
-		}
-		return 0, nil
-	}, nil
 }

@@ -1,4 +1,5 @@
 #include "textflag.h"
+#include "go_asm.h"
 
 DATA oneProc<>+0(SB)/8, $"GOMAXPRO"
 DATA oneProc<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
@@ -6,6 +7,14 @@ GLOBL oneProc<>(SB), RODATA|NOPTR, $16
 
 // entry(SB): see entry_amd64.s.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	MOVD	$30, R0  // PR_GET_TIMERSLACK
+	MOVD	$167, R8 // prctl
+	SVC
+	MOVD	R0, ·ownSlack(SB)
+	MOVD	$29, R0 // PR_SET_TIMERSLACK
+	MOVD	$const_monitorSlack, R1
+	SVC
+
 	MOVD	0(RSP), R0
 	MOVD	RSP, R1
 	SUB	$16, RSP

@@ -32,4 +32,21 @@ func TestEntry(t *testing.T) {
 	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "does not exist") {
 		t.Errorf("without an environment: %v, %q", err, out)
 	}
+
+	// What only the Go runtime's monitor is to have is not handed on.
+	c := newCLI(t, "show", "slack")
+	raw, err := os.ReadFile(filepath.Join(c.bundle, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, namespace := range []string{"", `{"type":"time"},`} {
+		config := strings.Replace(string(raw), `"namespaces":[`, `"namespaces":[`+namespace, 1)
+		if err := os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(config), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary, "--root", dir, "run", "--bundle", c.bundle, c.id)
+		if out, err := cmd.CombinedOutput(); err != nil || string(out) != "50000 <nil>\n" {
+			t.Errorf("the container's timer slack: %v, %q", err, out)
+		}
+	}
 }

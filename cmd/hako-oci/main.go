@@ -50,6 +50,7 @@ type app struct {
 func main() {
 	// The process lives for a few milliseconds: a collection would cost more than it gives.
 	debug.SetGCPercent(-1)
+	quietMonitor()
 	growStack()
 	os.Exit(Main(os.Args[1:]))
 }
@@ -63,28 +64,40 @@ func growStack() byte {
 	return room[len(os.Args)]
 }
 
+// globals are the flags before the command.
+type globals struct {
+	root, logFile, logFormat            *string
+	dbg, systemd, showVersion, showHelp *bool
+}
+
+func globalFlags() (*flag.FlagSet, globals) {
+	fs := newFlags("hako-oci")
+	g := globals{
+		root:        fs.String("root", defaultRoot(), "directory for the state of containers"),
+		logFile:     fs.String("log", "", "file for log messages (default: standard error)"),
+		logFormat:   fs.String("log-format", "text", "text or json"),
+		dbg:         fs.Bool("debug", false, "log more"),
+		systemd:     fs.Bool("systemd-cgroup", false, "let systemd manage cgroups"),
+		showVersion: boolFlag(fs, "version", "v", "print the version"),
+		showHelp:    boolFlag(fs, "help", "h", "print this help"),
+	}
+	fs.String("rootless", "auto", "ignored: the runtime finds out")
+	fs.String("criu", "criu", "ignored: criu is looked up in $PATH")
+	return fs, g
+}
+
 // Main runs the command line and gives the exit code.
 func Main(args []string) int {
-	global := newFlags("hako-oci")
-	root := global.String("root", defaultRoot(), "directory for the state of containers")
-	logFile := global.String("log", "", "file for log messages (default: standard error)")
-	logFormat := global.String("log-format", "text", "text or json")
-	dbg := global.Bool("debug", false, "log more")
-	systemd := global.Bool("systemd-cgroup", false, "let systemd manage cgroups")
-	rootless := global.String("rootless", "auto", "ignored: the runtime finds out")
-	global.String("criu", "criu", "ignored: criu is looked up in $PATH")
-	showVersion := boolFlag(global, "version", "v", "print the version")
-	showHelp := boolFlag(global, "help", "h", "print this help")
+	global, g := globalFlags()
 	if err := global.Parse(args); err != nil {
 		fmt.Fprintln(os.Stderr, "hako-oci:", err)
 		return exitFailure
 	}
-	_ = rootless
 	switch {
-	case *showVersion:
+	case *g.showVersion:
 		printVersion()
 		return 0
-	case *showHelp || global.NArg() == 0:
+	case *g.showHelp || global.NArg() == 0:
 		usage(global)
 		return 0
 	}
@@ -99,14 +112,14 @@ func Main(args []string) int {
 		fmt.Fprintf(os.Stderr, "No help topic for '%s'\n", name)
 		return exitNoSuch
 	}
-	log, closeLog, err := openLog(*logFile, *logFormat, *dbg)
+	log, closeLog, err := openLog(*g.logFile, *g.logFormat, *g.dbg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return exitFailure
 	}
 	defer closeLog()
-	a := &app{debug: *dbg, onError: exitFailure, rt: &oci.Runtime{Root: *root, Log: log}}
-	if *systemd {
+	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log}}
+	if *g.systemd {
 		a.rt.CgroupDriver = "systemd"
 	}
 	code, err := a.dispatch(commands[i], rest)
@@ -114,7 +127,7 @@ func Main(args []string) int {
 		// The last line of level error is what callers show (containerd's shim, BuildKit).
 		msg := oneLine(err)
 		log.Error(msg)
-		if *logFile != "" || *logFormat == "json" {
+		if *g.logFile != "" || *g.logFormat == "json" {
 			fmt.Fprintln(os.Stderr, msg)
 		}
 		if code == 0 {
@@ -125,7 +138,6 @@ func Main(args []string) int {
 }
 
 func (a *app) dispatch(c command, args []string) (int, error) {
-	quietMonitor()
 	fs := newFlags(c.name)
 	help := boolFlag(fs, "help", "h", "print this help")
 	run, err := c.run(a, fs)
@@ -230,6 +242,7 @@ func usage(global *flag.FlagSet) {
 	}
 	fmt.Println("\nGlobal flags:")
 	printFlags(os.Stdout, global)
+	fmt.Println("\nEnvironment: NOTIFY_SOCKET, LISTEN_FDS and XDG_RUNTIME_DIR, see hako-oci(1) (hako-oci completion man DIR).")
 }
 
 func commandUsage(w io.Writer, c command, fs *flag.FlagSet) {

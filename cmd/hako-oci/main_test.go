@@ -43,6 +43,9 @@ func guest() {
 			switch v, ok := os.LookupEnv(what); {
 			case ok:
 				fmt.Println(v)
+			case what == "slack": // of timers, in nanoseconds
+				n, err := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+				fmt.Println(n, err)
 			case what == "cwd":
 				dir, err := os.Getwd()
 				fmt.Println(dir, err)
@@ -59,6 +62,17 @@ func guest() {
 				}
 			}
 		}
+	case "notify": // then ends with a code
+		fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_DGRAM, 0)
+		if err == nil {
+			err = syscall.Sendto(fd, []byte("STATUS=nearly\nREADY=1\n"), 0, &syscall.SockaddrUnix{Name: os.Getenv("NOTIFY_SOCKET")})
+		}
+		if err != nil {
+			fmt.Println(os.Getenv("NOTIFY_SOCKET"), err)
+			os.Exit(1)
+		}
+		time.Sleep(300 * time.Millisecond)
+		os.Exit(7)
 	case "wait":
 		fmt.Println("waiting")
 		time.Sleep(time.Minute)
@@ -331,6 +345,12 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "kill by number", args: []string{"kill", c.id, "28"}},
 		{name: "exec --process", args: []string{"exec", "--process", process, c.id}, want: "from a file\n/\n"},
 		{name: "exec --env, --cwd", args: cmd([]string{"--env", "A=b", "-e", "C=d", "--cwd", "/proc"}, show("A", "C", "cwd")), want: "b\nd\n/proc <nil>\n"},
+		{name: "exec --env of what is set", args: cmd([]string{"-e", "GOMAXPROCS=2", "-e", "A=1", "-e", "A=2"}, show("GOMAXPROCS", "A")), want: "2\n2\n"},
+		{name: "exec --process-label without SELinux", args: cmd([]string{"--process-label", "x"}, show("LISTEN_FDS")), code: 0},
+		{name: "exec --cgroup of what is not there", args: cmd([]string{"--cgroup", "nosuch"}, show("A")), code: 255},
+		{name: "exec --cgroup twice", args: cmd([]string{"--cgroup", "pids:a", "--cgroup", "pids:b"}, show("A")), code: 255},
+		{name: "exec --cgroup /", args: cmd([]string{"--cgroup", "/"}, show("Uid")), want: "0"},
+		{name: "exec --pid-file", args: cmd([]string{"--pid-file", filepath.Join(c.bundle, "exec.pid")}, show("Uid")), want: "0"},
 		{name: "exec --additional-gids", args: cmd([]string{"-u", "5:6", "-g", "7", "--additional-gids", "8"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n7 8\n"},
 		{name: "exec --cap", args: cmd([]string{"--cap", "CAP_CHOWN"}, show("CapEff")), want: "0000000020000421\n"},
 		{name: "exec --no-new-privs", args: cmd([]string{"--no-new-privs"}, show("NoNewPrivs")), want: "1\n"},

@@ -9,7 +9,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/plan"
@@ -26,11 +29,16 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 	factsText := fs.String("facts", "", "another host: a file as --print-facts writes it (FILE, - for standard input),\nor changes to this host: cgroup=v1|hybrid|v2,kernel=5.15,rootless=true,apparmor=true,selinux=true,lastcap=40")
 	printFacts := fs.Bool("print-facts", false, "print the facts about this host that the plan depends on")
 	bundle := stringFlag(fs, "bundle", "b", ".", "the bundle, or a config.json")
+	execFile := fs.String("exec", "", "explain exec of the process in this file (- for standard input) in that container instead")
+	hook := fs.String("hook", "", "explain a hook in the container's namespaces instead: createContainer[0], startContainer[1]")
 	noPivot := fs.Bool("no-pivot", false, "as for create")
 	id := fs.String("id", "ID", "name of the container")
 	return func(args []string) (int, error) {
 		if len(args) > 0 {
 			*bundle = args[0]
+		}
+		if *execFile != "" && *hook != "" || *printFacts && *execFile+*hook != "" {
+			return 0, fmt.Errorf("plan: %w: these flags exclude each other", errUsage)
 		}
 		if *asJSON && (*brief || *other != "") || *printFacts && (*asJSON || *brief || *other != "") {
 			return 0, fmt.Errorf("plan: %w: these flags exclude each other", errUsage)
@@ -54,10 +62,27 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 			o.Spec, o.Raw, err = spec.Read(path)
 			return o, err
 		}
+		var process *specs.Process
+		var processText []byte
+		if *execFile != "" {
+			if process, processText, err = readProcess(*execFile); err != nil {
+				return 0, err
+			}
+		}
 		explain := func(path string) (*plan.Explanation, error) {
 			o, err := options(path)
 			if err != nil {
 				return nil, err
+			}
+			switch {
+			case process != nil:
+				return a.rt.PlanExec(*id, o, process, processText, change)
+			case *hook != "":
+				name, i, err := parseHook(*hook)
+				if err != nil {
+					return nil, err
+				}
+				return a.rt.PlanHook(*id, o, name, i, change)
 			}
 			return a.rt.Plan(*id, o, change)
 		}
@@ -96,6 +121,18 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 		_, err = os.Stdout.WriteString(text)
 		return 0, err
 	}, nil
+}
+
+// parseHook reads NAME or NAME[INDEX].
+func parseHook(text string) (name string, i int, err error) {
+	name, index, ok := strings.Cut(text, "[")
+	if !ok {
+		return name, 0, nil
+	}
+	if i, err = strconv.Atoi(strings.TrimSuffix(index, "]")); err != nil || !strings.HasSuffix(index, "]") {
+		return "", 0, fmt.Errorf("plan: --hook %q: %w", text, errUsage)
+	}
+	return name, i, nil
 }
 
 // otherFacts reads the value of --facts, once.

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func TestPlan(t *testing.T) {
@@ -65,7 +67,29 @@ func TestPlan(t *testing.T) {
 	if !strings.Contains(elsewhere, "mount /sys/fs/cgroup: bind /sys/fs/cgroup ") || !strings.Contains(elsewhere, "Linux 5.4 does not know mount_setattr") {
 		t.Errorf("elsewhere:\n%s", elsewhere)
 	}
-	for _, bad := range [][]string{{"--facts", "cgroup=v9"}, {"--facts", "nosuch.json"}, {"--json", "--brief"}, {"--diff", "nosuch.json"}, {"nosuch"}} {
+
+	process := "{\"args\": [\"/guest\", \"id\"],\n\"cwd\": \"/\",\n\"user\": {\"uid\": 3}}"
+	if err := os.WriteFile(filepath.Join(c.bundle, "process.json"), []byte(process), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	inside := must("plan", "--exec", "process.json")
+	for _, want := range []string{"by the new process\n", "join the container's namespaces  (runtime)\n", "become user 3, group 0  (process.user, line 3)\n", "execute [\"/guest\" \"id\"]  (process.args, line 1)\n"} {
+		if !strings.Contains(inside, want) {
+			t.Errorf("exec: no %q in\n%s", want, inside)
+		}
+	}
+	s := new(specs.Spec)
+	if err := json.Unmarshal(raw, s); err != nil {
+		t.Fatal(err)
+	}
+	limit := 3
+	s.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{{Path: "/bin/a"}, {Path: "/bin/b", Args: []string{"b", "c"}, Timeout: &limit}}}
+	c.config(s)
+	if out := must("plan", "--hook", "createContainer[1]", "--brief"); !strings.Contains(out, "execute [\"/bin/b\" \"c\"]") || !strings.Contains(out, "kill it after 3 s") {
+		t.Errorf("hook:\n%s", out)
+	}
+	for _, bad := range [][]string{{"--exec", "nosuch.json"}, {"--exec", "config.json"}, {"--hook", "createContainer[2]"}, {"--hook", "poststop"}, {"--hook", "createContainer[x]"},
+		{"--hook", "createContainer", "--exec", "process.json"}, {"--facts", "cgroup=v9"}, {"--facts", "nosuch.json"}, {"--json", "--brief"}, {"--diff", "nosuch.json"}, {"nosuch"}} {
 		if out, stderr, code := c.run(append([]string{"plan"}, bad...)...); code != 1 || out != "" || stderr == "" {
 			t.Errorf("%v: %d %s%s", bad, code, out, stderr)
 		}

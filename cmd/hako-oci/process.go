@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -122,7 +123,7 @@ func addCreateFlags(fs *flag.FlagSet) createFlags {
 	}
 }
 
-func (f createFlags) options(detach bool) (oci.CreateOptions, error) {
+func (f createFlags) options(n *notifier, detach bool) (oci.CreateOptions, error) {
 	o := oci.CreateOptions{
 		Bundle: *f.bundle, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		NoPivot: *f.noPivot, NoNewKeyring: *f.noNewKeyring,
@@ -138,8 +139,10 @@ func (f createFlags) options(detach bool) (oci.CreateOptions, error) {
 	if err := f.check(s.Process.Terminal, detach); err != nil {
 		return o, err
 	}
-	n := len(s.Process.Env)
-	if o.PreserveFDs, err = f.files(&s.Process.Env); len(s.Process.Env) != n {
+	before := len(s.Process.Env)
+	o.PreserveFDs, err = f.files(&s.Process.Env)
+	n.show(s)
+	if len(s.Process.Env) != before {
 		o.Raw = nil
 	}
 	return o, err
@@ -148,16 +151,24 @@ func (f createFlags) options(detach bool) (oci.CreateOptions, error) {
 func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 	f := addCreateFlags(fs)
 	return func(args []string) (int, error) {
-		o, err := f.options(true)
+		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err
 		}
+		defer n.close()
+		o, err := f.options(n, true)
+		if err != nil {
+			return 0, err
+		}
+		if err := n.makeDir(); err != nil {
+			return 0, errors.Join(err, n.remove())
+		}
 		c, err := a.rt.Create(context.Background(), args[0], o)
 		if err != nil {
-			return 0, fmt.Errorf("runc create failed: %w", err)
+			return 0, errors.Join(fmt.Errorf("runc create failed: %w", err), n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
-			return 0, errors.Join(err, c.Delete(context.Background(), true))
+			return 0, errors.Join(err, c.Delete(context.Background(), true), n.remove())
 		}
 		return 0, nil
 	}, nil
@@ -170,23 +181,38 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 	fs.Bool("no-subreaper", false, "ignored")
 	return func(args []string) (code int, err error) {
 		ctx := context.Background()
-		o, err := f.options(*detach)
+		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err
 		}
+		defer n.close()
+		o, err := f.options(n, *detach)
+		if err != nil {
+			return 0, err
+		}
+		if err := n.listen(true); err != nil {
+			return 0, errors.Join(err, n.remove())
+		}
 		c, err := a.rt.Run(ctx, args[0], o)
 		if err != nil {
-			return 0, fmt.Errorf("runc run failed: %w", err)
+			return 0, errors.Join(fmt.Errorf("runc run failed: %w", err), n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
-			return 0, errors.Join(err, c.Delete(ctx, true))
+			return 0, errors.Join(err, c.Delete(ctx, true), n.remove())
 		}
 		if *detach {
-			return 0, nil
+			return 0, n.forward(c.Pid(), c.PidFD)
+		}
+		if n != nil {
+			go func() {
+				if err := n.forward(c.Pid(), c.PidFD); err != nil {
+					a.rt.Log.Warn("cannot pass on that the container is ready", "error", err)
+				}
+			}()
 		}
 		code, err = attend(c.Pid(), c.PidFD, c.Console)
 		if !*keep {
-			err = errors.Join(err, c.Delete(ctx, true))
+			err = errors.Join(err, c.Delete(ctx, true), n.remove())
 		}
 		return code, err
 	}, nil
@@ -220,7 +246,7 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		var p *specs.Process
 		if *file != "" {
-			if p, err = readProcess(*file); err != nil {
+			if p, _, err = readProcess(*file); err != nil {
 				return 0, err
 			}
 		} else {
@@ -265,17 +291,25 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 	}, nil
 }
 
-func readProcess(file string) (*specs.Process, error) {
-	f, err := os.Open(file)
+// readProcess reads a process, and gives its text too; "-" is standard input.
+func readProcess(file string) (*specs.Process, []byte, error) {
+	f := os.Stdin
+	if file != "-" {
+		var err error
+		if f, err = os.Open(file); err != nil {
+			return nil, nil, err
+		}
+		defer f.Close()
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, spec.MaxSize))
 	if err != nil {
-		return nil, err
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
 	}
-	defer f.Close()
 	p := new(specs.Process)
-	if err := json.NewDecoder(io.LimitReader(f, spec.MaxSize)).Decode(p); err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	if err := json.Unmarshal(raw, p); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return p, spec.ValidateProcess(p)
+	return p, raw, spec.ValidateProcess(p)
 }
 
 type execFlags struct {
@@ -294,7 +328,11 @@ func (f execFlags) apply(p *specs.Process) error {
 	if f.apparmor != "" {
 		p.ApparmorProfile = f.apparmor
 	}
-	p.Env = append(p.Env, f.env...)
+	for _, e := range f.env {
+		// Programs take the first of two values of a name.
+		name, _, _ := strings.Cut(e, "=")
+		p.Env = append(slices.DeleteFunc(slices.Clone(p.Env), func(old string) bool { return strings.HasPrefix(old, name+"=") }), e)
+	}
 	if f.noNewPrivs {
 		p.NoNewPrivileges = true
 	}

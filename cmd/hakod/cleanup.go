@@ -52,7 +52,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 	pods, err := filepath.Glob(filepath.Join(cfg.State, "sandboxes", "*"))
 	errs = append(errs, err)
 	for _, dir := range pods {
-		if err := endSandbox(ctx, cfg, dir); err != nil {
+		if err := endSandbox(ctx, cfg, dir, log); err != nil {
 			errs = append(errs, fmt.Errorf("end sandbox %s: %w", filepath.Base(dir), err))
 		}
 	}
@@ -116,28 +116,13 @@ func endContainer(ctx context.Context, cfg config, bundle string, log *slog.Logg
 		shim.Close()
 	}
 	if err != nil {
-		// The shim is dead, or does not do as it is told. It must not go on beside those who
-		// take away what its container held.
-		o := client.StartOptions{Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: bundle}
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
-		defer cancel()
-		switch kerr := (client.Manager{}).Kill(ctx, o); {
-		case kerr == nil:
-			log.Warn("killed a shim that does not do as it is told", "container", id, "error", err)
-			err = nil
-		case errdefs.IsNotFound(kerr) && errdefs.IsNotFound(err):
-			err = nil
-		case !errdefs.IsNotFound(kerr):
-			err = errors.Join(err, kerr)
-		}
-		_, rerr := client.Manager{}.Reap(ctx, o)
-		err = errors.Join(err, rerr)
+		err = endHung(ctx, cfg, bundle, err, log)
 	}
 	return errors.Join(err, engine.RemoveBundle(bundle))
 }
 
 // endSandbox ends the shim of a pod, with the init that it may hold, and lets the namespaces go.
-func endSandbox(ctx context.Context, cfg config, dir string) error {
+func endSandbox(ctx context.Context, cfg config, dir string, log *slog.Logger) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
 	defer cancel()
 	id := filepath.Base(dir)
@@ -147,20 +132,50 @@ func endSandbox(ctx context.Context, cfg config, dir string) error {
 		shim.Close()
 	}
 	if err != nil {
-		_, rerr := client.Manager{}.Reap(context.WithoutCancel(ctx), client.StartOptions{
-			Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: id, Bundle: dir})
-		if errdefs.IsNotFound(err) {
-			err = nil
-		}
-		err = errors.Join(err, rerr)
+		err = endHung(ctx, cfg, dir, err, log)
 	}
 	return errors.Join(err, engine.RemoveSandboxDir(dir))
 }
 
+// endHung ends the shim of a bundle that failed with cause: it is dead, or does not do as it
+// is told. It must not go on beside those who take away what its container held.
+func endHung(ctx context.Context, cfg config, bundle string, cause error, log *slog.Logger) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endLimit)
+	defer cancel()
+	o := client.StartOptions{Binary: cfg.ShimBinary, Namespace: engine.Namespace, ID: filepath.Base(bundle), Bundle: bundle}
+	shim := o
+	shim.Bundle = shimBundle(bundle)
+	err := client.Manager{}.Kill(ctx, shim)
+	switch {
+	case err == nil:
+		log.Warn("killed a shim that does not do as it is told", "container", o.ID, "error", cause)
+	case !errdefs.IsNotFound(err):
+		err = errors.Join(cause, err)
+	case errdefs.IsNotFound(cause):
+		err = nil
+	default: // the shim of a pod may have been killed for another container of it
+		s, cerr := client.Manager{}.Connect(ctx, bundle)
+		if cerr == nil {
+			s.Close()
+		}
+		if err = cause; errdefs.IsNotFound(cerr) {
+			err = nil
+		}
+	}
+	_, rerr := client.Manager{}.Reap(ctx, o)
+	return errors.Join(err, rerr)
+}
+
 // sharesShim tells that the container of a bundle lies in the shim of a pod.
-func sharesShim(bundle string) bool {
+func sharesShim(bundle string) bool { return shimBundle(bundle) != filepath.Clean(bundle) }
+
+// shimBundle is the bundle that the shim of a container was started for: the pod's, or its own.
+func shimBundle(bundle string) string {
 	b, err := os.ReadFile(filepath.Join(bundle, "address"))
-	return err == nil && filepath.Dir(strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")) != filepath.Clean(bundle)
+	if err != nil {
+		return filepath.Clean(bundle)
+	}
+	return filepath.Dir(strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://"))
 }
 
 // endShim kills and deletes the container of a live shim, and waits for the shim's end.

@@ -14,6 +14,9 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/hako-engine/hako/api/cri/streaming"
+	"github.com/hako-engine/hako/api/trace"
 )
 
 // config is all that can be set: each field is a flag and a key of the file, of the
@@ -25,10 +28,16 @@ type config struct {
 	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
 	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
 	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins. This version does not serve it."`
-	MetricsAddress   string            `toml:"metrics-address" comment:"Address for Prometheus. This version does not serve it."`
+	MetricsAddress   string            `toml:"metrics-address" comment:"IP:PORT for Prometheus, under /metrics; without an IP: this machine only. \"\" turns it off."`
+	TraceEndpoint    string            `toml:"trace-endpoint" comment:"OpenTelemetry collector (OTLP over gRPC) that gets a span of each CRI call, e.g. http://127.0.0.1:4317; \"\": none."`
+	TraceRatio       float64           `toml:"trace-ratio" comment:"Part of the traces that begin here which are sent, 0 to 1; those of a caller that samples are."`
 	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
 	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
 	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
+	Network          string            `toml:"network" comment:"Of the pods: cni, or builtin: the default network of the containers."`
+	StreamAddress    string            `toml:"stream-address" comment:"IP:PORT of the server for exec, attach and port-forward of the CRI; one that other machines can reach needs a certificate."`
+	StreamCert       string            `toml:"stream-cert" comment:"Certificate of that server, a PEM file."`
+	StreamKey        string            `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
 	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
@@ -47,11 +56,17 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
-		RegistryDir: "/etc/hako/certs.d", CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		RegistryDir: "/etc/hako/certs.d", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
 }
+
+// What network may be.
+const (
+	networkCNI     = "cni"
+	networkBuiltin = "builtin"
+)
 
 // unset stands for a socket in the state folder, wherever that is. It is no possible path.
 const unset = "\x00"
@@ -72,6 +87,8 @@ func (c *config) flags(fs *pflag.FlagSet) {
 			}
 		case *int:
 			fs.IntVar(p, name, *p, help)
+		case *float64:
+			fs.Float64Var(p, name, *p, help)
 		case *map[string]string:
 			fs.StringToStringVar(p, strings.TrimSuffix(name, "s"), *p, "A further OCI runtime, NAME=PATH; may be repeated.")
 		}
@@ -146,8 +163,14 @@ func (c *config) complete() error {
 	if c.NRISocket != "" {
 		return errors.New("nri-socket: this version serves no NRI plugins")
 	}
-	if c.MetricsAddress != "" {
-		return errors.New("metrics-address: this version serves no metrics")
+	if err := c.completeObservers(); err != nil {
+		return err
+	}
+	if (c.StreamCert == "") != (c.StreamKey == "") {
+		return errors.New("stream-cert and stream-key: one is of no use without the other")
+	}
+	if err := streaming.CheckAddress(c.StreamAddress, c.StreamCert != ""); err != nil {
+		return fmt.Errorf("stream-address: %w", err)
 	}
 	oneOf := func(key, value string, allowed ...string) error {
 		if slices.Contains(allowed, value) {
@@ -156,6 +179,7 @@ func (c *config) complete() error {
 		return fmt.Errorf("%s: %q is not one of %s", key, value, strings.Join(allowed, ", "))
 	}
 	for _, err := range []error{
+		oneOf("network", c.Network, networkCNI, networkBuiltin),
 		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
@@ -194,6 +218,27 @@ func cgroupDriver(root string) string {
 		return "systemd"
 	}
 	return "cgroupfs"
+}
+
+// completeObservers checks where metrics and traces go.
+func (c *config) completeObservers() error {
+	if c.MetricsAddress != "" {
+		if strings.HasPrefix(c.MetricsAddress, ":") {
+			c.MetricsAddress = "127.0.0.1" + c.MetricsAddress
+		}
+		if _, err := netip.ParseAddrPort(c.MetricsAddress); err != nil {
+			return fmt.Errorf("metrics-address: %q is not IP:PORT", c.MetricsAddress)
+		}
+	}
+	if c.TraceEndpoint != "" {
+		if err := trace.CheckEndpoint(c.TraceEndpoint); err != nil {
+			return fmt.Errorf("trace-endpoint: %w", err)
+		}
+	}
+	if !(c.TraceRatio >= 0 && c.TraceRatio <= 1) { // nor NaN
+		return fmt.Errorf("trace-ratio: %v is not between 0 and 1", c.TraceRatio)
+	}
+	return nil
 }
 
 // write prints the configuration as a file with comments.

@@ -46,7 +46,10 @@ func TestBadValues(t *testing.T) {
 		"mtu = 'x'":                   "cannot decode TOML string",
 		"root = ''":                   `"" is not a folder`,
 		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",
-		"metrics-address = ':9'":      "metrics-address: this version serves no metrics",
+		"metrics-address = 'x:9'":     `metrics-address: "x:9" is not IP:PORT`,
+		"stream-address = ':9'":       "stream-address: address [::]:9 can be reached by other machines, which needs a certificate",
+		"trace-endpoint = '1.2.3.4'":  `trace-endpoint: "1.2.3.4" is not http://HOST:PORT or https://HOST:PORT`,
+		"trace-ratio = 2.0":           "trace-ratio: 2 is not between 0 and 1",
 		"[runtimes]\nrunc = 'runc'":   `runtimes: runc: "runc" is not an absolute path`,
 		"this is not TOML at all = =": "config.toml:1:",
 	} {

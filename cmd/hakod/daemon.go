@@ -5,13 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -20,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
@@ -81,14 +78,28 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 			log.Warn("no init for containers that ask for one with --init", "error", err)
 		}
 	}
+	observers, err := newObservers(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer observers.close()
+	pods, err := openPods(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	var podNetwork engine.PodNetwork
+	if pods != nil {
+		defer func() { err = errors.Join(err, pods.Close()) }()
+		podNetwork = cniPods{pods}
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
-		Images:    images, Networks: nets, Shims: shims{},
+		Images:    images, Networks: nets, PodNetwork: podNetwork, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		Version: version.Version, RegistryDir: cfg.RegistryDir, Log: log,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -98,32 +109,35 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 	st.ScheduleGC() // of what a daemon that was killed left unfinished
 
 	g, gctx := errgroup.WithContext(ctx)
+	if pods != nil {
+		var alive []string
+		for _, s := range eng.Sandboxes(ctx) {
+			alive = append(alive, s.ID)
+		}
+		// Beside the work: pods that are made meanwhile are not touched.
+		g.Go(func() error {
+			if err := pods.GC(gctx, alive); err != nil && gctx.Err() == nil {
+				log.Warn("collect what CNI plugins left", "error", err)
+			}
+			return nil
+		})
+	}
 	if cfg.DockerSocket != "" {
 		l, err := stream.Listen(cfg.DockerSocket, cfg.SocketGroup)
 		if err != nil {
 			return err
 		}
-		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Log: log})
+		srv := docker.New(docker.Options{Backend: eng, Version: version.Version, GitCommit: version.Revision(), Observe: observers.docker(), Log: log})
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
 	if cfg.CRISocket != "" {
-		l, err := stream.Listen(cfg.CRISocket, cfg.SocketGroup)
-		if err != nil {
+		if err := serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
 			return err
 		}
-		srv := cri.New(cri.Options{
-			Backend: eng, Version: version.Version, StateDir: cfg.State, Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
-			Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir}, Log: log,
-		})
-		g.Go(func() error { return srv.Serve(l) })
-		g.Go(func() error {
-			<-gctx.Done()
-			ctx, cancel := context.WithTimeout(context.Background(), shutdownLimit)
-			defer cancel()
-			srv.Shutdown(ctx)
-			return nil
-		})
+	}
+	if err := observers.serve(gctx, g, cfg, eng); err != nil {
+		return err
 	}
 	if cfg.DebugSocket != "" {
 		l, err := stream.Listen(cfg.DebugSocket, -1)

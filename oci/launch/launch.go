@@ -371,9 +371,14 @@ func (r *runner) clone() (err error) {
 // away, because a thread cannot go back. Offsets can only be set while nobody is in it.
 func cloneInNewTime(m *machine, args *cloneArgs, offsets string) (pid int, err error) {
 	done := make(chan struct{})
+	slack, slackErr := unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		if slackErr == nil {
+			// The container inherits it from the thread that clones, which shall not matter.
+			_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(slack), 0, 0, 0)
+		}
 		if err = unix.Unshare(unix.CLONE_NEWTIME); err != nil {
 			return
 		}

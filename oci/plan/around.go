@@ -191,11 +191,7 @@ func (x *explainer) accompany() {
 	if n := x.p.OOMScoreAdj; n != nil {
 		x.action(StageAccompany, "write", "process.oomScoreAdj", "set oom_score_adj to %d", *n)
 	}
-	if p := x.s.Process; p != nil {
-		for i, r := range p.Rlimits {
-			x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
-		}
-	}
+	x.raiseLimits()
 	if l.IntelRdt != nil {
 		if raw, err := json.Marshal(l.IntelRdt); err == nil {
 			var tree map[string]any
@@ -215,6 +211,17 @@ func (x *explainer) accompany() {
 		x.hooks(StageAccompany, "prestart", "the runtime's namespaces", h.Prestart) //nolint:staticcheck // prestart is deprecated, not gone
 		x.hooks(StageAccompany, "createRuntime", "the runtime's namespaces", h.CreateRuntime)
 		x.hooks(StageAccompany, "createContainer", "the container's namespaces", h.CreateContainer)
+	}
+}
+
+// raiseLimits tells of the limits that the child could not lift itself.
+func (x *explainer) raiseLimits() {
+	p := x.s.Process
+	if p == nil {
+		return
+	}
+	for i, r := range p.Rlimits {
+		x.action(StageAccompany, "prlimit64", element("process.rlimits", i), "raise the hard limit of %s to %d where it is lower", r.Type, r.Hard).subject = "hard:" + r.Type
 	}
 }
 

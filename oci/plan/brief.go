@@ -214,7 +214,7 @@ func (e *Explanation) Brief() string {
 		for ; i < len(e.Parts) && e.Parts[i].Stage == stage; i++ {
 			parts = append(parts, &e.Parts[i])
 		}
-		fmt.Fprintf(&b, "\n## %s\n", title(stage))
+		fmt.Fprintf(&b, "\n## %s\n", e.title(stage))
 		for _, l := range e.briefLines(parts) {
 			b.WriteString(l.String() + "\n")
 		}

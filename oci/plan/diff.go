@@ -29,7 +29,7 @@ func Diff(a, b *Explanation, nameA, nameB string, brief bool) string {
 		d.stage(&out, stage)
 		if text := out.String(); len(text) > before {
 			out.Reset()
-			out.WriteString(text[:before] + "## " + title(stage) + "\n" + text[before:])
+			out.WriteString(text[:before] + "## " + b.title(stage) + "\n" + text[before:])
 		}
 	}
 	if out.Len() == 0 {

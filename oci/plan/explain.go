@@ -22,6 +22,7 @@ type Explanation struct {
 
 	plan  *Plan
 	facts Facts
+	who   string // the process that is made
 }
 
 // The stages of a container's creation, in their order.
@@ -75,12 +76,10 @@ type PartStep struct {
 // Explain explains the plan of a container. raw is the text of the configuration, for the
 // numbers of lines; it may be nil.
 func Explain(p *Plan, s *specs.Spec, f Facts, raw []byte) *Explanation {
-	x := &explainer{p: p, s: s, e: &Explanation{plan: p, facts: f, Warnings: p.Warnings}}
+	x := newExplainer(p, s, f, "the container's first process")
 	if raw != nil {
 		x.lines = Lines(raw)
 	}
-	x.same = *p
-	x.same.Slots = x.slots()
 	x.cgroup()
 	x.seccomp()
 	x.before()
@@ -94,6 +93,13 @@ func Explain(p *Plan, s *specs.Spec, f Facts, raw []byte) *Explanation {
 	x.start()
 	x.e.needs()
 	return x.e
+}
+
+func newExplainer(p *Plan, s *specs.Spec, f Facts, who string) *explainer {
+	x := &explainer{p: p, s: s, e: &Explanation{plan: p, facts: f, Warnings: p.Warnings, who: who}}
+	x.same = *p
+	x.same.Slots = x.slots()
+	return x
 }
 
 type explainer struct {
@@ -249,15 +255,22 @@ func (p *Part) origin(lines bool) string {
 	return "runtime"
 }
 
-var stageTitles = table[string]{
-	{StagePrepare, "the runtime prepares"}, {StageClone, "the runtime clones the container's first process"},
-	{StageAccompany, "the runtime, while that process works"}, {StageProgram, "the container's first process"},
-	{StageStart, "start"}, {StageStop, "delete"},
-}
-
-func title(stage string) string {
-	text, _ := stageTitles.find(stage)
-	return text
+func (e *Explanation) title(stage string) string {
+	switch stage {
+	case StagePrepare:
+		return "the runtime prepares"
+	case StageClone:
+		return "the runtime clones " + e.who
+	case StageAccompany:
+		return "the runtime, while that process works"
+	case StageProgram:
+		return e.who
+	case StageStart:
+		return "start"
+	case StageStop:
+		return "delete"
+	}
+	return ""
 }
 
 // Text prints the explanation: one action a paragraph, with its origin, one system call a
@@ -270,7 +283,7 @@ func (e *Explanation) Text() string {
 		p := &e.Parts[i]
 		if p.Stage != stage {
 			stage = p.Stage
-			fmt.Fprintf(&b, "\n## %s\n", title(stage))
+			fmt.Fprintf(&b, "\n## %s\n", e.title(stage))
 		}
 		fmt.Fprintf(&b, "%s  (%s)\n", p.Do, p.origin(lines))
 		if p.Call != "" {
@@ -308,7 +321,7 @@ func wrap(b *strings.Builder, words []string) {
 
 func (e *Explanation) head(b *strings.Builder) {
 	p := e.plan
-	fmt.Fprintf(b, "# %d steps: %d by the runtime, %d by the container's first process\n", len(p.Host)+len(p.Program), len(p.Host), len(p.Program))
+	fmt.Fprintf(b, "# %d steps: %d by the runtime, %d by %s\n", len(p.Host)+len(p.Program), len(p.Host), len(p.Program), e.who)
 	if e.Needs != "" {
 		fmt.Fprintf(b, "# needs Linux %s or later, for %s\n", e.Needs, e.NeedsFor)
 	}

@@ -204,7 +204,7 @@ func TestEveryStepIsExplainedOnce(t *testing.T) {
 					t.Fatalf("%s: step %d comes at place %d", name, s.Number, n)
 				}
 			}
-			if p.Do == "" || title(p.Stage) == "" || len(p.Steps) == 0 && p.By == "container" {
+			if p.Do == "" || e.title(p.Stage) == "" || len(p.Steps) == 0 && p.By == "container" {
 				t.Errorf("%s: %+v", name, p)
 			}
 		}

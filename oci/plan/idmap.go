@@ -128,6 +128,20 @@ func (c *compiler) mappedOverlay(b *builder, m *mount) error {
 	return nil
 }
 
+// Layers gives the directories of an overlay with these options, the topmost first, also the
+// one that is written to.
+func Layers(options []string) (dirs []string) {
+	o := overlayOf(&mount{data: options})
+	if o.Upper != "" {
+		dirs = append(dirs, o.Upper)
+	}
+	dirs = append(dirs, o.Lower...)
+	for i, d := range dirs {
+		dirs[i] = unescapeLayer(d)
+	}
+	return dirs
+}
+
 func unescapeLayer(dir string) string {
 	return strings.NewReplacer(`\:`, ":", `\\`, `\`).Replace(dir)
 }

@@ -165,3 +165,24 @@ func TestLogin(t *testing.T) {
 		t.Errorf("a registry that is not there: %s", out)
 	}
 }
+
+// TestUntaggedImageOfARunningContainer is still an image: it is listed, and can be committed
+// upon and be named again.
+func TestUntaggedImageOfARunningContainer(t *testing.T) {
+	t.Parallel()
+	n := shared(t)
+	base, c := "untag-test:v1", n.name(t, "")
+	t.Cleanup(func() { n.run(nil, "rmi", "-f", base, "untag-test:v2") })
+	src := n.name(t, "-src")
+	n.docker(t, "create", "--name", src, "-e", "MADE=here", testImage, "true")
+	id := n.docker(t, "commit", src, base)
+	n.docker(t, "run", "-d", "--name", c, base, "sleep", "1000")
+	n.expect(t, 0, "Untagged: "+base, "rmi", "-f", base)
+	n.expect(t, 1, "No such image: "+base, "image", "inspect", base)
+	n.expect(t, 0, id, "images", "-q", "--no-trunc", "--filter", "dangling=true")
+	n.expect(t, 1, "is being used by running container", "rmi", "-f", id)
+	n.docker(t, "commit", c, "untag-test:v2")
+	n.docker(t, "tag", id, base)
+	n.docker(t, "rm", "-f", c)
+	n.expect(t, 0, "MADE=here", "run", "--rm", "untag-test:v2", "env")
+}

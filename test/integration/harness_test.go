@@ -185,9 +185,9 @@ func newNode(flags ...string) (*node, error) {
 func (n *node) start() error {
 	args := append([]string{
 		"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
-		"--docker-socket", n.socket, "--containerd-socket", "", "--cri-socket", "", "--registry-dir", filepath.Join(n.dir, "certs.d"),
+		"--docker-socket", n.socket, "--containerd-socket", "", "--registry-dir", filepath.Join(n.dir, "certs.d"),
 		"--bridge-name", n.bridge, "--bridge-subnet", n.subnet, "--log-level", "debug",
-	}, n.flags...)
+	}, append([]string{"--network", "builtin"}, n.flags...)...)
 	n.cmd = exec.Command(filepath.Join(workDir, "hakod"), args...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	// Signals of a terminal are for the tests, which stop the daemon themselves.
@@ -241,7 +241,7 @@ func (n *node) signal(sig syscall.Signal) error {
 func (n *node) end() error {
 	var errs []error
 	if n.cmd != nil {
-		errs = append(errs, n.removeAll(), n.signal(syscall.SIGTERM))
+		errs = append(errs, n.removePods(), n.removeAll(), n.signal(syscall.SIGTERM))
 	}
 	errs = append(errs, n.expectCensus(n.before))
 	n.sweep()

@@ -26,16 +26,20 @@ func TestSystemdDriver(t *testing.T) {
 		}
 		return strings.TrimSpace(string(out))
 	}
+	memory := "MemoryMax"
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		memory = "MemoryLimit" // cgroup v1
+	}
 	id := n.docker(t, "run", "-d", "--name", "one", "-m", "64m", testImage, "sleep", "1000")
 	unit := "hako-" + id + ".scope"
-	for property, want := range map[string]string{"ActiveState": "active", "Slice": "system.slice", "MemoryMax": "67108864"} {
+	for property, want := range map[string]string{"ActiveState": "active", "Slice": "system.slice", memory: "67108864"} {
 		if got := show(unit, property); got != want {
 			t.Errorf("%s of %s is %q, want %q", property, unit, got, want)
 		}
 	}
 	n.docker(t, "update", "-m", "96m", "--memory-swap", "96m", "one")
-	if got := show(unit, "MemoryMax"); got != "100663296" {
-		t.Errorf("MemoryMax after the update: %s", got)
+	if got := show(unit, memory); got != "100663296" {
+		t.Errorf("%s after the update: %s", memory, got)
 	}
 	n.expect(t, 0, "96MiB", "stats", "--no-stream", "one")
 	n.expect(t, 0, "in", "exec", "one", "echo", "in")

@@ -157,6 +157,13 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
+// CheckAddress tells whether New would listen on an address, with or without TLS:
+// errdefs.ErrInvalidArgument if not.
+func CheckAddress(address string, hasTLS bool) error {
+	_, err := listenAddress(address, hasTLS)
+	return err
+}
+
 // listenAddress checks where the server would listen.
 func listenAddress(s string, hasTLS bool) (netip.AddrPort, error) {
 	if rest, ok := strings.CutPrefix(s, "localhost:"); ok {

@@ -42,7 +42,13 @@ type bench struct {
 	wrong                 atomic.Int64
 	kills                 [3]atomic.Int64
 	children              sync.Mutex // of exits
-	exits                 map[int]chan unix.WaitStatus
+	exits                 map[int]chan exit
+}
+
+// exit is the end of a child.
+type exit struct {
+	status unix.WaitStatus
+	when   time.Time
 }
 
 func main() {
@@ -74,7 +80,7 @@ func run(path string, lives, side int, killed float64) error {
 	if path, err = filepath.Abs(path); err != nil {
 		return err
 	}
-	b := &bench{oci: path, dir: dir, state: filepath.Join(dir, "state"), mark: "ocilives-" + strconv.Itoa(os.Getpid()), killed: killed, exits: map[int]chan unix.WaitStatus{}}
+	b := &bench{oci: path, dir: dir, state: filepath.Join(dir, "state"), mark: "ocilives-" + strconv.Itoa(os.Getpid()), killed: killed, exits: map[int]chan exit{}}
 	rootfs := filepath.Join(dir, "rootfs")
 	for _, d := range []string{"proc", "sys", "dev"} {
 		if err := os.MkdirAll(filepath.Join(rootfs, d), 0o755); err != nil {
@@ -173,33 +179,40 @@ func (b *bench) spawn(path string, args []string, files []*os.File, after time.D
 		return 0, err
 	}
 	pid := p.Pid
-	done := b.exitLocked(pid)
+	done := make(chan exit, 1) // not that of somebody who had the pid before
+	b.exits[pid] = done
 	b.children.Unlock()
 	if after > 0 {
 		time.AfterFunc(after, func() { _ = p.Signal(unix.SIGKILL) })
 	}
-	return b.await(pid, done)
+	return b.await(pid, done, time.Time{})
 }
 
-func (b *bench) exitLocked(pid int) chan unix.WaitStatus {
+func (b *bench) exitLocked(pid int) chan exit {
 	c, ok := b.exits[pid]
 	if !ok {
-		c = make(chan unix.WaitStatus, 1)
+		c = make(chan exit, 1)
 		b.exits[pid] = c
 	}
 	return c
 }
 
-// await waits for the end of a child.
-func (b *bench) await(pid int, done chan unix.WaitStatus) (unix.WaitStatus, error) {
-	select {
-	case s := <-done:
-		b.children.Lock()
-		delete(b.exits, pid)
-		b.children.Unlock()
-		return s, nil
-	case <-time.After(time.Minute):
-		return 0, fmt.Errorf("process %d does not end", pid)
+// await waits for the end of a child that began after a time.
+func (b *bench) await(pid int, done chan exit, begin time.Time) (unix.WaitStatus, error) {
+	limit := time.After(time.Minute)
+	for {
+		select {
+		case e := <-done:
+			if e.when.Before(begin) {
+				continue // of somebody who had the pid before
+			}
+			b.children.Lock()
+			delete(b.exits, pid)
+			b.children.Unlock()
+			return e.status, nil
+		case <-limit:
+			return 0, fmt.Errorf("process %d does not end", pid)
+		}
 	}
 }
 
@@ -221,7 +234,7 @@ func (b *bench) reap() {
 			case <-c: // of an orphan nobody asked for
 			default:
 			}
-			c <- s
+			c <- exit{s, time.Now()}
 		}
 		b.children.Unlock()
 	}
@@ -279,6 +292,7 @@ func (b *bench) steps(id, dir string, code, victim int, after time.Duration) err
 		return after
 	}
 	pidFile := filepath.Join(dir, "pid")
+	begin := time.Now()
 	if err := b.command(when(0), "create", "--bundle", dir, "--pid-file", pidFile, id); err != nil {
 		return err
 	}
@@ -296,13 +310,13 @@ func (b *bench) steps(id, dir string, code, victim int, after time.Duration) err
 	if err := b.command(when(1), "start", id); err != nil {
 		if errors.Is(err, errKilled) {
 			err = errors.Join(err, b.clear(id))
-			if s, aerr := b.await(pid, done); aerr != nil || s.Exited() && s.ExitStatus() != code || s.Signaled() && s.Signal() != unix.SIGKILL {
+			if s, aerr := b.await(pid, done, begin); aerr != nil || s.Exited() && s.ExitStatus() != code || s.Signaled() && s.Signal() != unix.SIGKILL {
 				err = fmt.Errorf("start was killed: the process ended with %#x, want %d or a kill: %w", uint32(s), code, aerr)
 			}
 		}
 		return err
 	}
-	s, err := b.await(pid, done)
+	s, err := b.await(pid, done, begin)
 	if err != nil {
 		return err
 	}
