@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
@@ -52,6 +53,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	if whole { // with a damaged database nothing is deleted
 		e.dropStrayMounts(ctx)
 		e.dropStrayFolders(ctx)
+		e.dropStraySnapshots(ctx)
 	}
 	if wholePods {
 		e.dropStraySandboxes(ctx)
@@ -401,6 +403,31 @@ func (e *Engine) dropStrayFolders(ctx context.Context) {
 	e.finishVolumeRemovals()
 }
 
+// dropStraySnapshots removes the file systems of containers whose creation was cut short before
+// the record was written. Those that others made have no owner's label.
+func (e *Engine) dropStraySnapshots(ctx context.Context) {
+	for name, sn := range e.opt.Snapshotters {
+		var stray []string
+		err := sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			if owner := i.Labels[ownerLabel]; owner != "" {
+				if _, err := e.containers.get(owner); errdefs.IsNotFound(err) {
+					stray = append(stray, i.Name)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			e.log.Error("look for stray snapshots", "snapshotter", name, "error", err)
+		}
+		for _, key := range stray {
+			e.log.Info("a creation that was cut short is cleaned up", "snapshot", key)
+			if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Error("remove a stray snapshot", "snapshot", key, "error", err)
+			}
+		}
+	}
+}
+
 func folders(dir string) []string {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -490,6 +517,10 @@ func (absentShim) State(context.Context, string, string) (client.State, error) {
 }
 
 func (absentShim) Update(context.Context, string, *specs.LinuxResources) error { return errAbsent }
+
+func (absentShim) Checkpoint(context.Context, string, client.CheckpointOptions) error {
+	return errAbsent
+}
 
 func (absentShim) Kill(context.Context, string, string, int, bool) error { return errAbsent }
 func (absentShim) Exec(context.Context, client.ExecOptions) error        { return errAbsent }

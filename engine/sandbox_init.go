@@ -14,7 +14,6 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -29,7 +28,7 @@ const (
 )
 
 // startInit starts the init of a sandbox and keeps its PID namespace.
-func (e *Engine) startInit(ctx context.Context, s *sandbox, dir string, u *undo.Stack) error {
+func (e *Engine) startInit(ctx context.Context, s *sandbox, dir string) error {
 	if e.opt.InitBinary == "" {
 		return failedf("a shared PID namespace takes an init binary, and this daemon has none")
 	}
@@ -46,7 +45,6 @@ func (e *Engine) startInit(ctx context.Context, s *sandbox, dir string, u *undo.
 	if err != nil {
 		return err
 	}
-	u.Add("init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
 	pid, err := shim.Create(ctx, client.CreateOptions{ID: s.id, Bundle: dir})
 	if err != nil {
 		return fmt.Errorf("create the init of the sandbox: %w", err)
@@ -187,7 +185,7 @@ func (e *Engine) endPodShim(ctx context.Context, s *sandbox) error {
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		e.log.Warn("a shim does not end", "sandbox", s.id, "error", err)
-		if aerr := e.opt.Shims.Abort(ctx, e.sandboxDir(s.id)); aerr != nil {
+		if aerr := e.killShim(ctx, s); aerr != nil {
 			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, errors.Join(err, aerr))
 		}
 		s.mu.Lock()

@@ -77,6 +77,7 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	if err := e.killMembers(ctx, s); err != nil {
 		return err
 	}
+	e.tellStop(ctx, s)
 	c := s.rec.Config
 	var g errgroup.Group
 	if c.Network == NamespacePod {
@@ -120,7 +121,7 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			if errdefs.IsUnavailable(err) {
 				// The shim hangs. What it held is ended from outside, once it is gone.
 				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
-				if err = e.opt.Shims.Abort(ctx, e.sandboxDir(s.id)); err == nil && r != nil && !waitDone(r, cleanupLimit) {
+				if err = e.killShim(ctx, s); err == nil && r != nil && !waitDone(r, cleanupLimit) {
 					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
 				}
 			}
@@ -183,6 +184,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 		return fmt.Errorf("remove sandbox %s: %w", s.id, err)
 	}
 	e.pods.remove(s)
+	e.tellRemove(ctx, s)
 	e.emitSandbox(s, "destroy")
 	return nil
 }

@@ -146,6 +146,15 @@ func TestPodLife(t *testing.T) {
 					t.Errorf("second start: %v", err)
 				}
 			}
+			// They are Docker's containers, too, but Kubernetes' to restart and to remove.
+			for what, err := range map[string]error{"start": n.e.StartContainer(bg, b), "restart": n.e.RestartContainer(bg, a, StopOptions{})} {
+				if !errdefs.IsConflict(err) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if p, err := n.e.PruneContainers(bg, nil); err != nil || len(p.IDs) != 0 {
+				t.Errorf("pruned %v, %v", p, err)
+			}
 			if err := n.e.StopSandbox(bg, pod); err != nil {
 				t.Fatal(err)
 			}
@@ -328,10 +337,14 @@ func TestPodsAfterAReboot(t *testing.T) {
 	n.e.opt.InitBinary = "/bin/true"
 	pod := n.pod(c)
 	id := n.member(pod, memberConfig("a", "sleep"))
+	config := n.ownPod("shared")
+	n.e.opt.InitBinary = "/bin/true"
+	config.PID = NamespacePod // has an init, which the shim is asked for
+	shared := n.pod(config)
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
 	// What a reboot takes: mounts, processes, the volatile folder.
-	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveBundle(n.e.bundle(id))); err != nil {
+	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveSandboxDir(n.e.sandboxDir(shared)), RemoveBundle(n.e.bundle(id))); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range n.shims.live {
@@ -347,8 +360,10 @@ func TestPodsAfterAReboot(t *testing.T) {
 	if eps, _ := n.nets.Endpoints(bg, "bridge"); len(eps) != 0 {
 		t.Errorf("addresses still taken: %v", eps)
 	}
-	if err := errors.Join(n.e.StopSandbox(bg, pod), n.e.RemoveSandbox(bg, pod)); err != nil {
-		t.Fatal(err)
+	for _, p := range []string{pod, shared} {
+		if err := errors.Join(n.e.StopSandbox(bg, p), n.e.RemoveSandbox(bg, p)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.empty()
 }

@@ -180,6 +180,14 @@ func TestShimKilledWhileRunning(t *testing.T) {
 	})
 }
 
+// TestReapAfterAReboot: there is no folder, and nothing to clean up.
+func TestReapAfterAReboot(t *testing.T) {
+	o := client.StartOptions{Binary: "/bin/true", ID: "gone", Bundle: filepath.Join(t.TempDir(), "gone")}
+	if _, err := (client.Manager{}).Reap(t.Context(), o); !errdefs.IsNotFound(err) {
+		t.Errorf("reap without a bundle: %v", err)
+	}
+}
+
 // dead reports whether a process has ended (a zombie that init has yet to reap counts).
 func dead(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
