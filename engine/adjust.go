@@ -60,6 +60,9 @@ func (e *Engine) adjust(v *Container, pod SandboxConfig, a Adjustment) error {
 			return err
 		}
 	}
+	if err := e.checkCDI(a.CDIDevices); err != nil {
+		return err
+	}
 	r := a.Resources
 	r.Hugepages, r.Unified = over(v.Config.Resources.Hugepages, r.Hugepages), over(v.Config.Resources.Unified, r.Unified)
 	v.Config.Resources = mergePodResources(v.Config.Resources, r)
@@ -280,7 +283,8 @@ func (a *Adjustment) apply(s *specs.Spec) {
 		p.Args = a.Args
 	}
 	if h := a.Hooks; h != nil {
-		s.Hooks = h // the engine itself makes none
+		own := *h // devices by name may add to it
+		s.Hooks = &own
 	}
 	for _, r := range a.Rlimits {
 		p.Rlimits = slices.DeleteFunc(p.Rlimits, func(o specs.POSIXRlimit) bool { return o.Type == r.Type })
@@ -321,8 +325,7 @@ func (a *Adjustment) applyMounts(s *specs.Spec) {
 	gone := slices.Clone(a.RemoveMounts)
 	for _, m := range a.Mounts {
 		gone = append(gone, m.Destination)
-		switch strings.TrimPrefix(propagationOf(m), "r") {
-		case "shared":
+		if strings.TrimPrefix(propagationOf(m), "r") == "shared" {
 			s.Linux.RootfsPropagation = "shared"
 		}
 	}
