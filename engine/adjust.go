@@ -206,11 +206,18 @@ func (a *Adjustment) validateLinux(pod SandboxConfig, cgroupDriver string) error
 			return invalidf("namespace type %q is not known", t)
 		}
 	}
-	modes := Config{Sysctls: a.Sysctl}
-	if pod.Network == NamespaceNode && len(a.Namespaces) == 0 {
-		modes.NetworkMode, modes.UTSMode = "host", "host"
+	// A namespace of the host's has none of its own, unless the plugin gives one.
+	given := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(a.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
 	}
-	if pod.IPC == NamespaceNode && len(a.Namespaces) == 0 {
+	modes := Config{Sysctls: a.Sysctl}
+	if pod.Network == NamespaceNode && !given(specs.NetworkNamespace) {
+		modes.NetworkMode = "host"
+	}
+	if pod.Network == NamespaceNode && !given(specs.UTSNamespace) {
+		modes.UTSMode = "host"
+	}
+	if pod.IPC == NamespaceNode && !given(specs.IPCNamespace) {
 		modes.IpcMode = "host"
 	}
 	if err := modes.validateSysctls(); err != nil {

@@ -470,17 +470,10 @@ func TestAdjustedContainer(t *testing.T) {
 	if v.Config.Resources.Memory != 64<<20 || v.Config.OOMScoreAdj != adj {
 		t.Errorf("limits shown: %d, %d", v.Config.Resources.Memory, v.Config.OOMScoreAdj)
 	}
-	raw, err := os.ReadFile(filepath.Join(n.e.bundle(a), "config.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var s specs.Spec
-	if err := json.Unmarshal(raw, &s); err != nil {
-		t.Fatal(err)
-	}
+	s := n.spec(a)
 	if !slices.Equal(s.Process.Args, h.adj.Args) || !slices.Contains(s.Process.Env, "A=plugin") || slices.Contains(s.Process.Env, "A=image") ||
 		s.Annotations["example.com/plugin"] != "yes" || *s.Linux.Resources.Memory.Limit != 64<<20 || *s.Linux.Resources.Pids.Limit != 33 || *s.Process.OOMScoreAdj != adj {
-		t.Errorf("configuration: %s", raw)
+		t.Errorf("configuration: %+v %+v", s.Process, s.Linux.Resources)
 	}
 	for _, kv := range s.Process.Env {
 		if strings.HasPrefix(kv, "HOSTNAME=") {
@@ -494,6 +487,19 @@ func TestAdjustedContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.empty()
+}
+
+// spec is the configuration that a container was started with.
+func (n *node) spec(id string) (s specs.Spec) {
+	n.t.Helper()
+	raw, err := os.ReadFile(filepath.Join(n.e.bundle(id), "config.json"))
+	if err == nil {
+		err = json.Unmarshal(raw, &s)
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s
 }
 
 func ptr[T any](v T) *T { return &v }
