@@ -461,6 +461,8 @@ type node struct {
 	nets        *fakeNetworks
 	shims       *fakeShims
 	snaps       *fakeSnapshots
+	hooks       Hooks
+	cdiDir      string
 	e           *Engine
 }
 
@@ -468,7 +470,7 @@ const testImage = "docker.io/library/test:latest"
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{t: t, root: t.TempDir(), state: t.TempDir()}
+	n := &node{t: t, root: t.TempDir(), state: t.TempDir(), cdiDir: t.TempDir()}
 	rec := func(kind string) *memRecords {
 		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
 	}
@@ -495,6 +497,7 @@ func (n *node) boot() {
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
+		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir},
 	})
 	if err != nil {
 		n.t.Fatal(err)
