@@ -16,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/pidfd"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -65,7 +66,8 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
-	if err := os.WriteFile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
+	// Whole, or not there: who finds it connects to it, also when this process is killed now.
+	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "-socket", path, "serve"), &os.ProcAttr{
@@ -137,6 +139,9 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
+	if path == "" { // it was being written when its writer died, and no shim was started yet
+		return nil, fmt.Errorf("shim of %s: no address: %w", bundle, errdefs.ErrNotFound)
+	}
 	conn, err := wire.Dial(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
