@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -46,7 +47,8 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 type newMember struct {
 	c        *container
 	warnings []string
-	made     func() // ends its protection from the garbage collector
+	made     func()    // ends its protection from the garbage collector
+	told     sync.Once // the hooks were, of what was made
 }
 
 // publish makes a container that has been made known.
@@ -172,9 +174,22 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, err
 	}
 	copies := e.copyUps(*v)
+	var member *container
 	inspect := func(ctx context.Context, mounts []mount.Mount) error {
 		if pod != nil {
 			if err := e.checkMember(v, pod, mounts); err != nil {
+				return err
+			}
+		}
+		if pod != nil && e.opt.Hooks != nil {
+			member = newContainer(rec)
+			u.Add("plugins", func(ctx context.Context) error { e.tellGone(ctx, member); return nil })
+			updates, err := e.tellCreate(ctx, member, pod)
+			if err != nil {
+				return err
+			}
+			rec = member.rec
+			if err := e.applyUpdates(updates); err != nil {
 				return err
 			}
 		}
@@ -201,7 +216,10 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Release()
-	return &newMember{newContainer(rec), warnings, made}, nil
+	if member == nil {
+		member = newContainer(rec)
+	}
+	return &newMember{c: member, warnings: warnings, made: made}, nil
 }
 
 // unjoin gives the only error of a join, so that its text stays as it is.

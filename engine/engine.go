@@ -48,7 +48,9 @@ type Options struct {
 	Images   Images
 	Networks Networks
 	// PodNetwork joins pods to their network; nil: the built-in bridge.
-	PodNetwork   PodNetwork
+	PodNetwork PodNetwork
+	// Hooks is told of pods and their containers; nil: nobody is.
+	Hooks        Hooks
 	Shims        Shims
 	Snapshotters map[string]snapshots.Snapshotter
 	Snapshotter  string // name of the default one
@@ -73,6 +75,7 @@ type Engine struct {
 
 	containers registry
 	pods       sandboxes
+	told       told
 	volumes    volumes
 	execs      execRegistry
 	events     bus
@@ -146,6 +149,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.restore(e.ns(ctx)); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	e.takeHooked()
 	return e, nil
 }
 

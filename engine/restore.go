@@ -520,6 +520,10 @@ func (absentShim) State(context.Context, string, string) (client.State, error) {
 
 func (absentShim) Update(context.Context, string, *specs.LinuxResources) error { return errAbsent }
 
+func (absentShim) Checkpoint(context.Context, string, client.CheckpointOptions) error {
+	return errAbsent
+}
+
 func (absentShim) Kill(context.Context, string, string, int, bool) error { return errAbsent }
 func (absentShim) Exec(context.Context, client.ExecOptions) error        { return errAbsent }
 func (absentShim) Pause(context.Context, string) error                   { return errAbsent }

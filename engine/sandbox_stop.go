@@ -78,6 +78,7 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	if err := e.killMembers(ctx, s); err != nil {
 		return err
 	}
+	e.tellStop(ctx, s)
 	c := s.rec.Config
 	var g errgroup.Group
 	if c.Network == NamespacePod {
@@ -132,7 +133,15 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			r := c.run
 			c.rec.StoppedByUser = true
 			c.mu.Unlock()
-			if err := e.kill9(ctx, c, r); err != nil {
+			err := e.kill9(ctx, c, r)
+			if errdefs.IsUnavailable(err) {
+				// The shim hangs. What it held is ended from outside, once it is gone.
+				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
+				if err = e.killShim(ctx, s); err == nil && r != nil && !waitDone(r, cleanupLimit) {
+					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
+				}
+			}
+			if err != nil {
 				return fmt.Errorf("kill container %s: %w", c.id, err)
 			}
 			return nil
@@ -191,6 +200,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 		return fmt.Errorf("remove sandbox %s: %w", s.id, err)
 	}
 	e.pods.remove(s)
+	e.tellRemove(ctx, s)
 	e.emitSandbox(s, "destroy")
 	return nil
 }

@@ -148,6 +148,15 @@ func TestPodLife(t *testing.T) {
 					t.Errorf("second start: %v", err)
 				}
 			}
+			// They are Docker's containers, too, but Kubernetes' to restart and to remove.
+			for what, err := range map[string]error{"start": n.e.StartContainer(bg, b), "restart": n.e.RestartContainer(bg, a, StopOptions{})} {
+				if !errdefs.IsConflict(err) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if p, err := n.e.PruneContainers(bg, nil); err != nil || len(p.IDs) != 0 {
+				t.Errorf("pruned %v, %v", p, err)
+			}
 			if err := n.e.StopSandbox(bg, pod); err != nil {
 				t.Fatal(err)
 			}
@@ -383,7 +392,10 @@ func TestStopCutShort(t *testing.T) {
 func TestPodsAfterAReboot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	pod := n.pod(n.ownPod("p"))
+	c := n.ownPod("p")
+	c.PID = NamespacePod
+	n.e.opt.InitBinary = "/bin/true"
+	pod := n.pod(c)
 	id := n.member(pod, memberConfig("a", "sleep"))
 	config := n.ownPod("shared")
 	n.e.opt.InitBinary = "/bin/true"
