@@ -459,6 +459,7 @@ type node struct {
 	sandboxes   *memRecords
 	images      *fakeImages
 	nets        *fakeNetworks
+	pods        PodNetwork // nil: the engine's own
 	shims       *fakeShims
 	snaps       *fakeSnapshots
 	hooks       Hooks
@@ -495,7 +496,7 @@ func (n *node) boot() {
 	n.t.Helper()
 	e, err := New(context.Background(), Options{
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
-		Images: n.images, Networks: n.nets, Shims: n.shims,
+		Images: n.images, Networks: n.nets, PodNetwork: n.pods, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
 		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir},
 	})

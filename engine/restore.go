@@ -49,14 +49,14 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if wholePods { // before their namespaces are taken for strays
+		e.dropStraySandboxes(ctx)
+	}
 	e.dropStrayEndpoints(ctx)
 	if whole { // with a damaged database nothing is deleted
 		e.dropStrayMounts(ctx)
 		e.dropStrayFolders(ctx)
 		e.dropStraySnapshots(ctx)
-	}
-	if wholePods {
-		e.dropStraySandboxes(ctx)
 	}
 	e.work.Go(e.applyPolicies)
 	return nil
@@ -335,10 +335,12 @@ func (c *container) networks() []EndpointSettings {
 // dropStrayEndpoints releases the endpoints and namespaces of containers that do not run: after a
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
-	live := map[string]bool{}
+	live, kept := map[string]bool{}, map[string]bool{}
 	for _, s := range e.pods.all() {
 		s.mu.Lock()
 		live[s.id] = s.state == SandboxReady
+		// The namespace goes with the stop: CNI plugins look in there for what they undo.
+		kept[s.id] = !s.released
 		s.mu.Unlock()
 	}
 	for _, c := range e.containers.all() {
@@ -371,7 +373,7 @@ func (e *Engine) dropStrayEndpoints(ctx context.Context) {
 		e.log.Error("list network namespaces", "error", err)
 	}
 	for _, p := range paths {
-		if live[filepath.Base(p)] {
+		if id := filepath.Base(p); live[id] || kept[id] {
 			continue
 		}
 		if err := e.opt.Networks.DeleteNetns(ctx, p); err != nil && !errdefs.IsNotFound(err) {

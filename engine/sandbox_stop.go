@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -82,17 +83,17 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	var g errgroup.Group
 	if c.Network == NamespacePod {
 		g.Go(func() error {
-			ep := podEndpoint(s.id, c, live.NetNS)
-			if _, err := os.Lstat(live.NetNS); err != nil {
-				ep.NetNS = ""
-			}
-			if err := e.opt.PodNetwork.Teardown(ctx, ep); err != nil {
+			netns, err := e.netnsOf(ctx, s.id, live)
+			if err != nil {
 				return err
 			}
-			if live.NetNS == "" {
+			if err := e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, netns)); err != nil {
+				return err
+			}
+			if netns == "" {
 				return nil
 			}
-			if err := e.opt.Networks.DeleteNetns(ctx, live.NetNS); err != nil && !errdefs.IsNotFound(err) {
+			if err := e.opt.Networks.DeleteNetns(ctx, netns); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("delete network namespace: %w", err)
 			}
 			return nil
@@ -106,6 +107,21 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 		e.removePodCgroup(s.id)
 	}
 	return RemoveSandboxDir(dir)
+}
+
+// netnsOf gives the path of a sandbox's network namespace, if there is one. A run that was cut short
+// has not written it down.
+func (e *Engine) netnsOf(ctx context.Context, id string, live sandboxRun) (string, error) {
+	paths, err := e.opt.Networks.Netns(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range paths {
+		if p == live.NetNS || filepath.Base(p) == id {
+			return p, nil
+		}
+	}
+	return "", nil
 }
 
 // killMembers kills the containers of a sandbox.

@@ -66,6 +66,7 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
+	// Whole, or not there: who finds it connects to it, also when this process is killed now.
 	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
@@ -138,6 +139,9 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
+	if path == "" { // it was being written when its writer died, and no shim was started yet
+		return nil, fmt.Errorf("shim of %s: no address: %w", bundle, errdefs.ErrNotFound)
+	}
 	conn, err := wire.Dial(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):

@@ -35,7 +35,7 @@ cleanup() {
     done
   fi
   find /sys/fs/cgroup -depth -type d -path "*/hako-pods-$$*" -exec rmdir {} + 2>/dev/null || true
-  if [ "$status" -ne 0 ] && [ -n "${KEEP:-}" ]; then echo "kept: $w" >&2; exit "$status"; fi
+  if [ -n "${KEEP:-}" ]; then echo "kept: $w" >&2; exit "$status"; fi
   cd / && rm -rf --one-file-system "$w"
   exit "$status"
 }
@@ -92,6 +92,7 @@ for net in $networks; do
   "$w/pods" -socket "$d/run/cri.sock" -image hako-busybox -net $pods -cgroup /hako-pods-$$ -logs "$d/logs" "$@" -- "${daemon[@]}" 2>>"$d/log" || failed=1
   "${daemon[@]}" >>"$d/log" 2>&1 & pids=($!)
   sleep 3 # what ends asynchronously has a moment to do so
+  nft list ruleset >"$d/rules" 2>/dev/null || true
   census "$net" >"$d/after"
   kill "${pids[0]}"; wait "${pids[0]}" || true; pids=()
   if diff "$d/before" "$d/after"; then echo "nothing was left behind"; else echo "left behind: see above"; failed=1; fi
