@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -40,6 +42,8 @@ type container struct {
 	// exit handling, pause, update, network connect, remove. Waiting for it ends
 	// with the caller's context. Reading the container never needs it.
 	ticket chan struct{}
+	// checkpointing: one is being made.
+	checkpointing atomic.Bool
 	// saving is held while the record is being written, so that an older state never
 	// overwrites a newer one.
 	saving chan struct{}
@@ -55,6 +59,10 @@ type container struct {
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff
+
+	// What hooks were told of it last, and whether of its end. Without hooks they are not used.
+	spec     *specs.Spec
+	toldStop bool
 }
 
 // run is one life of a container's process.

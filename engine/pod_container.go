@@ -75,6 +75,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 		_ = e.RemovePodContainer(context.WithoutCancel(ctx), m.c.id)
 		return "", err
 	}
+	m.told.Do(func() { e.tellPost(e.ns(ctx), m.c, "a new container", Hooks.PostCreateContainer) })
 	return m.c.id, nil
 }
 
@@ -188,8 +189,8 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 			return invalidf("id %d of container %q is out of range", id, p.Name)
 		}
 	}
-	if len(p.CDIDevices) > 0 {
-		return invalidf("unresolvable CDI devices %s", strings.Join(p.CDIDevices, ", "))
+	if err := e.checkCDI(p.CDIDevices); err != nil {
+		return err
 	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err
@@ -425,6 +426,18 @@ func mountOf(mountinfo, path string) (point string, options []string) {
 	return point, options
 }
 
+// mergePodResources lays new limits over those of a pod's container.
+func mergePodResources(old, r Resources) Resources {
+	merged := mergeResources(old, r)
+	if r.Hugepages != nil {
+		merged.Hugepages = r.Hugepages
+	}
+	if r.Unified != nil {
+		merged.Unified = r.Unified
+	}
+	return merged
+}
+
 // UpdatePodContainer changes the limits of a pod's container: all or none. Zero limits, and a
 // nil score, stay as they are. Of one that has ended nothing is changed, and that is no error.
 func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources, oomScoreAdj *int) error {
@@ -432,10 +445,35 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if err != nil {
 		return err
 	}
+	others, err := e.updateAsked(ctx, c, r, oomScoreAdj)
+	if err != nil {
+		return err
+	}
+	return e.applyUpdates(others)
+}
+
+// updateAsked changes the limits of a container as the hooks would have it, and gives the
+// updates of other containers that they ask for.
+func (e *Engine) updateAsked(ctx context.Context, c *container, r Resources, oomScoreAdj *int) (others []ContainerUpdate, err error) {
 	if err := c.acquire(ctx); err != nil {
-		return fmt.Errorf("update container %s: %w", ref, err)
+		return nil, fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	defer c.release()
+	if v := c.view(); v.State.Status != StatusCreated && !v.State.live() {
+		return nil, nil
+	}
+	if r, others, err = e.tellUpdate(ctx, c, r); err != nil {
+		return nil, err
+	}
+	if err := e.updateMember(ctx, c, r, oomScoreAdj); err != nil {
+		return nil, err
+	}
+	e.tellPost(ctx, c, "the update of a container", Hooks.PostUpdateContainer)
+	return others, nil
+}
+
+// updateMember changes the limits of a container whose ticket the caller holds.
+func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oomScoreAdj *int) error {
 	v := c.view()
 	if s := v.State.Status; s != StatusCreated && !v.State.live() {
 		return nil
@@ -443,13 +481,7 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if err := r.validatePod(); err != nil {
 		return err
 	}
-	merged := mergeResources(v.Config.Resources, r)
-	if r.Hugepages != nil {
-		merged.Hugepages = r.Hugepages
-	}
-	if r.Unified != nil {
-		merged.Unified = r.Unified
-	}
+	merged := mergePodResources(v.Config.Resources, r)
 	if run, err := c.live("use"); err == nil {
 		if err := run.shim.get().Update(ctx, c.id, linuxResources(merged, nil)); err != nil {
 			return fmt.Errorf("update container %s: %w", c.id, err)
@@ -469,6 +501,7 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if oomScoreAdj != nil {
 		c.rec.Config.OOMScoreAdj = *oomScoreAdj
 	}
+	c.spec = withLimits(c.spec, merged, c.rec.Config.OOMScoreAdj)
 	c.mu.Unlock()
 	if err := e.save(ctx, c); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)

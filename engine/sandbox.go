@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -46,6 +48,7 @@ type sandbox struct {
 	overhead, resources *Resources
 	// released tells that the network has been given back since the daemon started.
 	released bool
+	toldStop bool // the hooks were
 }
 
 // sandboxRun is what a sandbox has while it is ready. It is the content of run.json.
@@ -286,6 +289,15 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 	}
 }
 
+// killShim ends the shim of a sandbox, which does not do as it is told. That there is none is
+// no error.
+func (e *Engine) killShim(ctx context.Context, s *sandbox) error {
+	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
 // emitSandbox publishes an event of a sandbox.
 func (e *Engine) emitSandbox(s *sandbox, action string) {
 	c := s.rec.Config
@@ -316,6 +328,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
+		return err
+	}
 	rec := s.rec
 	s.mu.Lock()
 	if overhead != nil {
@@ -329,5 +344,6 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 	if err := e.opt.Sandboxes.Put(ctx, s.id, &rec); err != nil {
 		return fmt.Errorf("update sandbox %s: %w", s.id, err)
 	}
+	e.tellResized(ctx, s)
 	return nil
 }

@@ -185,7 +185,7 @@ func (e *Engine) endPodShim(ctx context.Context, s *sandbox) error {
 	}
 	if err != nil && !errdefs.IsNotFound(err) {
 		e.log.Warn("a shim does not end", "sandbox", s.id, "error", err)
-		if aerr := e.opt.Shims.Abort(ctx, e.sandboxDir(s.id)); aerr != nil {
+		if aerr := e.killShim(ctx, s); aerr != nil {
 			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, errors.Join(err, aerr))
 		}
 		s.mu.Lock()

@@ -164,6 +164,12 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 	if err := g.Wait(); err != nil {
 		return fail(err)
 	}
+	if e.opt.Hooks != nil {
+		u.Add("plugins", func(ctx context.Context) error { e.tellRemove(ctx, s); return nil })
+	}
+	if err := e.tellRun(ctx, s); err != nil {
+		return nil, err
+	}
 	s.live.Ready = true
 	if err := writeSandboxRun(dir, s.live); err != nil {
 		return fail(err)

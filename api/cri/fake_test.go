@@ -23,6 +23,7 @@ type fake struct {
 	containers []engine.Container
 	images     []engine.ImageDetail
 	pinned     map[string]bool
+	metrics    []engine.PodMetrics
 	events     chan engine.Event
 	netErr     error
 	err        error // of calls that change something
@@ -33,7 +34,10 @@ type fake struct {
 	updated *engine.Resources
 	pulled  *engine.PullOptions
 	cidrs   []netip.Prefix
-	exec    func(ctx context.Context, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
+
+	checkpointed string
+	hold         chan struct{} // what a checkpoint waits for, beside its context
+	exec         func(ctx context.Context, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
 }
 
 func missing(what, ref string) error { return notFoundf("%s %q", what, ref) }
@@ -93,6 +97,8 @@ func (f *fake) SandboxUsages(_ context.Context, want func(engine.Sandbox) bool) 
 	return out
 }
 
+func (f *fake) PodMetrics(context.Context) []engine.PodMetrics { return f.metrics }
+
 func (f *fake) CreatePodContainer(_ context.Context, _ string, c engine.Config) (string, error) {
 	f.created = &c
 	return "container", f.err
@@ -137,6 +143,17 @@ func (f *fake) PodContainerUsage(ctx context.Context, want func(engine.Container
 	return out
 }
 func (f *fake) ReopenLog(context.Context, string) error { return f.err }
+func (f *fake) CheckpointContainer(ctx context.Context, ref, path string) error {
+	f.checkpointed = path
+	if f.hold == nil {
+		return f.err
+	}
+	select {
+	case <-f.hold:
+	case <-ctx.Done():
+	}
+	return ctx.Err()
+}
 func (f *fake) ExecSync(ctx context.Context, _ string, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error) {
 	return f.exec(ctx, cmd, timeout, limit)
 }

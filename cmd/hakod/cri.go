@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/cri/streaming"
+	"github.com/hako-engine/hako/api/nri"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/internal/version"
@@ -83,6 +85,22 @@ func openPods(ctx context.Context, cfg config, log *slog.Logger) (*cni.Manager, 
 	return cni.Open(ctx, cni.Options{
 		ConfDir: cfg.CNIConfDir, BinDirs: filepath.SplitList(cfg.CNIBinDir), Dir: filepath.Join(cfg.Root, "cni"), Log: log,
 	})
+}
+
+// openPlugins makes the server of NRI plugins, and the same as the engine's hooks; both are
+// nil without a socket.
+func openPlugins(cfg config, log *slog.Logger) (*nri.Server, engine.Hooks, error) {
+	if cfg.NRISocket == "" {
+		return nil, nil, nil
+	}
+	s, err := nri.New(nri.Options{
+		Socket: cfg.NRISocket, PluginDir: cfg.NRIPluginDir, ConfigDir: cfg.NRIConfigDir,
+		RequestLimit: time.Duration(cfg.NRITimeout) * time.Second, Version: version.Version, Log: log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s, nil
 }
 
 // cniPods gives the network of the pods by CNI plugins the engine's types.

@@ -92,14 +92,19 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		defer func() { err = errors.Join(err, pods.Close()) }()
 		podNetwork = cniPods{pods}
 	}
+	plugins, hooks, err := openPlugins(cfg, log)
+	if err != nil {
+		return err
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
-		Images:    images, Networks: nets, PodNetwork: podNetwork, Shims: shims{},
+		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
+		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
+		Version:     version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -107,6 +112,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 	defer func() { err = errors.Join(err, eng.Close()) }()
 	roots.engine.Store(eng)
 	st.ScheduleGC() // of what a daemon that was killed left unfinished
+	if plugins != nil {
+		// Before any request: the plugins that are started here miss nothing.
+		if err := plugins.Start(eng); err != nil {
+			return err
+		}
+		defer plugins.Close()
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	if pods != nil {
@@ -216,7 +228,7 @@ func (s shims) Connect(ctx context.Context, bundle string) (engine.Shim, error) 
 	return sh, nil
 }
 
-func (s shims) Abort(ctx context.Context, bundle string) error { return s.m.Abort(ctx, bundle) }
+func (s shims) Kill(ctx context.Context, o client.StartOptions) error { return s.m.Kill(ctx, o) }
 
 func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, error) {
 	return s.m.Reap(ctx, o)

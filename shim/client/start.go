@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -66,6 +66,7 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
+	// Whole, or not there: who finds it connects to it, also when this process is killed now.
 	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
@@ -138,6 +139,9 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
+	if path == "" { // it was being written when its writer died, and no shim was started yet
+		return nil, fmt.Errorf("shim of %s: no address: %w", bundle, errdefs.ErrNotFound)
+	}
 	conn, err := wire.Dial(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
@@ -159,53 +163,17 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 	return s, nil
 }
 
-// Abort kills the shim of a bundle, which does not do as it is told; Reap cleans up after it.
-// That there is none is no error.
-func (Manager) Abort(ctx context.Context, bundle string) error {
-	b, err := os.ReadFile(filepath.Join(bundle, wire.AddressFile))
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("kill the shim of %s: %w", bundle, err)
-	}
-	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
-	processes, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return err
-	}
-	for _, dir := range processes {
-		pid, err := strconv.Atoi(filepath.Base(dir))
-		if err != nil || !servesSocket(pid, path) {
-			continue
-		}
-		fd, err := pidfd.Open(pid)
-		if err != nil {
-			continue // it has ended
-		}
-		if servesSocket(pid, path) { // and not another one that got its number
-			err = fd.Kill(syscall.SIGKILL)
-		}
-		fd.Close()
-		if err != nil {
-			return fmt.Errorf("kill the shim of %s: %w", bundle, err)
-		}
-	}
-	return ctx.Err()
-}
-
-// servesSocket tells whether a process was started as the shim that listens on a socket.
-func servesSocket(pid int, socket string) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err == nil && bytes.HasSuffix(b, []byte("\x00-socket\x00"+socket+"\x00serve\x00"))
-}
-
 // Reap cleans up after a shim that is gone: it kills and deletes what is left of the
 // container of o.Bundle, and gives how that ended: from the exit file, or else as
-// killed by SIGKILL (137) now.
+// killed by SIGKILL (137) now. ErrNotFound: there is no bundle, and so nothing that its shim
+// could have left; after a reboot it is like that.
 func (Manager) Reap(ctx context.Context, o StartOptions) (Exit, error) {
 	binary, err := o.binary()
 	if err != nil {
 		return Exit{}, err
+	}
+	if _, err := os.Lstat(o.Bundle); errors.Is(err, fs.ErrNotExist) {
+		return Exit{}, fmt.Errorf("clean up after shim %s: no bundle: %w", o.ID, errdefs.ErrNotFound)
 	}
 	cmd := exec.CommandContext(ctx, binary, append(o.flags(), "delete")...)
 	cmd.Dir = o.Bundle

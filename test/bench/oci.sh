@@ -30,8 +30,8 @@ cleanup() {
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
 	hierarchies_back 'bench-*'
-	# crun makes folders for hierarchies that the kernel has and nobody mounts.
-	rmdir /sys/fs/cgroup/*/bench-* 2>/dev/null
+	# crun makes plain folders for hierarchies that the kernel has and nobody mounts.
+	find /sys/fs/cgroup -mindepth 2 -fstype tmpfs -path '/sys/fs/cgroup/*/bench-*' -delete
 	cd /
 	rm -rf "$w"
 }

@@ -56,6 +56,8 @@ func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, er
 	return s.m.Reap(ctx, o)
 }
 
+func (s shims) Kill(ctx context.Context, o client.StartOptions) error { return s.m.Kill(ctx, o) }
+
 var shared struct {
 	sync.Once
 	e   *engine.Engine
