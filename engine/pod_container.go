@@ -306,7 +306,7 @@ func (a accounts) resolveMember(image string, p PodMember) (account, error) {
 }
 
 // joinPod fills in what a container shares with its sandbox.
-func (e *Engine) joinPod(in *specInput) error {
+func (e *Engine) joinPod(ctx context.Context, in *specInput) error {
 	p := in.C.Config.Pod
 	s, err := e.pods.get(p.Sandbox)
 	if err != nil {
@@ -341,13 +341,33 @@ func (e *Engine) joinPod(in *specInput) error {
 		if err != nil {
 			return err
 		}
-		r, err := t.live("use")
+		f, err := openPIDNamespace(ctx, t)
 		if err != nil {
 			return failedf("cannot join the PID namespace of container %s, which does not run", t.id)
 		}
-		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
+		in.Pod.held = append(in.Pod.held, f)
+		in.PidNS = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	}
 	return nil
+}
+
+// openPIDNamespace opens the PID namespace of a running container: as a file, so that another
+// process that gets the number of one that ends meanwhile cannot take its place.
+func openPIDNamespace(ctx context.Context, c *container) (*os.File, error) {
+	r, err := c.live("use")
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load()))
+	if err != nil {
+		return nil, err
+	}
+	// The shim reaps it only after its exit: as long as the run goes on the number was its own.
+	if st, serr := r.shim.get().State(ctx, c.id, ""); serr != nil || st.Status != client.StatusRunning && st.Status != client.StatusPaused {
+		f.Close()
+		return nil, fmt.Errorf("container %s: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
 }
 
 // logConfig tells the shim how to log.
