@@ -40,6 +40,8 @@ type container struct {
 	// exit handling, pause, update, network connect, remove. Waiting for it ends
 	// with the caller's context. Reading the container never needs it.
 	ticket chan struct{}
+	// checkpointing: one is being made.
+	checkpointing atomic.Bool
 	// saving is held while the record is being written, so that an older state never
 	// overwrites a newer one.
 	saving chan struct{}

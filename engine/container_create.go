@@ -460,11 +460,10 @@ func (e *Engine) prepareSnapshot(ctx, write context.Context, v Container, img im
 	if err != nil {
 		return nil, fmt.Errorf("unpack image %s: %w", v.ImageName, err)
 	}
-	var opts []snapshots.Opt
 	if size := v.Config.StorageOpt["size"]; size != "" {
 		return nil, notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
 	}
-	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, opts...)
+	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, ownedBy(v.ID))
 	if err != nil {
 		return nil, fmt.Errorf("prepare file system: %w", err)
 	}
@@ -502,6 +501,13 @@ func markRoot(mounts []mount.Mount) error {
 		return fmt.Errorf("make /%s: %w", rootMark, err)
 	}
 	return f.Close()
+}
+
+// ownerLabel names the container that a snapshot was made for.
+const ownerLabel = "io.hako.container"
+
+func ownedBy(id string) snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{ownerLabel: id})
 }
 
 func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {

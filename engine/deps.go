@@ -75,6 +75,8 @@ type Shim interface {
 	Pause(ctx context.Context, id string) error
 	Resume(ctx context.Context, id string) error
 	Update(ctx context.Context, id string, r *specs.LinuxResources) error
+	// Checkpoint writes the processes of a container to files, and leaves them as they are.
+	Checkpoint(ctx context.Context, id string, o client.CheckpointOptions) error
 	Pids(ctx context.Context, id string) ([]int, error)
 	Resize(ctx context.Context, id, execID string, width, height uint32) error
 	CloseStdin(ctx context.Context, id, execID string) error
@@ -93,6 +95,9 @@ type Shims interface {
 	Start(ctx context.Context, o client.StartOptions) (Shim, error)
 	// Connect finds the shim of a bundle after a restart: errdefs.ErrNotFound when there is none any more.
 	Connect(ctx context.Context, bundle string) (Shim, error)
+	// Kill ends a shim that does not do as it is told, and waits for its end:
+	// errdefs.ErrNotFound if there is none.
+	Kill(ctx context.Context, o client.StartOptions) error
 	// Reap cleans up after a shim that died (kills what is left of its container, removes its cgroup)
 	// and gives how its container ended, from the exit file if there is one.
 	Reap(ctx context.Context, o client.StartOptions) (client.Exit, error)

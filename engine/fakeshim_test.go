@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -82,6 +83,9 @@ func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
 	_ = f.step("reap")
+	if _, err := os.Lstat(o.Bundle); err != nil {
+		return client.Exit{}, fmt.Errorf("bundle %s: %w", o.Bundle, errdefs.ErrNotFound)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.live, o.Bundle)
@@ -89,6 +93,17 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 		return client.Exit{Status: uint32(code), ExitedAt: time.Now()}, nil
 	}
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
+}
+
+func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
+	f.mu.Lock()
+	s := f.live[o.Bundle]
+	delete(f.hang, o.Bundle)
+	f.mu.Unlock()
+	if s != nil {
+		s.die()
+	}
+	return nil
 }
 
 func (f *fakeShims) count() int {
@@ -248,6 +263,18 @@ func (s *fakeShim) Resume(context.Context, string) error {
 
 func (s *fakeShim) Update(context.Context, string, *specs.LinuxResources) error {
 	return s.f.step("update")
+}
+func (s *fakeShim) Checkpoint(_ context.Context, _ string, o client.CheckpointOptions) error {
+	if err := s.f.step("checkpoint"); err != nil {
+		return err
+	}
+	if err := os.Mkdir(o.Images, 0o700); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return errors.Join(os.WriteFile(filepath.Join(o.Images, "frozen"), fmt.Append(nil, s.paused), 0o600),
+		os.WriteFile(filepath.Join(o.Work, "dump.log"), []byte("log"), 0o600))
 }
 func (s *fakeShim) Pids(context.Context, string) ([]int, error) { return []int{fakePid}, nil }
 func (s *fakeShim) Resize(context.Context, string, string, uint32, uint32) error {

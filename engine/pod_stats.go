@@ -290,8 +290,11 @@ func (e *Engine) podCgroupDirs(s *sandbox) map[string]string {
 	dirs := map[string]string{}
 	for ctrl, m := range cgroupMounts(string(mounts)) {
 		if ctrl == "" {
+			dir := filepath.Join(m.point, path)
 			if isV2WithControllers(m.point) {
-				dirs["v2-controllers"] = filepath.Join(m.point, path)
+				dirs["v2-controllers"] = dir
+			} else if path != "/" {
+				dirs["unified"] = dir
 			}
 			continue
 		}
@@ -342,6 +345,9 @@ func readUsage(dirs map[string]string) (Usage, error) {
 		}
 	}
 	u.Pids = readUint(dirs["pids"], "pids.current")
+	if dir := dirs["unified"]; dir != "" {
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = readPSI(dir, "cpu"), readPSI(dir, "memory"), readPSI(dir, "io")
+	}
 	return u, nil
 }
 

@@ -87,9 +87,6 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 	if err := c.Userns.validate(); err != nil {
 		return err
 	}
-	if c.Userns != nil && c.Network == NamespaceNode {
-		return notImplementedf("a user namespace with the host's network is not supported")
-	}
 	if c.Userns != nil && c.PID == NamespaceNode || c.Userns != nil && c.IPC == NamespaceNode {
 		return invalidf("a user namespace cannot go with the host's PID or IPC namespace")
 	}
@@ -134,7 +131,8 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //
 //	record ────────────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
-//	                     └─ shm, files ─ init ─────────┘
+//	                     ├─ shm, other files ──────────┤
+//	                     └─ shim, init ────────────────┘
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
 	id := newID()
 	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c})
@@ -189,8 +187,18 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 	if err := e.raiseNamespaces(ctx, s, dir, u); err != nil {
 		return err
 	}
+	var joined bool
+	u.Add("network", func(ctx context.Context) error {
+		if !joined {
+			return nil
+		}
+		return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
+	})
+	if c.PID == NamespacePod {
+		u.Add("init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
+	}
 	hostname := e.podHostname(c)
-	var g errgroup.Group
+	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if c.IPC != NamespaceNode {
 			return mountShm(filepath.Join(dir, "shm"), defaultShmSize)
@@ -209,26 +217,21 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		}
 		return nil
 	})
-	if c.Network == NamespacePod {
-		addr, err := e.opt.PodNetwork.Setup(ctx, podEndpoint(s.id, c, s.live.NetNS))
-		if err != nil {
-			return errors.Join(err, g.Wait())
+	g.Go(func() error {
+		if c.Network == NamespacePod {
+			addr, err := e.opt.PodNetwork.Setup(gctx, podEndpoint(s.id, c, s.live.NetNS))
+			if err != nil {
+				return err
+			}
+			joined = true
+			s.live.Addresses = addr
 		}
-		s.live.Addresses = addr
-		u.Add("network", func(ctx context.Context) error {
-			return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644); err != nil {
-		return err
-	}
+		return os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644)
+	})
 	if c.PID == NamespacePod {
-		return e.startInit(ctx, s, dir, u)
+		g.Go(func() error { return e.startInit(gctx, s, dir) })
 	}
-	return nil
+	return g.Wait()
 }
 
 // raiseNamespaces makes the namespaces that the containers of a sandbox share.
@@ -257,8 +260,10 @@ func (e *Engine) raiseNamespaces(ctx context.Context, s *sandbox, dir string, u 
 				return err
 			}
 		}
-		if s.live.NetNS, err = e.opt.Networks.KeepNetns(ctx, s.id, h.path("net")); err != nil {
-			return err
+		if own {
+			if s.live.NetNS, err = e.opt.Networks.KeepNetns(ctx, s.id, h.path("net")); err != nil {
+				return err
+			}
 		}
 	} else {
 		if err := makeNamespaces(dir, ipc, own); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -82,17 +83,17 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	var g errgroup.Group
 	if c.Network == NamespacePod {
 		g.Go(func() error {
-			ep := podEndpoint(s.id, c, live.NetNS)
-			if _, err := os.Lstat(live.NetNS); err != nil {
-				ep.NetNS = ""
-			}
-			if err := e.opt.PodNetwork.Teardown(ctx, ep); err != nil {
+			netns, err := e.netnsOf(ctx, s.id, live)
+			if err != nil {
 				return err
 			}
-			if live.NetNS == "" {
+			if err := e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, netns)); err != nil {
+				return err
+			}
+			if netns == "" {
 				return nil
 			}
-			if err := e.opt.Networks.DeleteNetns(ctx, live.NetNS); err != nil && !errdefs.IsNotFound(err) {
+			if err := e.opt.Networks.DeleteNetns(ctx, netns); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("delete network namespace: %w", err)
 			}
 			return nil
@@ -108,6 +109,21 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	return RemoveSandboxDir(dir)
 }
 
+// netnsOf gives the path of a sandbox's network namespace, if there is one. A run that was cut short
+// has not written it down.
+func (e *Engine) netnsOf(ctx context.Context, id string, live sandboxRun) (string, error) {
+	paths, err := e.opt.Networks.Netns(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, p := range paths {
+		if p == live.NetNS || filepath.Base(p) == id {
+			return p, nil
+		}
+	}
+	return "", nil
+}
+
 // killMembers kills the containers of a sandbox.
 func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
@@ -117,7 +133,15 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			r := c.run
 			c.rec.StoppedByUser = true
 			c.mu.Unlock()
-			if err := e.kill9(ctx, c, r); err != nil {
+			err := e.kill9(ctx, c, r)
+			if errdefs.IsUnavailable(err) {
+				// The shim hangs. What it held is ended from outside, once it is gone.
+				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
+				if err = e.killShim(ctx, s); err == nil && r != nil && !waitDone(r, cleanupLimit) {
+					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
+				}
+			}
+			if err != nil {
 				return fmt.Errorf("kill container %s: %w", c.id, err)
 			}
 			return nil

@@ -57,7 +57,8 @@ func (e *Engine) Stats(ctx context.Context, ref string) (Stats, error) {
 }
 
 // cgroupDirs finds the directories of a process's cgroup by controller. With pure
-// cgroup v2 it is the one of "v2-controllers".
+// cgroup v2 it is the one of "v2-controllers". Beside cgroup v1, "unified" is the one of v2,
+// if it is not that of other processes too: there the kernel measures pressure.
 func cgroupDirs(pid int) (map[string]string, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
 	if err != nil {
@@ -77,6 +78,8 @@ func cgroupDirs(pid int) (map[string]string, error) {
 		if f[1] == "" {
 			if p, ok := points[""]; ok && isV2WithControllers(p.point) {
 				dirs["v2-controllers"] = p.join(f[2])
+			} else if ok && f[2] != "/" {
+				dirs["unified"] = p.join(f[2])
 			}
 			continue
 		}
@@ -85,6 +88,9 @@ func cgroupDirs(pid int) (map[string]string, error) {
 				dirs[ctrl] = p.join(f[2])
 			}
 		}
+	}
+	if u := dirs["unified"]; u != "" && filepath.Base(u) != filepath.Base(dirs["memory"]) && filepath.Base(u) != filepath.Base(dirs["cpuacct"]) {
+		delete(dirs, "unified") // a runtime has left it where its parent was
 	}
 	return dirs, nil
 }

@@ -27,6 +27,7 @@ type Sandboxes interface {
 	UpdateSandboxResources(ctx context.Context, ref string, overhead, resources *engine.Resources) error
 	SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error)
 	SandboxUsages(ctx context.Context, want func(engine.Sandbox) bool) []engine.SandboxUsage
+	PodMetrics(ctx context.Context) []engine.PodMetrics
 }
 
 // Containers are the life of the containers in pods.
@@ -40,6 +41,7 @@ type Containers interface {
 	PodContainers(ctx context.Context) []engine.Container
 	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
+	CheckpointContainer(ctx context.Context, ref, path string) error
 	ExecSync(ctx context.Context, ref string, cmd []string, timeout time.Duration, limit int) (engine.ExecOutput, error)
 }
 

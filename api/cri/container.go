@@ -148,3 +148,22 @@ func (s *runtimeService) ReopenContainerLog(ctx context.Context, r *api.ReopenCo
 	}
 	return &api.ReopenContainerLogResponse{}, nil
 }
+
+func (s *runtimeService) CheckpointContainer(ctx context.Context, r *api.CheckpointContainerRequest) (*api.CheckpointContainerResponse, error) {
+	v, err := s.member(ctx, r.GetContainerId())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetLocation() == "" {
+		return nil, invalidf("no location of the archive was given")
+	}
+	if t := r.GetTimeout(); t > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, duration(t))
+		defer cancel()
+	}
+	if err := s.opt.Backend.CheckpointContainer(ctx, v.ID, r.GetLocation()); err != nil {
+		return nil, err
+	}
+	return &api.CheckpointContainerResponse{}, nil
+}

@@ -575,3 +575,29 @@ func TestImages(t *testing.T) {
 		t.Errorf("%v, %v", fs, err)
 	}
 }
+
+func TestCheckpointContainer(t *testing.T) {
+	f := &fake{containers: []engine.Container{container("c1", "s", engine.State{Status: engine.StatusRunning})}}
+	r, _ := clients(t, f)
+	call := func(id, path string, timeout int64) error {
+		_, err := r.CheckpointContainer(t.Context(), &api.CheckpointContainerRequest{ContainerId: id, Location: path, Timeout: timeout})
+		return err
+	}
+	if err := call("none", "/x", 0); status.Code(err) != codes.NotFound {
+		t.Errorf("an unknown container: %v", err)
+	}
+	if err := call("c1", "", 0); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("no location: %v", err)
+	}
+	if err := call("c1", "/x", 0); err != nil || f.checkpointed != "/x" {
+		t.Errorf("to %q: %v", f.checkpointed, err)
+	}
+	f.err = fmt.Errorf("no CRIU: %w", errdefs.ErrNotImplemented)
+	if err := call("c1", "/x", 0); status.Code(err) != codes.Unimplemented {
+		t.Errorf("without CRIU: %v", err)
+	}
+	f.hold = make(chan struct{})
+	if err := call("c1", "/x", 1); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a timeout: %v", err)
+	}
+}

@@ -27,12 +27,16 @@ func (s *runtimeService) ExecSync(ctx context.Context, r *api.ExecSyncRequest) (
 	if r.GetTimeout() < 0 {
 		return nil, invalidf("timeout %d is negative", r.GetTimeout())
 	}
-	timeout := time.Duration(min(r.GetTimeout(), int64(time.Duration(1<<63-1)/time.Second))) * time.Second
-	out, err := s.opt.Backend.ExecSync(ctx, v.ID, r.GetCmd(), timeout, maxOutput)
+	out, err := s.opt.Backend.ExecSync(ctx, v.ID, r.GetCmd(), duration(r.GetTimeout()), maxOutput)
 	if err != nil {
 		return nil, err
 	}
 	return &api.ExecSyncResponse{Stdout: out.Stdout, Stderr: out.Stderr, ExitCode: int32(out.ExitCode)}, nil
+}
+
+// duration turns seconds into the nearest duration that there is.
+func duration(seconds int64) time.Duration {
+	return time.Duration(min(seconds, int64(time.Duration(1<<63-1)/time.Second))) * time.Second
 }
 
 func (s *runtimeService) Exec(ctx context.Context, r *api.ExecRequest) (*api.ExecResponse, error) {

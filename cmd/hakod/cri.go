@@ -27,7 +27,7 @@ import (
 // serveCRI adds the Kubernetes CRI, and the server of its streams, to what runs until ctx ends.
 func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, obs *observers, log *slog.Logger) error {
 	o := streaming.Options{
-		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng)},
+		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng.Sandbox)},
 		Address: cfg.StreamAddress, Log: log,
 	}
 	if cfg.StreamCert != "" {
@@ -64,9 +64,9 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 
 // podNetns gives the network namespace of a pod. None is the host's only for a pod that was
 // asked to be there: a pod that has just been stopped must not become the host.
-func podNetns(eng *engine.Engine) func(context.Context, string) (string, error) {
+func podNetns(sandbox func(context.Context, string) (engine.Sandbox, error)) func(context.Context, string) (string, error) {
 	return func(ctx context.Context, id string) (string, error) {
-		s, err := eng.Sandbox(ctx, id)
+		s, err := sandbox(ctx, id)
 		switch {
 		case err != nil:
 			return "", err

@@ -143,6 +143,20 @@ func (s *Shim) Update(ctx context.Context, id string, r *specs.LinuxResources) e
 	return s.call(ctx, "Update", &wire.UpdateTaskRequest{ID: id, Resources: &wire.Any{TypeURL: resourcesType, Value: b}}, nil)
 }
 
+// CheckpointOptions say how to write a container to files.
+type CheckpointOptions struct {
+	Images string // folder, made if it is missing
+	Work   string // folder of CRIU's log and statistics
+	// OpenTCP writes connections too, FileLocks locks.
+	OpenTCP, FileLocks bool
+}
+
+// Checkpoint writes the processes of a container to files. They go on, or stay paused.
+func (s *Shim) Checkpoint(ctx context.Context, id string, o CheckpointOptions) error {
+	opts := wire.CheckpointOptions{OpenTCP: o.OpenTCP, FileLocks: o.FileLocks, ImagePath: o.Images, WorkPath: o.Work}
+	return s.call(ctx, "Checkpoint", &wire.CheckpointTaskRequest{ID: id, Path: o.Images, Options: &wire.Any{TypeURL: wire.CheckpointOptionsURL, Value: wire.Marshal(&opts)}}, nil)
+}
+
 // Pids lists the processes of a container, by their numbers on the host.
 func (s *Shim) Pids(ctx context.Context, id string) ([]int, error) {
 	var r wire.PidsResponse
