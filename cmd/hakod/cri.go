@@ -93,6 +93,7 @@ func openPlugins(cfg config, log *slog.Logger) (*nri.Server, engine.Hooks, error
 	if cfg.NRISocket == "" {
 		return nil, nil, nil
 	}
+	nri.LogTo(log)
 	s, err := nri.New(nri.Options{
 		Socket: cfg.NRISocket, PluginDir: cfg.NRIPluginDir, ConfigDir: cfg.NRIConfigDir,
 		RequestLimit: time.Duration(cfg.NRITimeout) * time.Second, Version: version.Version, Log: log,
