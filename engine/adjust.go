@@ -60,6 +60,9 @@ func (e *Engine) adjust(v *Container, pod SandboxConfig, a Adjustment) error {
 			return err
 		}
 	}
+	if err := e.checkCDI(a.CDIDevices); err != nil {
+		return err
+	}
 	r := a.Resources
 	r.Hugepages, r.Unified = over(v.Config.Resources.Hugepages, r.Hugepages), over(v.Config.Resources.Unified, r.Unified)
 	v.Config.Resources = mergePodResources(v.Config.Resources, r)
@@ -203,11 +206,18 @@ func (a *Adjustment) validateLinux(pod SandboxConfig, cgroupDriver string) error
 			return invalidf("namespace type %q is not known", t)
 		}
 	}
-	modes := Config{Sysctls: a.Sysctl}
-	if pod.Network == NamespaceNode && len(a.Namespaces) == 0 {
-		modes.NetworkMode, modes.UTSMode = "host", "host"
+	// A namespace of the host's has none of its own, unless the plugin gives one.
+	given := func(t specs.LinuxNamespaceType) bool {
+		return slices.ContainsFunc(a.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == t })
 	}
-	if pod.IPC == NamespaceNode && len(a.Namespaces) == 0 {
+	modes := Config{Sysctls: a.Sysctl}
+	if pod.Network == NamespaceNode && !given(specs.NetworkNamespace) {
+		modes.NetworkMode = "host"
+	}
+	if pod.Network == NamespaceNode && !given(specs.UTSNamespace) {
+		modes.UTSMode = "host"
+	}
+	if pod.IPC == NamespaceNode && !given(specs.IPCNamespace) {
 		modes.IpcMode = "host"
 	}
 	if err := modes.validateSysctls(); err != nil {
@@ -280,7 +290,8 @@ func (a *Adjustment) apply(s *specs.Spec) {
 		p.Args = a.Args
 	}
 	if h := a.Hooks; h != nil {
-		s.Hooks = h // the engine itself makes none
+		own := *h // devices by name may add to it
+		s.Hooks = &own
 	}
 	for _, r := range a.Rlimits {
 		p.Rlimits = slices.DeleteFunc(p.Rlimits, func(o specs.POSIXRlimit) bool { return o.Type == r.Type })
@@ -321,8 +332,7 @@ func (a *Adjustment) applyMounts(s *specs.Spec) {
 	gone := slices.Clone(a.RemoveMounts)
 	for _, m := range a.Mounts {
 		gone = append(gone, m.Destination)
-		switch strings.TrimPrefix(propagationOf(m), "r") {
-		case "shared":
+		if strings.TrimPrefix(propagationOf(m), "r") == "shared" {
 			s.Linux.RootfsPropagation = "shared"
 		}
 	}

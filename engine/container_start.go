@@ -465,6 +465,9 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 	if err != nil {
 		return done, err
 	}
+	if err := e.injectCDI(spec, v.cdiNames()); err != nil {
+		return done, err
+	}
 	if spec.Process.ApparmorProfile == apparmorProfile {
 		if err := e.apparmor.ensure(e.ctx); err != nil {
 			return done, err

@@ -58,6 +58,7 @@ type Options struct {
 	CgroupDriver string            // "cgroupfs" (default) or "systemd"
 	ShimBinary   string            // empty: beside the executable
 	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes
+	CDISpecDirs  []string          // folders of device descriptions, the last ones go first; empty: /etc/cdi, /var/run/cdi
 	InitBinary   string            // static init for Config.Init; empty: asking for one is an error
 	Version      string
 	Labels       []string // of the daemon, shown by Info
@@ -101,6 +102,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if o.CgroupDriver == "" {
 		o.CgroupDriver = "cgroupfs"
+	}
+	if len(o.CDISpecDirs) == 0 {
+		o.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
 	if o.PodNetwork == nil {
 		o.PodNetwork = bridgePods{o.Networks}

@@ -462,6 +462,8 @@ type node struct {
 	pods        PodNetwork // nil: the engine's own
 	shims       *fakeShims
 	snaps       *fakeSnapshots
+	hooks       Hooks
+	cdiDir      string
 	e           *Engine
 }
 
@@ -469,7 +471,7 @@ const testImage = "docker.io/library/test:latest"
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{t: t, root: t.TempDir(), state: t.TempDir()}
+	n := &node{t: t, root: t.TempDir(), state: t.TempDir(), cdiDir: t.TempDir()}
 	rec := func(kind string) *memRecords {
 		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
 	}
@@ -496,6 +498,7 @@ func (n *node) boot() {
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, PodNetwork: n.pods, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
+		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir},
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -188,8 +188,8 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 			return invalidf("id %d of container %q is out of range", id, p.Name)
 		}
 	}
-	if len(p.CDIDevices) > 0 {
-		return invalidf("unresolvable CDI devices %s", strings.Join(p.CDIDevices, ", "))
+	if err := e.checkCDI(p.CDIDevices); err != nil {
+		return err
 	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err

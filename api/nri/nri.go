@@ -86,7 +86,7 @@ func New(o Options) (*Server, error) {
 	adaptation.SetPluginRequestTimeout(o.RequestLimit)
 	adaptation.SetPluginRegistrationTimeout(o.RegisterLimit)
 	s := &Server{opt: o, log: o.Log}
-	nrilog.Set(logger{o.Log})
+	nrilog.Set(logger{slog.New(slog.DiscardHandler)}) // that it was built without WASM is an error to it
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	var err error
 	s.adapt, err = adaptation.New("hako", o.Version, s.synchronize, s.unsolicited,
@@ -97,6 +97,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("NRI: %w", err)
 	}
+	nrilog.Set(logger{o.Log})
 	return s, nil
 }
 

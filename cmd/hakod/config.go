@@ -30,6 +30,7 @@ type config struct {
 	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins, which may change every container of a pod; \"\" turns NRI off."`
 	NRIPluginDir     string            `toml:"nri-plugin-dir" comment:"NRI plugins that are started with the daemon, NN-NAME; the folder may be missing."`
 	NRIConfigDir     string            `toml:"nri-plugin-config-dir" comment:"Their configurations, NN-NAME.conf or NAME.conf."`
+	CDISpecDirs      string            `toml:"cdi-spec-dirs" comment:"Folders with descriptions of devices (CDI), a list separated by colons; in the last ones are those that count."`
 	NRITimeout       int               `toml:"nri-timeout" comment:"Seconds that an NRI plugin may take over a request; then it is dropped."`
 	MetricsAddress   string            `toml:"metrics-address" comment:"IP:PORT for Prometheus, under /metrics; without an IP: this machine only. \"\" turns it off."`
 	TraceEndpoint    string            `toml:"trace-endpoint" comment:"OpenTelemetry collector (OTLP over gRPC) that gets a span of each CRI call, e.g. http://127.0.0.1:4317; \"\": none."`
@@ -61,6 +62,7 @@ func defaultConfig() config {
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
 		RegistryDir: "/etc/hako/certs.d", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
+		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
