@@ -42,6 +42,7 @@ type fakeShim struct {
 	id     string
 	paused bool
 	gone   chan struct{}
+	stuck  atomic.Bool // see answer
 }
 
 type fakeProc struct {
@@ -79,6 +80,20 @@ func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 		return nil, fmt.Errorf("shim of %s: %w", bundle, errdefs.ErrNotFound)
 	}
 	return s, nil
+}
+
+// Kill ends a shim; its containers are dead when it is reaped.
+func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
+	_ = f.step("kill shim")
+	f.mu.Lock()
+	s := f.live[o.Bundle]
+	delete(f.hang, o.Bundle)
+	f.mu.Unlock()
+	if s == nil {
+		return errdefs.ErrNotFound
+	}
+	s.die()
+	return nil
 }
 
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
@@ -136,7 +151,10 @@ func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error
 	return fakePid, nil
 }
 
-func (s *fakeShim) Exec(_ context.Context, o client.ExecOptions) error {
+func (s *fakeShim) Exec(ctx context.Context, o client.ExecOptions) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	if err := s.f.step("exec"); err != nil {
 		return err
 	}
@@ -174,7 +192,23 @@ func (p *fakeProc) end(code int) {
 	close(p.done)
 }
 
-func (s *fakeShim) Kill(_ context.Context, id, execID string, signal int, _ bool) error {
+// answer does not return while the shim is stuck.
+func (s *fakeShim) answer(ctx context.Context) error {
+	if !s.stuck.Load() {
+		return nil
+	}
+	select {
+	case <-s.gone:
+		return errdefs.ErrUnavailable
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *fakeShim) Kill(ctx context.Context, id, execID string, signal int, _ bool) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	p, err := s.proc(id, execID)
 	if err != nil {
 		return err
@@ -207,7 +241,10 @@ func (s *fakeShim) Wait(ctx context.Context, id, execID string) (client.Exit, er
 	}
 }
 
-func (s *fakeShim) State(_ context.Context, id, execID string) (client.State, error) {
+func (s *fakeShim) State(ctx context.Context, id, execID string) (client.State, error) {
+	if err := s.answer(ctx); err != nil {
+		return client.State{}, err
+	}
 	p, err := s.proc(id, execID)
 	if err != nil {
 		return client.State{}, err
@@ -233,7 +270,10 @@ func (s *fakeShim) Delete(_ context.Context, id, execID string) (client.Exit, er
 	return p.exit, nil
 }
 
-func (s *fakeShim) Pause(context.Context, string) error {
+func (s *fakeShim) Pause(ctx context.Context, _ string) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.paused = true
@@ -277,7 +317,10 @@ func (s *fakeShim) Attach(_ context.Context, o client.AttachOptions) (client.Str
 	return &fakeStream{p: p}, nil
 }
 
-func (s *fakeShim) Shutdown(context.Context) error {
+func (s *fakeShim) Shutdown(ctx context.Context) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	n := len(s.procs)
 	s.mu.Unlock()

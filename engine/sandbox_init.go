@@ -179,40 +179,52 @@ func (e *Engine) watchInit(s *sandbox) {
 
 // endPodShim ends the init of a sandbox, if it has one, and its shim.
 func (e *Engine) endPodShim(ctx context.Context, s *sandbox) error {
-	shim, err := e.reachShim(ctx, s, false)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
+	err := e.askShimToEnd(ctx, s)
 	hasInit := s.rec.Config.PID == NamespacePod
-	if err == nil {
-		if hasInit {
-			_ = shim.Kill(ctx, s.id, "", int(unix.SIGKILL), true) // it may have ended
-			if _, err = shim.Delete(ctx, s.id, ""); errdefs.IsFailedPrecondition(err) {
-				if _, werr := shim.Wait(ctx, s.id, ""); werr == nil {
-					_, err = shim.Delete(ctx, s.id, "")
-				}
-			}
-			if errdefs.IsNotFound(err) {
-				err = nil
-			}
-		}
-		s.mu.Lock()
-		conn := s.shim
-		s.shim = nil
-		s.mu.Unlock()
-		if conn != nil {
-			err = errors.Join(err, conn.Shutdown(ctx))
-			conn.Close()
-		}
-	}
-	if err != nil && hasInit { // the shim is gone, or does not do as it is told
-		_, err = e.opt.Shims.Reap(ctx, e.sandboxShim(s))
-	}
-	if errdefs.IsNotFound(err) {
-		err = nil
-	}
-	if err != nil {
+	switch {
+	case err == nil, errdefs.IsNotFound(err) && !hasInit:
+		return nil
+	case errdefs.IsFailedPrecondition(err): // it holds something yet
 		return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
+	case !errdefs.IsNotFound(err):
+		if err := e.killShim(ctx, s, err); err != nil {
+			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
+		}
+	}
+	if hasInit {
+		if _, err := e.opt.Shims.Reap(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
+		}
 	}
 	return nil
+}
+
+// askShimToEnd ends init and shim as they like it.
+func (e *Engine) askShimToEnd(ctx context.Context, s *sandbox) error {
+	ctx, cancel := context.WithTimeout(ctx, killLimit)
+	defer cancel()
+	shim, err := e.reachShim(ctx, s, false)
+	if err != nil {
+		return err
+	}
+	if s.rec.Config.PID == NamespacePod {
+		_ = shim.Kill(ctx, s.id, "", int(unix.SIGKILL), true) // it may have ended
+		if _, err = shim.Delete(ctx, s.id, ""); errdefs.IsFailedPrecondition(err) {
+			if _, werr := shim.Wait(ctx, s.id, ""); werr == nil {
+				_, err = shim.Delete(ctx, s.id, "")
+			}
+		}
+		if errdefs.IsNotFound(err) {
+			err = nil
+		}
+	}
+	s.mu.Lock()
+	conn := s.shim
+	s.shim = nil
+	s.mu.Unlock()
+	if conn != nil {
+		err = errors.Join(err, conn.Shutdown(ctx))
+		conn.Close()
+	}
+	return err
 }

@@ -75,7 +75,12 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 		}
 	}
 	if err := e.killMembers(ctx, s); err != nil {
-		return err
+		if err := e.killShim(ctx, s, err); err != nil {
+			return err
+		}
+		if err := e.killMembers(ctx, s); err != nil {
+			return err
+		}
 	}
 	c := s.rec.Config
 	var g errgroup.Group
@@ -105,6 +110,19 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 		e.removePodCgroup(s.id)
 	}
 	return RemoveSandboxDir(dir)
+}
+
+// killShim ends the shim of a sandbox that does not do as it is told, because of cause: a pod
+// that is to end must not be kept by it.
+func (e *Engine) killShim(ctx context.Context, s *sandbox, cause error) error {
+	if ctx.Err() != nil {
+		return cause
+	}
+	e.log.Warn("the shim of a sandbox is killed: it does not do as it is told", "sandbox", s.id, "error", cause)
+	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
+		return errors.Join(cause, err)
+	}
+	return nil
 }
 
 // killMembers kills the containers of a sandbox.
