@@ -28,7 +28,7 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: false,
 		},
 	}
-	for _, name := range append([]string{"", "hako"}, s.opt.Handlers...) {
+	for _, name := range append([]string{""}, s.handlers()...) {
 		h := &api.RuntimeHandler{Name: name, Features: &api.RuntimeHandlerFeatures{}}
 		if name == "" || name == "hako" { // of others nothing is known
 			h.Features.RecursiveReadOnlyMounts, h.Features.UserNamespaces = features.RecursiveReadOnly, features.UserNamespaces
@@ -48,6 +48,9 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 	}
 	return resp, nil
 }
+
+// handlers are the runtime handlers that have a name.
+func (s *Server) handlers() []string { return append([]string{"hako"}, s.opt.Handlers...) }
 
 func (s *runtimeService) RuntimeConfig(ctx context.Context, _ *api.RuntimeConfigRequest) (*api.RuntimeConfigResponse, error) {
 	driver := api.CgroupDriver_CGROUPFS
