@@ -281,7 +281,7 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 		Namespace:     Namespace,
 		ID:            s.id,
 		Bundle:        e.sandboxDir(s.id),
-		Runtime:       e.opt.Runtimes[s.rec.Config.Runtime],
+		Runtime:       e.runtimes()[s.rec.Config.Runtime],
 		SystemdCgroup: e.opt.CgroupDriver == "systemd",
 	}
 }

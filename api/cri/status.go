@@ -50,7 +50,13 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 }
 
 // handlers are the runtime handlers that have a name.
-func (s *Server) handlers() []string { return append([]string{"hako"}, s.opt.Handlers...) }
+func (s *Server) handlers() []string {
+	names := []string{"hako"}
+	if s.opt.Handlers != nil {
+		names = append(names, s.opt.Handlers()...)
+	}
+	return names
+}
 
 func (s *runtimeService) RuntimeConfig(ctx context.Context, _ *api.RuntimeConfigRequest) (*api.RuntimeConfigResponse, error) {
 	driver := api.CgroupDriver_CGROUPFS
