@@ -133,7 +133,10 @@ func (s *fakeShim) proc(id, execID string) (*fakeProc, error) {
 	return nil, fmt.Errorf("process %q of %s: %w", execID, id, errdefs.ErrNotFound)
 }
 
-func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error) {
+func (s *fakeShim) Create(ctx context.Context, o client.CreateOptions) (int, error) {
+	if err := s.answer(ctx); err != nil {
+		return 0, err
+	}
 	if err := s.f.step("task.create"); err != nil {
 		return 0, err
 	}

@@ -74,7 +74,11 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 			return err
 		}
 	}
-	if err := e.killMembers(ctx, s); err != nil {
+	// A start that hangs, on a mount that does, has no process yet, and holds its container.
+	soon, cancel := context.WithTimeout(ctx, killLimit+2*time.Second)
+	err := e.killMembers(soon, s)
+	cancel()
+	if err != nil {
 		if err := e.killShim(ctx, s, err); err != nil {
 			return err
 		}

@@ -76,6 +76,40 @@ func TestStuckShim(t *testing.T) {
 	within(t, soon, "its removal", func() error { return n.e.RemoveSandbox(bg, bad) })
 }
 
+// TestStuckStart: the start of a container that hangs, as on a mount whose server is gone, holds its
+// pod alone, and ends with it.
+func TestStuckStart(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	bad, good := n.pod(hostPod("bad")), n.pod(hostPod("good"))
+	n.member(bad, memberConfig("a"))
+	id, err := n.e.CreatePodContainer(bg, bad, memberConfig("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.shims.mu.Lock()
+	n.shims.live[n.e.sandboxDir(bad)].stuck.Store(true)
+	n.shims.mu.Unlock()
+	started := make(chan error, 1)
+	go func() { started <- n.e.StartPodContainer(bg, id) }()
+	time.Sleep(100 * time.Millisecond)
+
+	const soon = 2 * time.Second
+	within(t, soon, "lists", func() error { n.e.Sandboxes(bg); n.e.PodContainers(bg); return nil })
+	within(t, soon, "statistics", func() error { n.e.PodMetrics(bg); _, err := n.e.SandboxUsage(bg, bad); return err })
+	within(t, soon, "another pod", func() error { n.member(good, memberConfig("b")); return n.e.RemoveSandbox(bg, good) })
+	select {
+	case err := <-started:
+		t.Fatalf("the start does not hang: %v", err)
+	default:
+	}
+	within(t, 3*killLimit, "the removal of its own pod", func() error { return n.e.RemoveSandbox(bg, bad) })
+	if err := <-started; err == nil {
+		t.Error("it has started")
+	}
+	n.empty()
+}
+
 // TestDamagedRecord: one record that cannot be read keeps no other object, and nothing of its
 // own is deleted.
 func TestDamagedRecord(t *testing.T) {
