@@ -346,8 +346,11 @@ func (c *container) hookView() HookContainer {
 // hookSpec makes the configuration of a container for the eyes of hooks.
 func (e *Engine) hookSpec(v Container) (*specs.Spec, error) {
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
-	if err := e.joinPod(&in); err != nil {
+	if err := e.joinPod(e.ctx, &in); err != nil {
 		return nil, err
+	}
+	for _, f := range in.Pod.held { // nothing is started with it
+		f.Close()
 	}
 	if p := v.Config.Pod; p.User != nil {
 		in.Account = account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}

@@ -226,27 +226,27 @@ func (e *Engine) Sandboxes(context.Context) []Sandbox {
 // SandboxContainers lists the containers of a sandbox, the oldest first.
 func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 	members := e.pods.containers(id)
-	out := make([]Container, len(members))
-	for i, c := range members {
-		out[i] = c.view()
-	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
-	})
-	return out
+	slices.SortFunc(members, func(a, b *container) int { return byAge(b, a) })
+	return views(members)
 }
 
 // PodContainers lists the containers of all pods, the newest first.
 func (e *Engine) PodContainers(context.Context) []Container {
-	var out []Container
-	for _, c := range e.containers.all() {
-		if v := c.view(); v.Config.Pod != nil {
-			out = append(out, v)
-		}
+	members := slices.DeleteFunc(e.containers.all(), func(c *container) bool { return !c.pod })
+	slices.SortFunc(members, byAge)
+	return views(members)
+}
+
+// byAge puts the newest first.
+func byAge(a, b *container) int {
+	return cmp.Or(b.created.Compare(a.created), strings.Compare(a.id, b.id))
+}
+
+func views(list []*container) []Container {
+	out := make([]Container, len(list))
+	for i, c := range list {
+		out[i] = c.view()
 	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
-	})
 	return out
 }
 

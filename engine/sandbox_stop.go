@@ -34,7 +34,7 @@ func (e *Engine) StopSandbox(ctx context.Context, ref string) error {
 func (e *Engine) stopHeld(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
 	was := s.state
-	if was == SandboxNotReady && s.released {
+	if was == SandboxNotReady && s.released || was == SandboxRemoving { // removed, since the ticket is ours
 		s.mu.Unlock()
 		return nil
 	}
@@ -209,13 +209,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 func (e *Engine) eraseSandbox(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
 	for _, c := range e.pods.containers(s.id) {
-		g.Go(func() error {
-			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true})
-			if errdefs.IsNotFound(err) {
-				return nil
-			}
-			return err
-		})
+		g.Go(func() error { return e.RemovePodContainer(ctx, c.id) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

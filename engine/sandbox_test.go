@@ -207,6 +207,30 @@ func TestRemoveRunningPod(t *testing.T) {
 	n.empty()
 }
 
+// TestRemovalsSideBySide: whoever removes what somebody else is removing is no error.
+func TestRemovalsSideBySide(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for range 20 {
+		pod := n.pod(hostPod("p"))
+		id := n.member(pod, memberConfig("a", "sleep"))
+		var wg sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return n.e.RemovePodContainer(bg, id) }, func() error { return n.e.RemovePodContainer(bg, id) },
+			func() error { return n.e.StopSandbox(bg, pod) }, func() error { return n.e.RemoveSandbox(bg, pod) },
+			func() error { return n.e.RemoveSandbox(bg, pod) },
+		} {
+			wg.Go(func() {
+				if err := f(); err != nil && !errdefs.IsNotFound(err) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		n.empty()
+	}
+}
+
 // TestSharedPIDs: only a pod that shares a PID namespace has a process of its own.
 func TestSharedPIDs(t *testing.T) {
 	t.Parallel()

@@ -108,7 +108,7 @@ func (f *fake) StopContainer(_ context.Context, _ string, o engine.StopOptions) 
 	f.stopped = &o
 	return f.err
 }
-func (f *fake) RemoveContainer(context.Context, string, engine.RemoveOptions) error { return f.err }
+func (f *fake) RemovePodContainer(context.Context, string) error { return f.err }
 func (f *fake) UpdatePodContainer(_ context.Context, _ string, r engine.Resources, _ *int) error {
 	f.updated = &r
 	return f.err
