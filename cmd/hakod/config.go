@@ -214,6 +214,11 @@ func (c *config) complete() error {
 			return fmt.Errorf("%s: %w", key, err)
 		}
 	}
+	for _, dir := range filepath.SplitList(c.CDISpecDirs) {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
+		}
+	}
 	for name, bin := range c.Runtimes {
 		if !filepath.IsAbs(bin) {
 			return fmt.Errorf("runtimes: %s: %q is not an absolute path", name, bin)
