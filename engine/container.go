@@ -46,14 +46,15 @@ type container struct {
 	// overwrites a newer one.
 	saving chan struct{}
 
-	mu       sync.Mutex // guards all below; never held over I/O or a call to another room
-	rec      record
-	run      *run // nil: no process
-	removing bool // a remove has claimed it
-	gone     bool // its record is deleted
-	waiters  []waiter
-	pending  []*pendingAttach
-	execs    map[string]*execution
+	mu        sync.Mutex // guards all below; never held over I/O or a call to another room
+	rec       record
+	run       *run          // nil: no process
+	removing  bool          // a remove has claimed it
+	unclaimed chan struct{} // closed when that remove is over, whether it succeeded or not; nil: nobody waits
+	gone      bool          // its record is deleted
+	waiters   []waiter
+	pending   []*pendingAttach
+	execs     map[string]*execution
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff

@@ -210,7 +210,7 @@ func (e *Engine) eraseSandbox(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
 	for _, c := range e.pods.containers(s.id) {
 		g.Go(func() error {
-			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true})
+			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true, Join: true})
 			if errdefs.IsNotFound(err) {
 				return nil
 			}

@@ -75,7 +75,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, r *api.RemoveConta
 	} else if err != nil {
 		return nil, err
 	}
-	err = s.opt.Backend.RemoveContainer(ctx, v.ID, engine.RemoveOptions{Force: true, Volumes: true})
+	err = s.opt.Backend.RemoveContainer(ctx, v.ID, engine.RemoveOptions{Force: true, Volumes: true, Join: true})
 	if err != nil && !notFound(err) {
 		return nil, err
 	}

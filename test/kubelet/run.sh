@@ -70,7 +70,7 @@ start_kubelet() {
 		--hostname-override hako-node --node-ip 192.0.2.10 -v "${V:-2}" >>"$w/kubelet.log" 2>&1 & kubelet_pid=$!
 }
 cri() { "$crictl" --config "$w/crictl.yaml" "$@"; }
-printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 10s\n' "$w/run/cri.sock" "$w/run/cri.sock" >"$w/crictl.yaml"
+printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 10\n' "$w/run/cri.sock" "$w/run/cri.sock" >"$w/crictl.yaml"
 for c in /sys/fs/cgroup/*/; do if [ -e "$c/cgroup.procs" ] || [ -e "$c/tasks" ]; then mkdir -p "$c/$group"; fi; done
 # The CPUs of a new cpuset are none.
 for f in cpus mems; do
@@ -182,7 +182,7 @@ until [ "$(health)" = ok ] && [ -z "$(unready)" ]; do
 	if [ $SECONDS -gt $deadline ]; then bad "the pods are not up: $(unready)"; exit 1; fi
 	sleep 1
 done
-say "$("$kubelet" --version), hako $("$w/hakod" version 2>/dev/null | head -1), network $net: the pods are up"
+say "$("$kubelet" --version), $("$w/hakod" version | head -1), network $net: the pods are up"
 end=$((SECONDS + minutes * 60)) middle=$((SECONDS + minutes * 30)) checks=0
 cri ps
 while [ $SECONDS -lt $end ]; do
