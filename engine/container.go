@@ -281,7 +281,7 @@ func (e *Engine) shimOptions(v Container) client.StartOptions {
 		Namespace:     Namespace,
 		ID:            v.ID,
 		Bundle:        e.bundle(v.ID),
-		Runtime:       e.opt.Runtimes[v.Config.Runtime],
+		Runtime:       e.runtimes()[v.Config.Runtime],
 		SystemdCgroup: e.opt.CgroupDriver == "systemd",
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -92,10 +93,12 @@ func (e *Engine) kill9(ctx context.Context, c *container, r *run) error {
 	c.stopRestarting()
 	for {
 		if r != nil {
+			begin := time.Now()
 			if err := e.signal(ctx, c, r, 9, true); err != nil {
 				e.log.Warn("kill container", "container", c.id, "error", err)
 			}
-			if !waitDone(r, killLimit) {
+			// The time for which a shim did not answer counts.
+			if !waitDone(r, max(killLimit-time.Since(begin), time.Second)) {
 				return fmt.Errorf("container %s did not end within %v of SIGKILL: %w", c.id, killLimit, errdefs.ErrUnavailable)
 			}
 		}

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -284,18 +282,9 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 		Namespace:     Namespace,
 		ID:            s.id,
 		Bundle:        e.sandboxDir(s.id),
-		Runtime:       e.opt.Runtimes[s.rec.Config.Runtime],
+		Runtime:       e.runtimes()[s.rec.Config.Runtime],
 		SystemdCgroup: e.opt.CgroupDriver == "systemd",
 	}
-}
-
-// killShim ends the shim of a sandbox, which does not do as it is told. That there is none is
-// no error.
-func (e *Engine) killShim(ctx context.Context, s *sandbox) error {
-	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
-	return nil
 }
 
 // emitSandbox publishes an event of a sandbox.

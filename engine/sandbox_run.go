@@ -69,7 +69,7 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 	if c.Name == "" || c.UID == "" && c.Namespace == "" {
 		return invalidf("a sandbox takes a name, a namespace and a uid")
 	}
-	if c.Runtime != "" && c.Runtime != "hako" && e.opt.Runtimes[c.Runtime] == "" {
+	if c.Runtime != "" && c.Runtime != "hako" && e.runtimes()[c.Runtime] == "" {
 		return invalidf("no runtime handler %q is configured", c.Runtime)
 	}
 	for what, m := range map[string]struct {

@@ -217,7 +217,7 @@ func serve(t *testing.T, f *fake) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Options{Backend: f, Version: "1.2.3", StateDir: "/state", Handlers: []string{"runc"}})
+	s := New(Options{Backend: f, Version: "1.2.3", StateDir: "/state", Handlers: func() []string { return []string{"runc"} }})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),
