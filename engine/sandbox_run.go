@@ -87,9 +87,6 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 	if err := c.Userns.validate(); err != nil {
 		return err
 	}
-	if c.Userns != nil && c.Network == NamespaceNode {
-		return notImplementedf("a user namespace with the host's network is not supported")
-	}
 	if c.Userns != nil && c.PID == NamespaceNode || c.Userns != nil && c.IPC == NamespaceNode {
 		return invalidf("a user namespace cannot go with the host's PID or IPC namespace")
 	}
@@ -251,8 +248,10 @@ func (e *Engine) raiseNamespaces(ctx context.Context, s *sandbox, dir string, u 
 				return err
 			}
 		}
-		if s.live.NetNS, err = e.opt.Networks.KeepNetns(ctx, s.id, h.path("net")); err != nil {
-			return err
+		if own {
+			if s.live.NetNS, err = e.opt.Networks.KeepNetns(ctx, s.id, h.path("net")); err != nil {
+				return err
+			}
 		}
 	} else {
 		if err := makeNamespaces(dir, ipc, own); err != nil {

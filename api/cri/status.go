@@ -25,7 +25,7 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 	resp := &api.StatusResponse{
 		Status: &api.RuntimeStatus{Conditions: []*api.RuntimeCondition{{Type: "RuntimeReady", Status: true}, network}},
 		Features: &api.RuntimeFeatures{
-			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: false,
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: features.UserNamespaces,
 		},
 	}
 	for _, name := range append([]string{""}, s.handlers()...) {
