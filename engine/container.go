@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -32,7 +34,9 @@ type record struct {
 
 // container is one container of the engine.
 type container struct {
-	id string
+	id      string
+	created time.Time
+	pod     bool // it is a pod's
 
 	// ticket is held by the one operation that changes the container's run: start,
 	// exit handling, pause, update, network connect, remove. Waiting for it ends
@@ -55,6 +59,10 @@ type container struct {
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff
+
+	// What hooks were told of it last, and whether of its end. Without hooks they are not used.
+	spec     *specs.Spec
+	toldStop bool
 }
 
 // run is one life of a container's process.
@@ -89,7 +97,7 @@ func newRun(shim Shim, bundle string, pid int, started time.Time) *run {
 
 func newContainer(r record) *container {
 	return &container{
-		id:     r.ID,
+		id: r.ID, created: r.Created, pod: r.Config.Pod != nil,
 		ticket: make(chan struct{}, 1),
 		saving: make(chan struct{}, 1),
 		rec:    r,
@@ -119,6 +127,9 @@ func (c *container) view() Container {
 		v.Attached = []EndpointSettings{}
 	}
 	v.ExecIDs = nil
+	if len(c.execs) == 0 {
+		return v
+	}
 	for _, id := range slices.Sorted(maps.Keys(c.execs)) {
 		if c.execs[id].state != execEnded { // an ended one can be inspected, but is the container's no more
 			v.ExecIDs = append(v.ExecIDs, id)

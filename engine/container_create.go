@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -46,7 +47,8 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 type newMember struct {
 	c        *container
 	warnings []string
-	made     func() // ends its protection from the garbage collector
+	made     func()    // ends its protection from the garbage collector
+	told     sync.Once // the hooks were, of what was made
 }
 
 // publish makes a container that has been made known.
@@ -172,9 +174,22 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, err
 	}
 	copies := e.copyUps(*v)
+	var member *container
 	inspect := func(ctx context.Context, mounts []mount.Mount) error {
 		if pod != nil {
 			if err := e.checkMember(v, pod, mounts); err != nil {
+				return err
+			}
+		}
+		if pod != nil && e.opt.Hooks != nil {
+			member = newContainer(rec)
+			u.Add("plugins", func(ctx context.Context) error { e.tellGone(ctx, member); return nil })
+			updates, err := e.tellCreate(ctx, member, pod)
+			if err != nil {
+				return err
+			}
+			rec = member.rec
+			if err := e.applyUpdates(updates); err != nil {
 				return err
 			}
 		}
@@ -201,7 +216,10 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Release()
-	return &newMember{newContainer(rec), warnings, made}, nil
+	if member == nil {
+		member = newContainer(rec)
+	}
+	return &newMember{c: member, warnings: warnings, made: made}, nil
 }
 
 // unjoin gives the only error of a join, so that its text stays as it is.
@@ -442,11 +460,10 @@ func (e *Engine) prepareSnapshot(ctx, write context.Context, v Container, img im
 	if err != nil {
 		return nil, fmt.Errorf("unpack image %s: %w", v.ImageName, err)
 	}
-	var opts []snapshots.Opt
 	if size := v.Config.StorageOpt["size"]; size != "" {
 		return nil, notImplementedf("--storage-opt size is not supported by the snapshotter %s", v.Snapshotter)
 	}
-	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, opts...)
+	mounts, err := sn.Prepare(write, v.SnapshotKey, chain, ownedBy(v.ID))
 	if err != nil {
 		return nil, fmt.Errorf("prepare file system: %w", err)
 	}
@@ -484,6 +501,13 @@ func markRoot(mounts []mount.Mount) error {
 		return fmt.Errorf("make /%s: %w", rootMark, err)
 	}
 	return f.Close()
+}
+
+// ownerLabel names the container that a snapshot was made for.
+const ownerLabel = "io.hako.container"
+
+func ownedBy(id string) snapshots.Opt {
+	return snapshots.WithLabels(map[string]string{ownerLabel: id})
 }
 
 func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {

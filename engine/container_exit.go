@@ -190,6 +190,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	if restart {
 		e.scheduleRestart(c, wait)
 	}
+	e.tellEnd(ctx, c)
 }
 
 // again tells whether a policy wants another run.

@@ -184,6 +184,7 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	e.containers.remove(c, v.Name)
 	if p := v.Config.Pod; p != nil {
 		e.pods.leave(p.Sandbox, c)
+		e.tellGone(ctx, c)
 	}
 	if volumes {
 		e.removeAnonymous(ctx, v)

@@ -82,6 +82,7 @@ func (e *Engine) startHeld(ctx context.Context, c *container) error {
 		code = exitStartFailure
 		if c.changeLocked(StatusExited, func(s *State) { s.FinishedAt = time.Now().UTC() }) == nil {
 			defer e.emit(c, "die", "exitCode", strconv.Itoa(code))
+			defer e.tellEnd(ctx, c)
 		}
 	}
 	c.rec.State.Error = errtext.Plain(err)
@@ -185,7 +186,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
 	if v.Config.Pod != nil {
-		if err := e.joinPod(&in); err != nil {
+		if err := e.joinPod(ctx, &in); err != nil {
 			return err
 		}
 	} else if err := e.joinNamespaces(&in); err != nil {
@@ -274,6 +275,9 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	if err := writeRunFile(bundle, runFile{Pid: pid, StartedAt: started, Endpoints: shown, SandboxKey: sandbox}); err != nil {
 		return fmt.Errorf("write state of container: %w", err)
 	}
+	if err := e.tellStart(ctx, c); err != nil {
+		return err
+	}
 	c.connectPending(ctx, shim)
 	if pid, err = shim.Start(ctx, v.ID, ""); err != nil {
 		return &taskError{err}
@@ -299,6 +303,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	e.emit(c, "start")
 	e.startHealth(c, r)
 	e.work.Go(func() { e.watch(c, r) })
+	e.tellPost(ctx, c, "the start of a container", Hooks.PostStartContainer)
 	return nil
 }
 
@@ -396,6 +401,9 @@ func (e *Engine) joinNamespaces(in *specInput) error {
 func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle string) (done func(), err error) {
 	v := in.C
 	var open []*os.File
+	if in.Pod != nil {
+		open = in.Pod.held
+	}
 	done = func() {
 		for _, f := range open {
 			f.Close()
@@ -458,6 +466,9 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 	}
 	spec, err := buildSpec(*in)
 	if err != nil {
+		return done, err
+	}
+	if err := e.injectCDI(spec, v.cdiNames()); err != nil {
 		return done, err
 	}
 	if spec.Process.ApparmorProfile == apparmorProfile {

@@ -82,6 +82,13 @@ func (c *container) requireLocked(op string) error {
 		if c.removing {
 			return conflictf("container is marked for removal and cannot be started")
 		}
+		if p := c.rec.Config.Pod; p != nil && s == StatusExited {
+			return conflictf("container %s belongs to a pod (sandbox %s): it runs once, and Kubernetes makes another one", c.rec.Name, shortID(p.Sandbox))
+		}
+	case "restart":
+		if p := c.rec.Config.Pod; p != nil {
+			return conflictf("container %s belongs to a pod (sandbox %s): Kubernetes restarts it, by making another one", c.rec.Name, shortID(p.Sandbox))
+		}
 	case "stop":
 		if !live {
 			return notModifiedf("container %s is already stopped", c.id)

@@ -249,6 +249,9 @@ func (e *Engine) RestartContainer(ctx context.Context, ref string, o StopOptions
 	if err != nil {
 		return err
 	}
+	if err := c.require("restart"); err != nil {
+		return err
+	}
 	if c.require("stop") == nil {
 		// An automatic removal in between would leave nothing to start.
 		c.mu.Lock()

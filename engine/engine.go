@@ -49,7 +49,9 @@ type Options struct {
 	Images   Images
 	Networks Networks
 	// PodNetwork joins pods to their network; nil: the built-in bridge.
-	PodNetwork   PodNetwork
+	PodNetwork PodNetwork
+	// Hooks is told of pods and their containers; nil: nobody is.
+	Hooks        Hooks
 	Shims        Shims
 	Snapshotters map[string]snapshots.Snapshotter
 	Snapshotter  string // name of the default one
@@ -57,6 +59,7 @@ type Options struct {
 	CgroupDriver string            // "cgroupfs" (default) or "systemd"
 	ShimBinary   string            // empty: beside the executable
 	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes; see SetRuntimes
+	CDISpecDirs  []string          // folders of device descriptions, the last ones go first; empty: /etc/cdi, /var/run/cdi
 	InitBinary   string            // static init for Config.Init; empty: asking for one is an error
 	Version      string
 	Labels       []string // of the daemon, shown by Info
@@ -74,6 +77,7 @@ type Engine struct {
 
 	containers registry
 	pods       sandboxes
+	told       told
 	volumes    volumes
 	execs      execRegistry
 	events     bus
@@ -101,6 +105,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if o.CgroupDriver == "" {
 		o.CgroupDriver = "cgroupfs"
+	}
+	if len(o.CDISpecDirs) == 0 {
+		o.CDISpecDirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
 	if o.PodNetwork == nil {
 		o.PodNetwork = bridgePods{o.Networks}
@@ -150,6 +157,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.restore(e.ns(ctx)); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	e.takeHooked()
 	return e, nil
 }
 

@@ -363,9 +363,22 @@ type fakeSnapshots struct {
 	root string
 	mu   sync.Mutex
 	keys map[string]bool
+	info map[string]snapshots.Info // of those in keys that have labels
 }
 
-func (f *fakeSnapshots) Prepare(_ context.Context, key, _ string, _ ...snapshots.Opt) ([]mount.Mount, error) {
+func (f *fakeSnapshots) Walk(ctx context.Context, fn snapshots.WalkFunc, _ ...string) error {
+	f.mu.Lock()
+	infos := slices.Collect(maps.Values(f.info))
+	f.mu.Unlock()
+	for _, i := range infos {
+		if err := fn(ctx, i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fakeSnapshots) Prepare(_ context.Context, key, _ string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	if err := f.step("prepare"); err != nil {
 		return nil, err
 	}
@@ -379,6 +392,13 @@ func (f *fakeSnapshots) Prepare(_ context.Context, key, _ string, _ ...snapshots
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.keys[key] = true
+	info := snapshots.Info{Name: key, Kind: snapshots.KindActive}
+	for _, o := range opts {
+		if err := o(&info); err != nil {
+			return nil, err
+		}
+	}
+	f.info[key] = info
 	return f.mounts(key), nil
 }
 
@@ -405,6 +425,7 @@ func (f *fakeSnapshots) Remove(_ context.Context, key string) error {
 		return errdefs.ErrNotFound
 	}
 	delete(f.keys, key)
+	delete(f.info, key)
 	return os.RemoveAll(filepath.Join(f.root, key))
 }
 
@@ -438,8 +459,11 @@ type node struct {
 	sandboxes   *memRecords
 	images      *fakeImages
 	nets        *fakeNetworks
+	pods        PodNetwork // nil: the engine's own
 	shims       *fakeShims
 	snaps       *fakeSnapshots
+	hooks       Hooks
+	cdiDir      string
 	e           *Engine
 }
 
@@ -447,7 +471,7 @@ const testImage = "docker.io/library/test:latest"
 
 func newNode(t testing.TB) *node {
 	t.Helper()
-	n := &node{t: t, root: t.TempDir(), state: t.TempDir()}
+	n := &node{t: t, root: t.TempDir(), state: t.TempDir(), cdiDir: t.TempDir()}
 	rec := func(kind string) *memRecords {
 		return &memRecords{breaker: &n.breaker, kind: kind, all: map[string][]byte{}}
 	}
@@ -457,7 +481,7 @@ func newNode(t testing.TB) *node {
 	n.images.cfg.Config.Env = []string{"PATH=/bin", "A=image"}
 	n.nets = newFakeNetworks(&n.breaker)
 	n.shims = &fakeShims{breaker: &n.breaker, live: map[string]*fakeShim{}, hang: map[string]bool{}}
-	n.snaps = &fakeSnapshots{breaker: &n.breaker, root: t.TempDir(), keys: map[string]bool{}}
+	n.snaps = &fakeSnapshots{breaker: &n.breaker, root: t.TempDir(), keys: map[string]bool{}, info: map[string]snapshots.Info{}}
 	n.boot()
 	t.Cleanup(func() {
 		if err := n.e.Close(); err != nil {
@@ -472,8 +496,9 @@ func (n *node) boot() {
 	n.t.Helper()
 	e, err := New(context.Background(), Options{
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
-		Images: n.images, Networks: n.nets, Shims: n.shims,
+		Images: n.images, Networks: n.nets, PodNetwork: n.pods, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
+		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir},
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -98,6 +98,9 @@ func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
 
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
 	_ = f.step("reap")
+	if _, err := os.Lstat(o.Bundle); err != nil {
+		return client.Exit{}, fmt.Errorf("bundle %s: %w", o.Bundle, errdefs.ErrNotFound)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.live, o.Bundle)

@@ -162,7 +162,8 @@ func (e *Engine) PruneContainers(ctx context.Context, f Filters) (Pruned, error)
 	}
 	p := Pruned{IDs: []string{}}
 	for _, v := range list {
-		if v.State.live() || v.State.Status == StatusRestarting || !until.IsZero() && !v.Created.Before(until) {
+		// Those of pods are the kubelet's, which still reads how they ended and what they logged.
+		if v.Config.Pod != nil || v.State.live() || v.State.Status == StatusRestarting || !until.IsZero() && !v.Created.Before(until) {
 			continue
 		}
 		rw, _, _ := e.ContainerSize(ctx, v.ID)

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -55,7 +56,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 		alive: func(m *newMember) bool { _, err := e.containers.get(m.c.id); return err == nil },
 		drop: func(m *newMember) {
 			e.publish(m)
-			if err := e.RemoveContainer(context.Background(), m.c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
+			if err := e.RemovePodContainer(context.Background(), m.c.id); err != nil {
 				e.log.Error("remove a container that nobody came for", "container", m.c.id, "error", err)
 			}
 		},
@@ -71,9 +72,10 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	}
 	// A sandbox that was removed meanwhile takes its containers along.
 	if _, err := e.pods.get(s.id); err != nil {
-		_ = e.RemoveContainer(context.WithoutCancel(ctx), m.c.id, RemoveOptions{Force: true, Volumes: true})
+		_ = e.RemovePodContainer(context.WithoutCancel(ctx), m.c.id)
 		return "", err
 	}
+	m.told.Do(func() { e.tellPost(e.ns(ctx), m.c, "a new container", Hooks.PostCreateContainer) })
 	return m.c.id, nil
 }
 
@@ -187,8 +189,8 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 			return invalidf("id %d of container %q is out of range", id, p.Name)
 		}
 	}
-	if len(p.CDIDevices) > 0 {
-		return invalidf("unresolvable CDI devices %s", strings.Join(p.CDIDevices, ", "))
+	if err := e.checkCDI(p.CDIDevices); err != nil {
+		return err
 	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err
@@ -304,7 +306,7 @@ func (a accounts) resolveMember(image string, p PodMember) (account, error) {
 }
 
 // joinPod fills in what a container shares with its sandbox.
-func (e *Engine) joinPod(in *specInput) error {
+func (e *Engine) joinPod(ctx context.Context, in *specInput) error {
 	p := in.C.Config.Pod
 	s, err := e.pods.get(p.Sandbox)
 	if err != nil {
@@ -339,13 +341,33 @@ func (e *Engine) joinPod(in *specInput) error {
 		if err != nil {
 			return err
 		}
-		r, err := t.live("use")
+		f, err := openPIDNamespace(ctx, t)
 		if err != nil {
 			return failedf("cannot join the PID namespace of container %s, which does not run", t.id)
 		}
-		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
+		in.Pod.held = append(in.Pod.held, f)
+		in.PidNS = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	}
 	return nil
+}
+
+// openPIDNamespace opens the PID namespace of a running container: as a file, so that another
+// process that gets the number of one that ends meanwhile cannot take its place.
+func openPIDNamespace(ctx context.Context, c *container) (*os.File, error) {
+	r, err := c.live("use")
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load()))
+	if err != nil {
+		return nil, err
+	}
+	// The shim reaps it only after its exit: as long as the run goes on the number was its own.
+	if st, serr := r.shim.get().State(ctx, c.id, ""); serr != nil || st.Status != client.StatusRunning && st.Status != client.StatusPaused {
+		f.Close()
+		return nil, fmt.Errorf("container %s: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
 }
 
 // logConfig tells the shim how to log.
@@ -424,6 +446,18 @@ func mountOf(mountinfo, path string) (point string, options []string) {
 	return point, options
 }
 
+// mergePodResources lays new limits over those of a pod's container.
+func mergePodResources(old, r Resources) Resources {
+	merged := mergeResources(old, r)
+	if r.Hugepages != nil {
+		merged.Hugepages = r.Hugepages
+	}
+	if r.Unified != nil {
+		merged.Unified = r.Unified
+	}
+	return merged
+}
+
 // UpdatePodContainer changes the limits of a pod's container: all or none. Zero limits, and a
 // nil score, stay as they are. Of one that has ended nothing is changed, and that is no error.
 func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources, oomScoreAdj *int) error {
@@ -431,10 +465,35 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if err != nil {
 		return err
 	}
+	others, err := e.updateAsked(ctx, c, r, oomScoreAdj)
+	if err != nil {
+		return err
+	}
+	return e.applyUpdates(others)
+}
+
+// updateAsked changes the limits of a container as the hooks would have it, and gives the
+// updates of other containers that they ask for.
+func (e *Engine) updateAsked(ctx context.Context, c *container, r Resources, oomScoreAdj *int) (others []ContainerUpdate, err error) {
 	if err := c.acquire(ctx); err != nil {
-		return fmt.Errorf("update container %s: %w", ref, err)
+		return nil, fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	defer c.release()
+	if v := c.view(); v.State.Status != StatusCreated && !v.State.live() {
+		return nil, nil
+	}
+	if r, others, err = e.tellUpdate(ctx, c, r); err != nil {
+		return nil, err
+	}
+	if err := e.updateMember(ctx, c, r, oomScoreAdj); err != nil {
+		return nil, err
+	}
+	e.tellPost(ctx, c, "the update of a container", Hooks.PostUpdateContainer)
+	return others, nil
+}
+
+// updateMember changes the limits of a container whose ticket the caller holds.
+func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oomScoreAdj *int) error {
 	v := c.view()
 	if s := v.State.Status; s != StatusCreated && !v.State.live() {
 		return nil
@@ -442,13 +501,7 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if err := r.validatePod(); err != nil {
 		return err
 	}
-	merged := mergeResources(v.Config.Resources, r)
-	if r.Hugepages != nil {
-		merged.Hugepages = r.Hugepages
-	}
-	if r.Unified != nil {
-		merged.Unified = r.Unified
-	}
+	merged := mergePodResources(v.Config.Resources, r)
 	if run, err := c.live("use"); err == nil {
 		if err := run.shim.get().Update(ctx, c.id, linuxResources(merged, nil)); err != nil {
 			return fmt.Errorf("update container %s: %w", c.id, err)
@@ -468,10 +521,33 @@ func (e *Engine) UpdatePodContainer(ctx context.Context, ref string, r Resources
 	if oomScoreAdj != nil {
 		c.rec.Config.OOMScoreAdj = *oomScoreAdj
 	}
+	c.spec = withLimits(c.spec, merged, c.rec.Config.OOMScoreAdj)
 	c.mu.Unlock()
 	if err := e.save(ctx, c); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)
 	}
 	e.emit(c, "update")
 	return nil
+}
+
+// removalPoll is how often a removal that somebody else is at is looked after.
+const removalPoll = 20 * time.Millisecond
+
+// RemovePodContainer kills and removes a container. It is idempotent: a removal that is under
+// way is waited for, and of a container that is gone it is no error.
+func (e *Engine) RemovePodContainer(ctx context.Context, ref string) error {
+	for {
+		err := e.RemoveContainer(ctx, ref, RemoveOptions{Force: true, Volumes: true})
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return nil
+		case !errdefs.IsConflict(err):
+			return err
+		}
+		select {
+		case <-time.After(removalPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("remove container %s: %w", ref, context.Cause(ctx))
+		}
+	}
 }

@@ -54,7 +54,7 @@ func (e *Engine) viewImages(ctx context.Context, v *Container) error {
 			return fmt.Errorf("unpack image %s of mount %s: %w", m.Source, m.Target, err)
 		}
 		sn := e.opt.Snapshotters[v.Snapshotter]
-		mounts, err := sn.View(ctx, imageKey(v.ID, m.Target), chain)
+		mounts, err := sn.View(ctx, imageKey(v.ID, m.Target), chain, ownedBy(v.ID))
 		if err != nil && !errdefs.IsAlreadyExists(err) {
 			return fmt.Errorf("files of image %s for mount %s: %w", m.Source, m.Target, err)
 		}

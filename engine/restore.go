@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
@@ -48,13 +49,14 @@ func (e *Engine) restore(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if wholePods { // before their namespaces are taken for strays
+		e.dropStraySandboxes(ctx)
+	}
 	e.dropStrayEndpoints(ctx)
 	if whole { // with a damaged database nothing is deleted
 		e.dropStrayMounts(ctx)
 		e.dropStrayFolders(ctx)
-	}
-	if wholePods {
-		e.dropStraySandboxes(ctx)
+		e.dropStraySnapshots(ctx)
 	}
 	e.work.Go(e.applyPolicies)
 	return nil
@@ -333,10 +335,12 @@ func (c *container) networks() []EndpointSettings {
 // dropStrayEndpoints releases the endpoints and namespaces of containers that do not run: after a
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
-	live := map[string]bool{}
+	live, kept := map[string]bool{}, map[string]bool{}
 	for _, s := range e.pods.all() {
 		s.mu.Lock()
 		live[s.id] = s.state == SandboxReady
+		// The namespace goes with the stop: CNI plugins look in there for what they undo.
+		kept[s.id] = !s.released
 		s.mu.Unlock()
 	}
 	for _, c := range e.containers.all() {
@@ -369,7 +373,7 @@ func (e *Engine) dropStrayEndpoints(ctx context.Context) {
 		e.log.Error("list network namespaces", "error", err)
 	}
 	for _, p := range paths {
-		if live[filepath.Base(p)] {
+		if id := filepath.Base(p); live[id] || kept[id] {
 			continue
 		}
 		if err := e.opt.Networks.DeleteNetns(ctx, p); err != nil && !errdefs.IsNotFound(err) {
@@ -399,6 +403,31 @@ func (e *Engine) dropStrayFolders(ctx context.Context) {
 		}
 	}
 	e.finishVolumeRemovals()
+}
+
+// dropStraySnapshots removes the file systems of containers whose creation was cut short before
+// the record was written. Those that others made have no owner's label.
+func (e *Engine) dropStraySnapshots(ctx context.Context) {
+	for name, sn := range e.opt.Snapshotters {
+		var stray []string
+		err := sn.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+			if owner := i.Labels[ownerLabel]; owner != "" {
+				if _, err := e.containers.get(owner); errdefs.IsNotFound(err) {
+					stray = append(stray, i.Name)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			e.log.Error("look for stray snapshots", "snapshotter", name, "error", err)
+		}
+		for _, key := range stray {
+			e.log.Info("a creation that was cut short is cleaned up", "snapshot", key)
+			if err := sn.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
+				e.log.Error("remove a stray snapshot", "snapshot", key, "error", err)
+			}
+		}
+	}
 }
 
 func folders(dir string) []string {

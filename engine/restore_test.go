@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
 	"github.com/hako-engine/hako/network"
@@ -124,6 +125,41 @@ func TestHalfMade(t *testing.T) {
 		}
 	}
 	n.create("made", Config{}) // the name is free
+}
+
+// TestStraySnapshot: a creation was cut short between the file system and the record.
+func TestStraySnapshot(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	made := n.create("made", Config{})
+	cut := newID()
+	for _, s := range []struct {
+		key  string
+		opts []snapshots.Opt
+	}{{cut, []snapshots.Opt{ownedBy(cut)}}, {newID(), nil}} { // the other is no container's
+		if _, err := n.snaps.Prepare(bg, s.key, "", s.opts...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.crash()
+	if _, err := n.snaps.Stat(bg, cut); !errdefs.IsNotFound(err) {
+		t.Errorf("the stray snapshot is left: %v", err)
+	}
+	if n.snaps.count() != 2 {
+		t.Errorf("%d snapshots, not the container's and that of somebody else", n.snaps.count())
+	}
+	if err := n.e.StartContainer(bg, made); err != nil {
+		t.Error(err)
+	}
+	// With a record that cannot be read, nobody knows whose it is.
+	if _, err := n.snaps.Prepare(bg, cut, "", ownedBy(cut)); err != nil {
+		t.Fatal(err)
+	}
+	n.containers.all[cut] = []byte("{")
+	n.crash()
+	if n.snaps.count() != 3 {
+		t.Errorf("%d snapshots: that of an unreadable record is gone", n.snaps.count())
+	}
 }
 
 // TestCrashBeforeShutdown: the task is deleted, the shim still lives.

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -46,6 +48,7 @@ type sandbox struct {
 	overhead, resources *Resources
 	// released tells that the network has been given back since the daemon started.
 	released bool
+	toldStop bool // the hooks were
 }
 
 // sandboxRun is what a sandbox has while it is ready. It is the content of run.json.
@@ -223,27 +226,27 @@ func (e *Engine) Sandboxes(context.Context) []Sandbox {
 // SandboxContainers lists the containers of a sandbox, the oldest first.
 func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 	members := e.pods.containers(id)
-	out := make([]Container, len(members))
-	for i, c := range members {
-		out[i] = c.view()
-	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
-	})
-	return out
+	slices.SortFunc(members, func(a, b *container) int { return byAge(b, a) })
+	return views(members)
 }
 
 // PodContainers lists the containers of all pods, the newest first.
 func (e *Engine) PodContainers(context.Context) []Container {
-	var out []Container
-	for _, c := range e.containers.all() {
-		if v := c.view(); v.Config.Pod != nil {
-			out = append(out, v)
-		}
+	members := slices.DeleteFunc(e.containers.all(), func(c *container) bool { return !c.pod })
+	slices.SortFunc(members, byAge)
+	return views(members)
+}
+
+// byAge puts the newest first.
+func byAge(a, b *container) int {
+	return cmp.Or(b.created.Compare(a.created), strings.Compare(a.id, b.id))
+}
+
+func views(list []*container) []Container {
+	out := make([]Container, len(list))
+	for i, c := range list {
+		out[i] = c.view()
 	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
-	})
 	return out
 }
 
@@ -286,6 +289,15 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 	}
 }
 
+// killShim ends the shim of a sandbox, which does not do as it is told. That there is none is
+// no error.
+func (e *Engine) killShim(ctx context.Context, s *sandbox) error {
+	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
+
 // emitSandbox publishes an event of a sandbox.
 func (e *Engine) emitSandbox(s *sandbox, action string) {
 	c := s.rec.Config
@@ -316,6 +328,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
+		return err
+	}
 	rec := s.rec
 	s.mu.Lock()
 	if overhead != nil {
@@ -329,5 +344,6 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 	if err := e.opt.Sandboxes.Put(ctx, s.id, &rec); err != nil {
 		return fmt.Errorf("update sandbox %s: %w", s.id, err)
 	}
+	e.tellResized(ctx, s)
 	return nil
 }

@@ -131,7 +131,8 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //
 //	record ────────────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
-//	                     └─ shm, files ─ init ─────────┘
+//	                     ├─ shm, other files ──────────┤
+//	                     └─ shim, init ────────────────┘
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
 	id := newID()
 	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c})
@@ -163,6 +164,12 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 	if err := g.Wait(); err != nil {
 		return fail(err)
 	}
+	if e.opt.Hooks != nil {
+		u.Add("plugins", func(ctx context.Context) error { e.tellRemove(ctx, s); return nil })
+	}
+	if err := e.tellRun(ctx, s); err != nil {
+		return nil, err
+	}
 	s.live.Ready = true
 	if err := writeSandboxRun(dir, s.live); err != nil {
 		return fail(err)
@@ -180,8 +187,18 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 	if err := e.raiseNamespaces(ctx, s, dir, u); err != nil {
 		return err
 	}
+	var joined bool
+	u.Add("network", func(ctx context.Context) error {
+		if !joined {
+			return nil
+		}
+		return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
+	})
+	if c.PID == NamespacePod {
+		u.Add("init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
+	}
 	hostname := e.podHostname(c)
-	var g errgroup.Group
+	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if c.IPC != NamespaceNode {
 			return mountShm(filepath.Join(dir, "shm"), defaultShmSize)
@@ -200,26 +217,21 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		}
 		return nil
 	})
-	if c.Network == NamespacePod {
-		addr, err := e.opt.PodNetwork.Setup(ctx, podEndpoint(s.id, c, s.live.NetNS))
-		if err != nil {
-			return errors.Join(err, g.Wait())
+	g.Go(func() error {
+		if c.Network == NamespacePod {
+			addr, err := e.opt.PodNetwork.Setup(gctx, podEndpoint(s.id, c, s.live.NetNS))
+			if err != nil {
+				return err
+			}
+			joined = true
+			s.live.Addresses = addr
 		}
-		s.live.Addresses = addr
-		u.Add("network", func(ctx context.Context) error {
-			return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644); err != nil {
-		return err
-	}
+		return os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644)
+	})
 	if c.PID == NamespacePod {
-		return e.startInit(ctx, s, dir, u)
+		g.Go(func() error { return e.startInit(gctx, s, dir) })
 	}
-	return nil
+	return g.Wait()
 }
 
 // raiseNamespaces makes the namespaces that the containers of a sandbox share.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,7 +34,7 @@ func (e *Engine) StopSandbox(ctx context.Context, ref string) error {
 func (e *Engine) stopHeld(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
 	was := s.state
-	if was == SandboxNotReady && s.released {
+	if was == SandboxNotReady && s.released || was == SandboxRemoving { // removed, since the ticket is ours
 		s.mu.Unlock()
 		return nil
 	}
@@ -74,33 +75,25 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 			return err
 		}
 	}
-	// A start that hangs, on a mount that does, has no process yet, and holds its container.
-	soon, cancel := context.WithTimeout(ctx, killLimit+2*time.Second)
-	err := e.killMembers(soon, s)
-	cancel()
-	if err != nil {
-		if err := e.killShim(ctx, s, err); err != nil {
-			return err
-		}
-		if err := e.killMembers(ctx, s); err != nil {
-			return err
-		}
+	if err := e.killMembers(ctx, s); err != nil {
+		return err
 	}
+	e.tellStop(ctx, s)
 	c := s.rec.Config
 	var g errgroup.Group
 	if c.Network == NamespacePod {
 		g.Go(func() error {
-			ep := podEndpoint(s.id, c, live.NetNS)
-			if _, err := os.Lstat(live.NetNS); err != nil {
-				ep.NetNS = ""
-			}
-			if err := e.opt.PodNetwork.Teardown(ctx, ep); err != nil {
+			netns, err := e.netnsOf(ctx, s.id, live)
+			if err != nil {
 				return err
 			}
-			if live.NetNS == "" {
+			if err := e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, netns)); err != nil {
+				return err
+			}
+			if netns == "" {
 				return nil
 			}
-			if err := e.opt.Networks.DeleteNetns(ctx, live.NetNS); err != nil && !errdefs.IsNotFound(err) {
+			if err := e.opt.Networks.DeleteNetns(ctx, netns); err != nil && !errdefs.IsNotFound(err) {
 				return fmt.Errorf("delete network namespace: %w", err)
 			}
 			return nil
@@ -116,17 +109,19 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	return RemoveSandboxDir(dir)
 }
 
-// killShim ends the shim of a sandbox that does not do as it is told, because of cause: a pod
-// that is to end must not be kept by it.
-func (e *Engine) killShim(ctx context.Context, s *sandbox, cause error) error {
-	if ctx.Err() != nil {
-		return cause
+// netnsOf gives the path of a sandbox's network namespace, if there is one. A run that was cut short
+// has not written it down.
+func (e *Engine) netnsOf(ctx context.Context, id string, live sandboxRun) (string, error) {
+	paths, err := e.opt.Networks.Netns(ctx)
+	if err != nil {
+		return "", err
 	}
-	e.log.Warn("the shim of a sandbox is killed: it does not do as it is told", "sandbox", s.id, "error", cause)
-	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
-		return errors.Join(cause, err)
+	for _, p := range paths {
+		if p == live.NetNS || filepath.Base(p) == id {
+			return p, nil
+		}
 	}
-	return nil
+	return "", nil
 }
 
 // killMembers kills the containers of a sandbox.
@@ -138,7 +133,23 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			r := c.run
 			c.rec.StoppedByUser = true
 			c.mu.Unlock()
-			if err := e.kill9(ctx, c, r); err != nil {
+			// A start that hangs, on a mount that does, has no process yet, and holds the container.
+			soon, cancel := context.WithTimeout(ctx, killLimit+2*time.Second)
+			err := e.kill9(soon, c, r)
+			hangs := errdefs.IsUnavailable(err) || err != nil && soon.Err() != nil && ctx.Err() == nil
+			cancel()
+			if hangs {
+				// The shim hangs. What it held is ended from outside, once it is gone.
+				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
+				switch err = e.killShim(ctx, s); {
+				case err != nil:
+				case r == nil:
+					err = e.kill9(ctx, c, nil)
+				case !waitDone(r, cleanupLimit):
+					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
+				}
+			}
+			if err != nil {
 				return fmt.Errorf("kill container %s: %w", c.id, err)
 			}
 			return nil
@@ -197,6 +208,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 		return fmt.Errorf("remove sandbox %s: %w", s.id, err)
 	}
 	e.pods.remove(s)
+	e.tellRemove(ctx, s)
 	e.emitSandbox(s, "destroy")
 	return nil
 }
@@ -205,13 +217,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 func (e *Engine) eraseSandbox(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
 	for _, c := range e.pods.containers(s.id) {
-		g.Go(func() error {
-			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true})
-			if errdefs.IsNotFound(err) {
-				return nil
-			}
-			return err
-		})
+		g.Go(func() error { return e.RemovePodContainer(ctx, c.id) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

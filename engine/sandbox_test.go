@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,6 +148,15 @@ func TestPodLife(t *testing.T) {
 					t.Errorf("second start: %v", err)
 				}
 			}
+			// They are Docker's containers, too, but Kubernetes' to restart and to remove.
+			for what, err := range map[string]error{"start": n.e.StartContainer(bg, b), "restart": n.e.RestartContainer(bg, a, StopOptions{})} {
+				if !errdefs.IsConflict(err) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if p, err := n.e.PruneContainers(bg, nil); err != nil || len(p.IDs) != 0 {
+				t.Errorf("pruned %v, %v", p, err)
+			}
 			if err := n.e.StopSandbox(bg, pod); err != nil {
 				t.Fatal(err)
 			}
@@ -194,6 +205,30 @@ func TestRemoveRunningPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.empty()
+}
+
+// TestRemovalsSideBySide: whoever removes what somebody else is removing is no error.
+func TestRemovalsSideBySide(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	for range 20 {
+		pod := n.pod(hostPod("p"))
+		id := n.member(pod, memberConfig("a", "sleep"))
+		var wg sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return n.e.RemovePodContainer(bg, id) }, func() error { return n.e.RemovePodContainer(bg, id) },
+			func() error { return n.e.StopSandbox(bg, pod) }, func() error { return n.e.RemoveSandbox(bg, pod) },
+			func() error { return n.e.RemoveSandbox(bg, pod) },
+		} {
+			wg.Go(func() {
+				if err := f(); err != nil && !errdefs.IsNotFound(err) {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		n.empty()
+	}
 }
 
 // TestSharedPIDs: only a pod that shares a PID namespace has a process of its own.
@@ -320,15 +355,80 @@ func TestPodsAfterACrash(t *testing.T) {
 	n.empty()
 }
 
+// podNet is a network of pods that notes the namespace that each teardown was given.
+type podNet struct {
+	PodNetwork
+	mu   sync.Mutex
+	torn map[string]string
+}
+
+func (p *podNet) Ready() error { return nil }
+
+func (p *podNet) Setup(context.Context, PodEndpoint) (PodAddresses, error) {
+	return PodAddresses{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}, nil
+}
+
+func (p *podNet) Teardown(_ context.Context, e PodEndpoint) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.torn[e.ID] = e.NetNS
+	return nil
+}
+
+// TestStopCutShort: the daemon died in a stop, or in a run before anything was written down. The namespace is
+// there when the network is torn down, for the plugins that look in there, and not afterwards.
+func TestStopCutShort(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	stopped, cut := n.pod(n.ownPod("stopped")), n.pod(n.ownPod("cut"))
+	net := &podNet{torn: map[string]string{}}
+	n.pods = net
+	for id, change := range map[string]func(*sandboxRun){
+		stopped: func(r *sandboxRun) { r.Ready, r.Stopping = false, true },
+		cut:     func(r *sandboxRun) { r.Ready, r.NetNS = false, "" },
+	} {
+		r, err := readSandboxRun(n.e.sandboxDir(id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&r)
+		if err := writeSandboxRun(n.e.sandboxDir(id), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.crash()
+	if err := n.e.RemoveSandbox(bg, stopped); err != nil {
+		t.Error(err)
+	}
+	for _, id := range []string{stopped, cut} {
+		if net.torn[id] != filepath.Join(n.nets.realNetns, id) {
+			t.Errorf("torn down with the namespace %q", net.torn[id])
+		}
+	}
+	if len(n.nets.ns) != 0 {
+		t.Errorf("namespaces left: %v", n.nets.ns)
+	}
+	if all := n.e.Sandboxes(bg); len(all) != 0 {
+		t.Errorf("sandboxes: %v", all)
+	}
+}
+
 func TestPodsAfterAReboot(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	pod := n.pod(n.ownPod("p"))
+	c := n.ownPod("p")
+	c.PID = NamespacePod
+	n.e.opt.InitBinary = "/bin/true"
+	pod := n.pod(c)
 	id := n.member(pod, memberConfig("a", "sleep"))
+	config := n.ownPod("shared")
+	n.e.opt.InitBinary = "/bin/true"
+	config.PID = NamespacePod // has an init, which the shim is asked for
+	shared := n.pod(config)
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
 	// What a reboot takes: mounts, processes, the volatile folder.
-	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveBundle(n.e.bundle(id))); err != nil {
+	if err := errors.Join(RemoveSandboxDir(n.e.sandboxDir(pod)), RemoveSandboxDir(n.e.sandboxDir(shared)), RemoveBundle(n.e.bundle(id))); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range n.shims.live {
@@ -344,8 +444,10 @@ func TestPodsAfterAReboot(t *testing.T) {
 	if eps, _ := n.nets.Endpoints(bg, "bridge"); len(eps) != 0 {
 		t.Errorf("addresses still taken: %v", eps)
 	}
-	if err := errors.Join(n.e.StopSandbox(bg, pod), n.e.RemoveSandbox(bg, pod)); err != nil {
-		t.Fatal(err)
+	for _, p := range []string{pod, shared} {
+		if err := errors.Join(n.e.StopSandbox(bg, p), n.e.RemoveSandbox(bg, p)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	n.empty()
 }

@@ -129,7 +129,11 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 
 	in.mounts(s, sec)
 	if in.Pod != nil {
-		return s, in.pod(s, caps)
+		if err := in.pod(s, caps); err != nil {
+			return nil, err
+		}
+		in.C.Adjustment.apply(s)
+		return s, nil
 	}
 	for k, v := range c.Annotations {
 		if s.Annotations == nil {

@@ -301,6 +301,8 @@ type Container struct {
 	HostnamePath string             `json:"hostnamePath,omitempty"`
 	HostsPath    string             `json:"hostsPath,omitempty"`
 	ResolvPath   string             `json:"resolvPath,omitempty"`
+	// Adjustment is what plugins made of it; nil: nothing, or nobody was asked.
+	Adjustment *Adjustment `json:"adjustment,omitempty"`
 	// AppArmorProfile is what its processes are confined by; "": nothing, or what confines the daemon.
 	AppArmorProfile string `json:"-"`
 	SizeRw          *int64 `json:"-"` // only when asked for

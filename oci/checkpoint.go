@@ -452,7 +452,7 @@ func (c *Container) externals(s *specs.Spec, v *mountView) (out []string, err er
 		if n.Path == "" || name == "" {
 			continue
 		}
-		file := namespaceFiles[string(n.Type)]
+		file := namespaceFile(string(n.Type))
 		var st unix.Stat_t
 		if err := unix.Stat(fmt.Sprintf("/proc/%d/ns/%s", c.Pid(), file), &st); err != nil {
 			return nil, fmt.Errorf("%s namespace: %w", n.Type, err)

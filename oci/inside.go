@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -174,9 +175,17 @@ func (c *Container) execCgroup(sub map[string]string) (*cgroup.Cgroup, error) {
 // namespaceTypes in the order in which they are joined.
 var namespaceTypes = []string{"user", "pid", "ipc", "uts", "network", "cgroup", "mount", "time"}
 
-// namespaceFiles are the names in /proc/PID/ns.
-var namespaceFiles = map[string]string{
-	"user": "user", "pid": "pid", "ipc": "ipc", "uts": "uts", "network": "net", "cgroup": "cgroup", "mount": "mnt", "time": "time",
+// namespaceFile gives the name in /proc/PID/ns, "" for an unknown type.
+func namespaceFile(typ string) string {
+	switch {
+	case typ == "network":
+		return "net"
+	case typ == "mount":
+		return "mnt"
+	case slices.Contains(namespaceTypes, typ):
+		return typ
+	}
+	return ""
 }
 
 // insideFacts probes what joining the container needs.
@@ -185,7 +194,7 @@ func (c *Container) insideFacts(p *specs.Process) (plan.Facts, error) {
 	probeLabels(&f, p)
 	for _, typ := range namespaceTypes {
 		var own, its unix.Stat_t
-		file := namespaceFiles[typ]
+		file := namespaceFile(typ)
 		if unix.Stat("/proc/thread-self/ns/"+file, &own) != nil {
 			continue // the kernel has no such namespaces
 		}

@@ -304,7 +304,7 @@ func TestJoinedNamespaces(t *testing.T) {
 		o.spec.Linux.Namespaces = slices.Clone(o.spec.Linux.Namespaces)
 		for i, n := range o.spec.Linux.Namespaces {
 			if slices.Contains(types, string(n.Type)) {
-				o.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", c.Pid(), namespaceFiles[string(n.Type)])
+				o.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", c.Pid(), namespaceFile(string(n.Type)))
 			}
 		}
 		out, code := o.run("hostname", "pid", "ls", "/proc/1/task", "exit", "6")

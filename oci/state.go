@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/plainjson"
 	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/rdt"
 	"github.com/hako-engine/hako/oci/spec"
@@ -125,13 +126,59 @@ func (c *Container) readState() error {
 }
 
 func (s *state) unmarshal(raw []byte) error {
-	if err := json.Unmarshal(raw, s); err != nil {
-		return fmt.Errorf("%s: %w", stateFile, err)
+	if !s.plain(raw) {
+		if err := json.Unmarshal(raw, s); err != nil {
+			return fmt.Errorf("%s: %w", stateFile, err)
+		}
 	}
 	if s.Version > stateVersion {
 		return classed.Errorf(errdefs.ErrFailedPrecondition, "%s: version %d is newer than this runtime", stateFile, s.Version)
 	}
 	return nil
+}
+
+// plain is unmarshal for what marshal has made of the usual container, without reflection.
+// It leaves s alone if that is not what it is.
+func (s *state) plain(raw []byte) bool {
+	var n state
+	d := plainjson.New(raw)
+	d.Object(func(key string) {
+		switch key {
+		case "version":
+			n.Version = int(d.Int(strconv.IntSize))
+		case "id":
+			n.ID = d.Str()
+		case "ociVersion":
+			n.OCIVersion = d.Str()
+		case "bundle":
+			n.Bundle = d.Str()
+		case "rootfs":
+			n.Rootfs = d.Str()
+		case "annotations":
+			n.Annotations = d.StrMap()
+		case "created":
+			if n.Created.UnmarshalText([]byte(d.Str())) != nil {
+				d.Fail()
+			}
+		case "owner":
+			n.Owner = int(d.Int(strconv.IntSize))
+		case "pid":
+			n.Pid = int(d.Int(strconv.IntSize))
+		case "startTime":
+			n.StartTime = d.Uint(64)
+		case "cgroups":
+			n.Cgroups = d.StrMap()
+		case "rootless":
+			n.Rootless = d.Bool()
+		default:
+			d.Fail()
+		}
+	})
+	if !d.Plain() {
+		return false
+	}
+	*s = n
+	return true
 }
 
 func (c *Container) writeState() error {

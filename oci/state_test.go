@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,12 @@ func TestStateText(t *testing.T) {
 		if err != nil || wantErr != nil || string(got) != string(want) {
 			t.Errorf("%v, %v\n got %s\nwant %s", err, wantErr, got, want)
 		}
+		s.Unit, s.Rdt = nil, nil
+		usual, err := s.marshal()
+		var again state
+		if err != nil || !again.plain(usual) {
+			t.Errorf("%v, not read without reflection: %s", err, usual)
+		}
 	}
 }
 
@@ -48,6 +55,12 @@ func FuzzState(f *testing.F) {
 	f.Add([]byte(`{"version":99}`))
 	f.Add([]byte(`{"cgroups":{"cpu":null},"created":"0000-01-01T00:00:00Z","id":"\ud800"}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
+		var plain, slow state
+		if plain.plain(raw) {
+			if err := json.Unmarshal(raw, &slow); err != nil || !reflect.DeepEqual(plain, slow) {
+				t.Errorf("%v\n%+v\n%+v", err, plain, slow)
+			}
+		}
 		var first, second state
 		if first.unmarshal(raw) != nil {
 			return

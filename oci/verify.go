@@ -121,7 +121,8 @@ func sameFile(a, b *unix.Stat_t) bool { return a.Dev == b.Dev && a.Ino == b.Ino 
 // verifyNamespaces: of its own where the configuration says so, joined where it gives a
 // path, and else the runtime's.
 func verifyNamespaces(s *specs.Spec, pid int, emptyNetwork bool) error {
-	for typ, file := range namespaceFiles {
+	for _, typ := range namespaceTypes {
+		file := namespaceFile(typ)
 		ours, err := namespaceOf(strconv.Itoa(os.Getpid()), file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // the kernel has no such namespaces
@@ -186,7 +187,8 @@ func verifyNamespaces(s *specs.Spec, pid int, emptyNetwork bool) error {
 // sameNamespaces: what the first process is in has been checked; no other may be in
 // something else.
 func sameNamespaces(first, pid int) error {
-	for typ, file := range namespaceFiles {
+	for _, typ := range namespaceTypes {
+		file := namespaceFile(typ)
 		a, err := namespaceOf(strconv.Itoa(first), file)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue

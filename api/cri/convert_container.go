@@ -3,10 +3,15 @@ package cri
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/hako-engine/hako/engine"
@@ -89,12 +94,9 @@ func profiles(sec *api.LinuxContainerSecurityContext) (opts []string, err error)
 	case seccomp == nil || seccomp.GetProfileType() == api.SecurityProfile_Unconfined:
 		opts = append(opts, "seccomp=unconfined")
 	case seccomp.GetProfileType() == api.SecurityProfile_Localhost:
-		b, err := os.ReadFile(seccomp.GetLocalhostRef())
+		b, err := readProfile(seccomp.GetLocalhostRef())
 		if err != nil {
-			return nil, invalidf("seccomp profile: %v", err)
-		}
-		if !json.Valid(b) {
-			return nil, invalidf("seccomp profile %s is not JSON", seccomp.GetLocalhostRef())
+			return nil, invalidf("seccomp profile %s: %v", seccomp.GetLocalhostRef(), err)
 		}
 		opts = append(opts, "seccomp="+string(b))
 	case seccomp.GetProfileType() != api.SecurityProfile_RuntimeDefault:
@@ -111,6 +113,34 @@ func profiles(sec *api.LinuxContainerSecurityContext) (opts []string, err error)
 		return nil, invalidf("unknown type %d of an AppArmor profile", apparmor.GetProfileType())
 	}
 	return opts, nil
+}
+
+// maxProfile is the longest seccomp profile, in bytes.
+const maxProfile = 1 << 20
+
+// readProfile reads a seccomp profile of the host.
+func readProfile(path string) ([]byte, error) {
+	if !filepath.IsAbs(path) {
+		return nil, errors.New("the path is not absolute")
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO does not block
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
+	b, err := io.ReadAll(io.LimitReader(f, maxProfile+1))
+	switch {
+	case err != nil:
+		return nil, err
+	case len(b) > maxProfile:
+		return nil, fmt.Errorf("it is longer than %d bytes", maxProfile)
+	case !json.Valid(b):
+		return nil, errors.New("it is not JSON")
+	}
+	return b, nil
 }
 
 // profile reads the deprecated form of a profile, a string, where the new one is missing.
@@ -216,7 +246,7 @@ func wireResources(r engine.Resources, oomScoreAdj int) *api.LinuxContainerResou
 	return w
 }
 
-func containerState(v engine.Container) api.ContainerState {
+func containerState(v *engine.Container) api.ContainerState {
 	switch v.State.Status {
 	case engine.StatusCreated:
 		return api.ContainerState_CONTAINER_CREATED
@@ -228,11 +258,11 @@ func containerState(v engine.Container) api.ContainerState {
 	return api.ContainerState_CONTAINER_UNKNOWN
 }
 
-func imageSpec(v engine.Container) *api.ImageSpec {
+func imageSpec(v *engine.Container) *api.ImageSpec {
 	return &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: v.Config.Pod.UserImage, Annotations: v.Config.Pod.ImageAnnotations}
 }
 
-func containerOf(v engine.Container) *api.Container {
+func containerOf(v *engine.Container) *api.Container {
 	p := v.Config.Pod
 	return &api.Container{
 		Id: v.ID, PodSandboxId: p.Sandbox, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt},
@@ -242,7 +272,7 @@ func containerOf(v engine.Container) *api.Container {
 }
 
 // containerStatus is a container as it is. The names of its image are looked up: they change.
-func (s *Server) containerStatus(ctx context.Context, v engine.Container) *api.ContainerStatus {
+func (s *Server) containerStatus(ctx context.Context, v *engine.Container) *api.ContainerStatus {
 	p := v.Config.Pod
 	st := &api.ContainerStatus{
 		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v),

@@ -47,13 +47,13 @@ func (f *fake) RunSandbox(_ context.Context, c engine.SandboxConfig) (string, er
 	return "sandbox", f.err
 }
 
-func (f *fake) StopSandbox(_ context.Context, ref string) error {
-	_, err := f.Sandbox(nil, ref)
+func (f *fake) StopSandbox(ctx context.Context, ref string) error {
+	_, err := f.Sandbox(ctx, ref)
 	return err
 }
 
-func (f *fake) RemoveSandbox(_ context.Context, ref string) error {
-	_, err := f.Sandbox(nil, ref)
+func (f *fake) RemoveSandbox(ctx context.Context, ref string) error {
+	_, err := f.Sandbox(ctx, ref)
 	return err
 }
 
@@ -77,13 +77,13 @@ func (f *fake) SandboxContainers(_ context.Context, id string) []engine.Containe
 	return out
 }
 
-func (f *fake) UpdateSandboxResources(_ context.Context, ref string, _, _ *engine.Resources) error {
-	_, err := f.Sandbox(nil, ref)
+func (f *fake) UpdateSandboxResources(ctx context.Context, ref string, _, _ *engine.Resources) error {
+	_, err := f.Sandbox(ctx, ref)
 	return err
 }
 
-func (f *fake) SandboxUsage(_ context.Context, ref string) (engine.SandboxUsage, error) {
-	s, err := f.Sandbox(nil, ref)
+func (f *fake) SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error) {
+	s, err := f.Sandbox(ctx, ref)
 	return engine.SandboxUsage{Sandbox: s, Networks: map[string]engine.NetStats{"eth0": {RxBytes: 7}, "net1": {}}}, err
 }
 
@@ -108,7 +108,7 @@ func (f *fake) StopContainer(_ context.Context, _ string, o engine.StopOptions) 
 	f.stopped = &o
 	return f.err
 }
-func (f *fake) RemoveContainer(context.Context, string, engine.RemoveOptions) error { return f.err }
+func (f *fake) RemovePodContainer(context.Context, string) error { return f.err }
 func (f *fake) UpdatePodContainer(_ context.Context, _ string, r engine.Resources, _ *int) error {
 	f.updated = &r
 	return f.err
@@ -133,9 +133,9 @@ func (f *fake) PodContainers(context.Context) []engine.Container {
 	return out
 }
 
-func (f *fake) PodContainerUsage(_ context.Context, want func(engine.Container) bool) []engine.ContainerUsage {
+func (f *fake) PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage {
 	var out []engine.ContainerUsage
-	for _, c := range f.PodContainers(nil) {
+	for _, c := range f.PodContainers(ctx) {
 		if want(c) && c.State.Status == engine.StatusRunning {
 			out = append(out, engine.ContainerUsage{Container: c, Usage: engine.Usage{CPU: 5}})
 		}
@@ -175,17 +175,17 @@ func (f *fake) Image(_ context.Context, ref string) (engine.ImageDetail, error) 
 	return engine.ImageDetail{}, missing("image", ref)
 }
 
-func (f *fake) PullImage(_ context.Context, ref string, o engine.PullOptions) (engine.ImageRecord, error) {
+func (f *fake) PullImage(ctx context.Context, ref string, o engine.PullOptions) (engine.ImageRecord, error) {
 	f.pulled = &o
-	i, err := f.Image(nil, ref)
+	i, err := f.Image(ctx, ref)
 	if f.err != nil {
 		err = f.err
 	}
 	return i.Image, err
 }
 
-func (f *fake) DropImage(_ context.Context, ref string) error {
-	_, err := f.Image(nil, ref)
+func (f *fake) DropImage(ctx context.Context, ref string) error {
+	_, err := f.Image(ctx, ref)
 	return err
 }
 func (f *fake) PinnedImages(context.Context) map[string]bool { return f.pinned }

@@ -27,7 +27,7 @@ func (c cli) piped(w *os.File, args ...string) (string, error) {
 
 func TestCheckpointCommand(t *testing.T) {
 	t.Parallel()
-	c := newCLI(t, "wait")
+	c := newCLI(t, "stay")
 	config := filepath.Join(c.bundle, "config.json")
 	raw, err := os.ReadFile(config)
 	if err != nil {

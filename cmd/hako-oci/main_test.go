@@ -76,6 +76,9 @@ func guest() {
 	case "wait":
 		fmt.Println("waiting")
 		time.Sleep(time.Minute)
+	case "stay": // on a slow machine, too
+		fmt.Println("waiting")
+		time.Sleep(time.Hour)
 	}
 	os.Exit(0)
 }

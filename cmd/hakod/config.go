@@ -28,7 +28,11 @@ type config struct {
 	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
 	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
 	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
-	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins. This version does not serve it."`
+	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins, which may change every container of a pod; \"\" turns NRI off."`
+	NRIPluginDir     string            `toml:"nri-plugin-dir" comment:"NRI plugins that are started with the daemon, NN-NAME; the folder may be missing."`
+	NRIConfigDir     string            `toml:"nri-plugin-config-dir" comment:"Their configurations, NN-NAME.conf or NAME.conf."`
+	CDISpecDirs      string            `toml:"cdi-spec-dirs" comment:"Folders with descriptions of devices (CDI), a list separated by colons; in the last ones are those that count."`
+	NRITimeout       int               `toml:"nri-timeout" comment:"Seconds that an NRI plugin may take over a request; then it is dropped."`
 	MetricsAddress   string            `toml:"metrics-address" comment:"IP:PORT for Prometheus, under /metrics; without an IP: this machine only. \"\" turns it off."`
 	TraceEndpoint    string            `toml:"trace-endpoint" comment:"OpenTelemetry collector (OTLP over gRPC) that gets a span of each CRI call, e.g. http://127.0.0.1:4317; \"\": none."`
 	TraceRatio       float64           `toml:"trace-ratio" comment:"Part of the traces that begin here which are sent, 0 to 1; those of a caller that samples are."`
@@ -59,6 +63,8 @@ func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
 		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
+		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
@@ -150,7 +156,7 @@ func (c *config) complete() error {
 	if c.Root == c.State {
 		return fmt.Errorf("root and state are the same folder, %s", c.Root)
 	}
-	for name, p := range map[string]*string{"docker": &c.DockerSocket, "containerd": &c.ContainerdSocket, "cri": &c.CRISocket, "debug": &c.DebugSocket} {
+	for name, p := range map[string]*string{"docker": &c.DockerSocket, "containerd": &c.ContainerdSocket, "cri": &c.CRISocket, "debug": &c.DebugSocket, "nri": &c.NRISocket} {
 		switch {
 		case *p == unset:
 			*p = filepath.Join(c.State, name+".sock")
@@ -162,8 +168,11 @@ func (c *config) complete() error {
 			*p = abs
 		}
 	}
-	if c.NRISocket != "" {
-		return errors.New("nri-socket: this version serves no NRI plugins")
+	if c.NRISocket != "" && c.CRISocket == "" {
+		return errors.New("nri-socket: NRI plugins follow the pods of the CRI, which cri-socket turns off")
+	}
+	if c.NRITimeout < 1 || c.NRITimeout > 60 {
+		return fmt.Errorf("nri-timeout: %d is not between 1 and 60 seconds", c.NRITimeout)
 	}
 	if err := c.completeObservers(); err != nil {
 		return err

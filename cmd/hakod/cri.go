@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/cri/streaming"
+	"github.com/hako-engine/hako/api/nri"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/internal/version"
@@ -25,7 +27,7 @@ import (
 // serveCRI adds the Kubernetes CRI, and the server of its streams, to what runs until ctx ends.
 func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, obs *observers, log *slog.Logger) error {
 	o := streaming.Options{
-		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng)},
+		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng.Sandbox)},
 		Address: cfg.StreamAddress, Log: log,
 	}
 	if cfg.StreamCert != "" {
@@ -62,9 +64,9 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 
 // podNetns gives the network namespace of a pod. None is the host's only for a pod that was
 // asked to be there: a pod that has just been stopped must not become the host.
-func podNetns(eng *engine.Engine) func(context.Context, string) (string, error) {
+func podNetns(sandbox func(context.Context, string) (engine.Sandbox, error)) func(context.Context, string) (string, error) {
 	return func(ctx context.Context, id string) (string, error) {
-		s, err := eng.Sandbox(ctx, id)
+		s, err := sandbox(ctx, id)
 		switch {
 		case err != nil:
 			return "", err
@@ -83,6 +85,23 @@ func openPods(ctx context.Context, cfg config, log *slog.Logger) (*cni.Manager, 
 	return cni.Open(ctx, cni.Options{
 		ConfDir: cfg.CNIConfDir, BinDirs: filepath.SplitList(cfg.CNIBinDir), Dir: filepath.Join(cfg.Root, "cni"), Log: log,
 	})
+}
+
+// openPlugins makes the server of NRI plugins, and the same as the engine's hooks; both are
+// nil without a socket.
+func openPlugins(cfg config, log *slog.Logger) (*nri.Server, engine.Hooks, error) {
+	if cfg.NRISocket == "" {
+		return nil, nil, nil
+	}
+	nri.LogTo(log)
+	s, err := nri.New(nri.Options{
+		Socket: cfg.NRISocket, PluginDir: cfg.NRIPluginDir, ConfigDir: cfg.NRIConfigDir,
+		RequestLimit: time.Duration(cfg.NRITimeout) * time.Second, Version: version.Version, Log: log,
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, s, nil
 }
 
 // cniPods gives the network of the pods by CNI plugins the engine's types.

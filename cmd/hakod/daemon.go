@@ -95,14 +95,19 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		defer func() { err = errors.Join(err, pods.Close()) }()
 		podNetwork = cniPods{pods}
 	}
+	plugins, hooks, err := openPlugins(cfg, log)
+	if err != nil {
+		return err
+	}
 	eng, err := engine.New(ctx, engine.Options{
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
-		Images:    images, Networks: nets, PodNetwork: podNetwork, Shims: shims{},
+		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{},
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
+		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
+		Version:     version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -110,6 +115,13 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	defer func() { err = errors.Join(err, eng.Close()) }()
 	roots.engine.Store(eng)
 	st.ScheduleGC() // of what a daemon that was killed left unfinished
+	if plugins != nil {
+		// Before any request: the plugins that are started here miss nothing.
+		if err := plugins.Start(eng); err != nil {
+			return err
+		}
+		defer plugins.Close()
+	}
 
 	g, gctx := errgroup.WithContext(ctx)
 	if pods != nil {

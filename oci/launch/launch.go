@@ -422,11 +422,19 @@ func (r *runner) accompany() error {
 	if err := call(r.c.Place); err != nil {
 		return errors.Join(err, r.peek())
 	}
-	if !r.p.Hold && r.c.Ready != nil && !r.p.HooksInSetup && !r.p.Refork && !r.p.LoaderForks {
-		if err := call(r.c.Ready); err != nil {
+	// Whoever is killed after this has told where the process is.
+	early := func() error {
+		if r.p.Hold || r.c.Ready == nil || r.forking() {
+			return nil
+		}
+		ready := r.c.Ready
+		r.c.Ready = nil
+		return ready(p.Pid)
+	}
+	if !r.p.HooksInSetup {
+		if err := early(); err != nil {
 			return err
 		}
-		r.c.Ready = nil
 	}
 	if err := goOn(); err != nil {
 		return err
@@ -436,6 +444,9 @@ func (r *runner) accompany() error {
 			return err
 		}
 		if err := call(r.c.Hooks); err != nil {
+			return err
+		}
+		if err := early(); err != nil {
 			return err
 		}
 		if err := goOn(); err != nil {

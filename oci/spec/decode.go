@@ -4,11 +4,10 @@ package spec
 
 import (
 	"os"
-	"slices"
-	"strconv"
-	"unicode/utf8"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/hako-engine/hako/oci/internal/plainjson"
 )
 
 // decode parses the usual configuration without reflection. encoding/json spends half a
@@ -17,260 +16,49 @@ import (
 // repeated key, null, a wrong type, an exotic escape) is left to it: decode then gives
 // nil. A fuzz test holds that the two never disagree.
 func decode(raw []byte) *specs.Spec {
-	d := &decoder{b: raw}
+	d := decoder{plainjson.New(raw)}
 	s := new(specs.Spec)
 	d.spec(s)
-	d.space()
-	if d.bad || d.i != len(d.b) {
+	if !d.Plain() {
 		return nil
 	}
 	return s
 }
 
-type decoder struct {
-	b     []byte
-	i     int
-	depth int
-	bad   bool
-}
-
-const maxNesting = 64
-
-func (d *decoder) fail() { d.bad = true; d.i = len(d.b) }
-
-func (d *decoder) space() {
-	for d.i < len(d.b) && (d.b[d.i] == ' ' || d.b[d.i] == '\n' || d.b[d.i] == '\t' || d.b[d.i] == '\r') {
-		d.i++
-	}
-}
-
-// next skips white space and takes c if it is there.
-func (d *decoder) next(c byte) bool {
-	d.space()
-	if d.i < len(d.b) && d.b[d.i] == c {
-		d.i++
-		return true
-	}
-	return false
-}
-
-// object calls field for each key; field reads the value.
-func (d *decoder) object(field func(key string)) {
-	if d.depth++; d.depth > maxNesting || !d.next('{') {
-		d.fail()
-		return
-	}
-	defer func() { d.depth-- }()
-	if d.next('}') {
-		return
-	}
-	var seen [40]string
-	keys := seen[:0]
-	for !d.bad {
-		k := d.str()
-		if slices.Contains(keys, k) || len(keys) == cap(keys) || !d.next(':') {
-			d.fail()
-			return
-		}
-		keys = append(keys, k)
-		field(k)
-		if d.next('}') {
-			return
-		}
-		if !d.next(',') {
-			d.fail()
-		}
-	}
-}
-
-// list calls item for each element. The result of encoding/json is never nil for [].
-func list[T any](d *decoder, item func(*T)) []T {
-	out := []T{}
-	if d.depth++; d.depth > maxNesting || !d.next('[') {
-		d.fail()
-		return out
-	}
-	defer func() { d.depth-- }()
-	if d.next(']') {
-		return out
-	}
-	for !d.bad {
-		var v T
-		item(&v)
-		out = append(out, v)
-		if d.next(']') {
-			return out
-		}
-		if !d.next(',') {
-			d.fail()
-		}
-	}
-	return out
-}
-
-func (d *decoder) str() string {
-	if !d.next('"') {
-		d.fail()
-		return ""
-	}
-	start, plain := d.i, true
-	for d.i < len(d.b) {
-		switch c := d.b[d.i]; {
-		case c == '"':
-			raw := d.b[start:d.i]
-			d.i++
-			if plain {
-				return string(raw)
-			}
-			return d.unescape(raw)
-		case c < ' ':
-			d.fail()
-			return ""
-		case c == '\\':
-			plain = false
-			d.i += 2
-		case c >= utf8.RuneSelf:
-			plain = false
-			d.i++
-		default:
-			d.i++
-		}
-	}
-	d.fail()
-	return ""
-}
-
-func (d *decoder) unescape(raw []byte) string {
-	if !utf8.Valid(raw) {
-		d.fail()
-		return ""
-	}
-	out := make([]byte, 0, len(raw))
-	for i := 0; i < len(raw); i++ {
-		if raw[i] != '\\' {
-			out = append(out, raw[i])
-			continue
-		}
-		i++
-		switch raw[i] {
-		case '"', '\\', '/':
-			out = append(out, raw[i])
-		case 'n':
-			out = append(out, '\n')
-		case 't':
-			out = append(out, '\t')
-		case 'r':
-			out = append(out, '\r')
-		case 'u': // as encoding/json writes <, > and &
-			if i+5 > len(raw) {
-				d.fail()
-				return ""
-			}
-			n, err := strconv.ParseUint(string(raw[i+1:i+5]), 16, 16)
-			if err != nil || n >= 0xd800 && n < 0xe000 {
-				d.fail()
-				return ""
-			}
-			out = utf8.AppendRune(out, rune(n))
-			i += 4
-		default:
-			d.fail()
-			return ""
-		}
-	}
-	return string(out)
-}
-
-func (d *decoder) strs() []string { return list(d, func(s *string) { *s = d.str() }) }
-
-func (d *decoder) boolean() bool {
-	d.space()
-	rest := d.b[d.i:]
-	switch {
-	case len(rest) >= 4 && string(rest[:4]) == "true":
-		d.i += 4
-		return true
-	case len(rest) >= 5 && string(rest[:5]) == "false":
-		d.i += 5
-		return false
-	}
-	d.fail()
-	return false
-}
-
-// number reads an integer. Fractions and exponents are unusual.
-func (d *decoder) number() (text string) {
-	d.space()
-	start := d.i
-	if d.i < len(d.b) && d.b[d.i] == '-' {
-		d.i++
-	}
-	digits := d.i
-	for d.i < len(d.b) && d.b[d.i] >= '0' && d.b[d.i] <= '9' {
-		d.i++
-	}
-	if d.i == digits || d.b[digits] == '0' && d.i > digits+1 {
-		d.fail()
-		return "0"
-	}
-	return string(d.b[start:d.i])
-}
-
-func (d *decoder) int(bits int) int64 {
-	n, err := strconv.ParseInt(d.number(), 10, bits)
-	if err != nil {
-		d.fail()
-	}
-	return n
-}
-
-func (d *decoder) uint(bits int) uint64 {
-	n, err := strconv.ParseUint(d.number(), 10, bits)
-	if err != nil {
-		d.fail()
-	}
-	return n
-}
+type decoder struct{ *plainjson.Decoder }
 
 func ptr[T any](v T) *T { return &v }
 
-func (d *decoder) u32() uint32 { return uint32(d.uint(32)) }
+func (d decoder) u32() uint32 { return uint32(d.Uint(32)) }
 
-func (d *decoder) strMap() map[string]string {
-	m := map[string]string{}
-	// Maps may be larger than object allows: annotations are left to encoding/json then.
-	d.object(func(k string) { m[k] = d.str() })
-	return m
-}
-
-func (d *decoder) spec(s *specs.Spec) {
-	d.object(func(k string) {
+func (d decoder) spec(s *specs.Spec) {
+	d.Object(func(k string) {
 		switch k {
 		case "ociVersion":
-			s.Version = d.str()
+			s.Version = d.Str()
 		case "process":
 			s.Process = new(specs.Process)
 			d.process(s.Process)
 		case "root":
 			s.Root = new(specs.Root)
-			d.object(func(k string) {
+			d.Object(func(k string) {
 				switch k {
 				case "path":
-					s.Root.Path = d.str()
+					s.Root.Path = d.Str()
 				case "readonly":
-					s.Root.Readonly = d.boolean()
+					s.Root.Readonly = d.Bool()
 				default:
-					d.fail()
+					d.Fail()
 				}
 			})
 		case "hostname":
-			s.Hostname = d.str()
+			s.Hostname = d.Str()
 		case "domainname":
-			s.Domainname = d.str()
+			s.Domainname = d.Str()
 		case "mounts":
-			s.Mounts = list(d, d.mount)
+			s.Mounts = plainjson.List(d.Decoder, d.mount)
 		case "annotations":
-			s.Annotations = d.strMap()
+			s.Annotations = d.StrMap()
 		case "linux":
 			s.Linux = new(specs.Linux)
 			d.linux(s.Linux)
@@ -278,81 +66,81 @@ func (d *decoder) spec(s *specs.Spec) {
 			s.Hooks = new(specs.Hooks)
 			d.hooks(s.Hooks)
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) process(p *specs.Process) {
-	d.object(func(k string) {
+func (d decoder) process(p *specs.Process) {
+	d.Object(func(k string) {
 		switch k {
 		case "terminal":
-			p.Terminal = d.boolean()
+			p.Terminal = d.Bool()
 		case "consoleSize":
 			p.ConsoleSize = new(specs.Box)
-			d.object(func(k string) {
+			d.Object(func(k string) {
 				switch k {
 				case "height":
-					p.ConsoleSize.Height = uint(d.uint(64))
+					p.ConsoleSize.Height = uint(d.Uint(64))
 				case "width":
-					p.ConsoleSize.Width = uint(d.uint(64))
+					p.ConsoleSize.Width = uint(d.Uint(64))
 				default:
-					d.fail()
+					d.Fail()
 				}
 			})
 		case "user":
 			d.user(&p.User)
 		case "args":
-			p.Args = d.strs()
+			p.Args = d.Strs()
 		case "env":
-			p.Env = d.strs()
+			p.Env = d.Strs()
 		case "cwd":
-			p.Cwd = d.str()
+			p.Cwd = d.Str()
 		case "capabilities":
 			p.Capabilities = new(specs.LinuxCapabilities)
-			d.object(func(k string) {
+			d.Object(func(k string) {
 				c := p.Capabilities
 				set, ok := map[string]*[]string{
 					"bounding": &c.Bounding, "effective": &c.Effective, "inheritable": &c.Inheritable,
 					"permitted": &c.Permitted, "ambient": &c.Ambient,
 				}[k]
 				if !ok {
-					d.fail()
+					d.Fail()
 					return
 				}
-				*set = d.strs()
+				*set = d.Strs()
 			})
 		case "rlimits":
-			p.Rlimits = list(d, func(r *specs.POSIXRlimit) {
-				d.object(func(k string) {
+			p.Rlimits = plainjson.List(d.Decoder, func(r *specs.POSIXRlimit) {
+				d.Object(func(k string) {
 					switch k {
 					case "type":
-						r.Type = d.str()
+						r.Type = d.Str()
 					case "hard":
-						r.Hard = d.uint(64)
+						r.Hard = d.Uint(64)
 					case "soft":
-						r.Soft = d.uint(64)
+						r.Soft = d.Uint(64)
 					default:
-						d.fail()
+						d.Fail()
 					}
 				})
 			})
 		case "noNewPrivileges":
-			p.NoNewPrivileges = d.boolean()
+			p.NoNewPrivileges = d.Bool()
 		case "apparmorProfile":
-			p.ApparmorProfile = d.str()
+			p.ApparmorProfile = d.Str()
 		case "selinuxLabel":
-			p.SelinuxLabel = d.str()
+			p.SelinuxLabel = d.Str()
 		case "oomScoreAdj":
-			p.OOMScoreAdj = ptr(int(d.int(64)))
+			p.OOMScoreAdj = ptr(int(d.Int(64)))
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) user(u *specs.User) {
-	d.object(func(k string) {
+func (d decoder) user(u *specs.User) {
+	d.Object(func(k string) {
 		switch k {
 		case "uid":
 			u.UID = d.u32()
@@ -361,62 +149,62 @@ func (d *decoder) user(u *specs.User) {
 		case "umask":
 			u.Umask = ptr(d.u32())
 		case "additionalGids":
-			u.AdditionalGids = list(d, func(g *uint32) { *g = d.u32() })
+			u.AdditionalGids = plainjson.List(d.Decoder, func(g *uint32) { *g = d.u32() })
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) mount(m *specs.Mount) {
-	d.object(func(k string) {
+func (d decoder) mount(m *specs.Mount) {
+	d.Object(func(k string) {
 		switch k {
 		case "destination":
-			m.Destination = d.str()
+			m.Destination = d.Str()
 		case "type":
-			m.Type = d.str()
+			m.Type = d.Str()
 		case "source":
-			m.Source = d.str()
+			m.Source = d.Str()
 		case "options":
-			m.Options = d.strs()
+			m.Options = d.Strs()
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) hooks(h *specs.Hooks) {
-	d.object(func(k string) {
+func (d decoder) hooks(h *specs.Hooks) {
+	d.Object(func(k string) {
 		hooks, ok := map[string]*[]specs.Hook{
 			"prestart": &h.Prestart, "createRuntime": &h.CreateRuntime, "createContainer": &h.CreateContainer, //nolint:staticcheck // prestart is deprecated, not gone
 			"startContainer": &h.StartContainer, "poststart": &h.Poststart, "poststop": &h.Poststop,
 		}[k]
 		if !ok {
-			d.fail()
+			d.Fail()
 			return
 		}
-		*hooks = list(d, func(h *specs.Hook) {
-			d.object(func(k string) {
+		*hooks = plainjson.List(d.Decoder, func(h *specs.Hook) {
+			d.Object(func(k string) {
 				switch k {
 				case "path":
-					h.Path = d.str()
+					h.Path = d.Str()
 				case "args":
-					h.Args = d.strs()
+					h.Args = d.Strs()
 				case "env":
-					h.Env = d.strs()
+					h.Env = d.Strs()
 				case "timeout":
-					h.Timeout = ptr(int(d.int(64)))
+					h.Timeout = ptr(int(d.Int(64)))
 				default:
-					d.fail()
+					d.Fail()
 				}
 			})
 		})
 	})
 }
 
-func (d *decoder) linux(l *specs.Linux) {
+func (d decoder) linux(l *specs.Linux) {
 	maps := func(m *specs.LinuxIDMapping) {
-		d.object(func(k string) {
+		d.Object(func(k string) {
 			switch k {
 			case "containerID":
 				m.ContainerID = d.u32()
@@ -425,66 +213,66 @@ func (d *decoder) linux(l *specs.Linux) {
 			case "size":
 				m.Size = d.u32()
 			default:
-				d.fail()
+				d.Fail()
 			}
 		})
 	}
-	d.object(func(k string) {
+	d.Object(func(k string) {
 		switch k {
 		case "uidMappings":
-			l.UIDMappings = list(d, maps)
+			l.UIDMappings = plainjson.List(d.Decoder, maps)
 		case "gidMappings":
-			l.GIDMappings = list(d, maps)
+			l.GIDMappings = plainjson.List(d.Decoder, maps)
 		case "sysctl":
-			l.Sysctl = d.strMap()
+			l.Sysctl = d.StrMap()
 		case "resources":
 			l.Resources = new(specs.LinuxResources)
 			d.resources(l.Resources)
 		case "cgroupsPath":
-			l.CgroupsPath = d.str()
+			l.CgroupsPath = d.Str()
 		case "namespaces":
-			l.Namespaces = list(d, func(n *specs.LinuxNamespace) {
-				d.object(func(k string) {
+			l.Namespaces = plainjson.List(d.Decoder, func(n *specs.LinuxNamespace) {
+				d.Object(func(k string) {
 					switch k {
 					case "type":
-						n.Type = specs.LinuxNamespaceType(d.str())
+						n.Type = specs.LinuxNamespaceType(d.Str())
 					case "path":
-						n.Path = d.str()
+						n.Path = d.Str()
 					default:
-						d.fail()
+						d.Fail()
 					}
 				})
 			})
 		case "devices":
-			l.Devices = list(d, d.device)
+			l.Devices = plainjson.List(d.Decoder, d.device)
 		case "seccomp":
 			l.Seccomp = new(specs.LinuxSeccomp)
 			d.seccomp(l.Seccomp)
 		case "rootfsPropagation":
-			l.RootfsPropagation = d.str()
+			l.RootfsPropagation = d.Str()
 		case "maskedPaths":
-			l.MaskedPaths = d.strs()
+			l.MaskedPaths = d.Strs()
 		case "readonlyPaths":
-			l.ReadonlyPaths = d.strs()
+			l.ReadonlyPaths = d.Strs()
 		case "mountLabel":
-			l.MountLabel = d.str()
+			l.MountLabel = d.Str()
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) device(v *specs.LinuxDevice) {
-	d.object(func(k string) {
+func (d decoder) device(v *specs.LinuxDevice) {
+	d.Object(func(k string) {
 		switch k {
 		case "path":
-			v.Path = d.str()
+			v.Path = d.Str()
 		case "type":
-			v.Type = d.str()
+			v.Type = d.Str()
 		case "major":
-			v.Major = d.int(64)
+			v.Major = d.Int(64)
 		case "minor":
-			v.Minor = d.int(64)
+			v.Minor = d.Int(64)
 		case "fileMode":
 			v.FileMode = ptr(os.FileMode(d.u32()))
 		case "uid":
@@ -492,30 +280,30 @@ func (d *decoder) device(v *specs.LinuxDevice) {
 		case "gid":
 			v.GID = ptr(d.u32())
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) resources(r *specs.LinuxResources) {
-	d.object(func(k string) {
+func (d decoder) resources(r *specs.LinuxResources) {
+	d.Object(func(k string) {
 		switch k {
 		case "devices":
-			r.Devices = list(d, func(v *specs.LinuxDeviceCgroup) {
-				d.object(func(k string) {
+			r.Devices = plainjson.List(d.Decoder, func(v *specs.LinuxDeviceCgroup) {
+				d.Object(func(k string) {
 					switch k {
 					case "allow":
-						v.Allow = d.boolean()
+						v.Allow = d.Bool()
 					case "type":
-						v.Type = d.str()
+						v.Type = d.Str()
 					case "major":
-						v.Major = ptr(d.int(64))
+						v.Major = ptr(d.Int(64))
 					case "minor":
-						v.Minor = ptr(d.int(64))
+						v.Minor = ptr(d.Int(64))
 					case "access":
-						v.Access = d.str()
+						v.Access = d.Str()
 					default:
-						d.fail()
+						d.Fail()
 					}
 				})
 			})
@@ -527,108 +315,108 @@ func (d *decoder) resources(r *specs.LinuxResources) {
 			d.cpu(r.CPU)
 		case "pids":
 			r.Pids = new(specs.LinuxPids)
-			d.object(func(k string) {
+			d.Object(func(k string) {
 				if k != "limit" {
-					d.fail()
+					d.Fail()
 					return
 				}
-				r.Pids.Limit = ptr(d.int(64))
+				r.Pids.Limit = ptr(d.Int(64))
 			})
 		case "unified":
-			r.Unified = d.strMap()
+			r.Unified = d.StrMap()
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) memory(m *specs.LinuxMemory) {
-	d.object(func(k string) {
+func (d decoder) memory(m *specs.LinuxMemory) {
+	d.Object(func(k string) {
 		switch k {
 		case "limit":
-			m.Limit = ptr(d.int(64))
+			m.Limit = ptr(d.Int(64))
 		case "reservation":
-			m.Reservation = ptr(d.int(64))
+			m.Reservation = ptr(d.Int(64))
 		case "swap":
-			m.Swap = ptr(d.int(64))
+			m.Swap = ptr(d.Int(64))
 		case "swappiness":
-			m.Swappiness = ptr(d.uint(64))
+			m.Swappiness = ptr(d.Uint(64))
 		case "disableOOMKiller":
-			m.DisableOOMKiller = ptr(d.boolean())
+			m.DisableOOMKiller = ptr(d.Bool())
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) cpu(c *specs.LinuxCPU) {
-	d.object(func(k string) {
+func (d decoder) cpu(c *specs.LinuxCPU) {
+	d.Object(func(k string) {
 		switch k {
 		case "shares":
-			c.Shares = ptr(d.uint(64))
+			c.Shares = ptr(d.Uint(64))
 		case "quota":
-			c.Quota = ptr(d.int(64))
+			c.Quota = ptr(d.Int(64))
 		case "burst":
-			c.Burst = ptr(d.uint(64))
+			c.Burst = ptr(d.Uint(64))
 		case "period":
-			c.Period = ptr(d.uint(64))
+			c.Period = ptr(d.Uint(64))
 		case "cpus":
-			c.Cpus = d.str()
+			c.Cpus = d.Str()
 		case "mems":
-			c.Mems = d.str()
+			c.Mems = d.Str()
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) seccomp(s *specs.LinuxSeccomp) {
-	d.object(func(k string) {
+func (d decoder) seccomp(s *specs.LinuxSeccomp) {
+	d.Object(func(k string) {
 		switch k {
 		case "defaultAction":
-			s.DefaultAction = specs.LinuxSeccompAction(d.str())
+			s.DefaultAction = specs.LinuxSeccompAction(d.Str())
 		case "defaultErrnoRet":
-			s.DefaultErrnoRet = ptr(uint(d.uint(64)))
+			s.DefaultErrnoRet = ptr(uint(d.Uint(64)))
 		case "architectures":
-			s.Architectures = list(d, func(a *specs.Arch) { *a = specs.Arch(d.str()) })
+			s.Architectures = plainjson.List(d.Decoder, func(a *specs.Arch) { *a = specs.Arch(d.Str()) })
 		case "flags":
-			s.Flags = list(d, func(f *specs.LinuxSeccompFlag) { *f = specs.LinuxSeccompFlag(d.str()) })
+			s.Flags = plainjson.List(d.Decoder, func(f *specs.LinuxSeccompFlag) { *f = specs.LinuxSeccompFlag(d.Str()) })
 		case "syscalls":
-			s.Syscalls = list(d, func(c *specs.LinuxSyscall) {
-				d.object(func(k string) {
+			s.Syscalls = plainjson.List(d.Decoder, func(c *specs.LinuxSyscall) {
+				d.Object(func(k string) {
 					switch k {
 					case "names":
-						c.Names = d.strs()
+						c.Names = d.Strs()
 					case "action":
-						c.Action = specs.LinuxSeccompAction(d.str())
+						c.Action = specs.LinuxSeccompAction(d.Str())
 					case "errnoRet":
-						c.ErrnoRet = ptr(uint(d.uint(64)))
+						c.ErrnoRet = ptr(uint(d.Uint(64)))
 					case "args":
-						c.Args = list(d, d.seccompArg)
+						c.Args = plainjson.List(d.Decoder, d.seccompArg)
 					default:
-						d.fail()
+						d.Fail()
 					}
 				})
 			})
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }
 
-func (d *decoder) seccompArg(a *specs.LinuxSeccompArg) {
-	d.object(func(k string) {
+func (d decoder) seccompArg(a *specs.LinuxSeccompArg) {
+	d.Object(func(k string) {
 		switch k {
 		case "index":
-			a.Index = uint(d.uint(64))
+			a.Index = uint(d.Uint(64))
 		case "value":
-			a.Value = d.uint(64)
+			a.Value = d.Uint(64)
 		case "valueTwo":
-			a.ValueTwo = d.uint(64)
+			a.ValueTwo = d.Uint(64)
 		case "op":
-			a.Op = specs.LinuxSeccompOperator(d.str())
+			a.Op = specs.LinuxSeccompOperator(d.Str())
 		default:
-			d.fail()
+			d.Fail()
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/shim/pidfd"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -64,7 +66,8 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer logFile.Close()
-	if err := os.WriteFile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
+	// Whole, or not there: who finds it connects to it, also when this process is killed now.
+	if err := durable.WriteVolatile(filepath.Join(o.Bundle, wire.AddressFile), []byte("unix://"+path), 0o600); err != nil {
 		return nil, err
 	}
 	p, err := os.StartProcess(binary, append(append([]string{binary}, o.flags()...), "-socket", path, "serve"), &os.ProcAttr{
@@ -136,6 +139,9 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 		return nil, fmt.Errorf("connect to shim: %w", err)
 	}
 	path := strings.TrimPrefix(strings.TrimSpace(string(b)), "unix://")
+	if path == "" { // it was being written when its writer died, and no shim was started yet
+		return nil, fmt.Errorf("shim of %s: no address: %w", bundle, errdefs.ErrNotFound)
+	}
 	conn, err := wire.Dial(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
@@ -159,11 +165,15 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 
 // Reap cleans up after a shim that is gone: it kills and deletes what is left of the
 // container of o.Bundle, and gives how that ended: from the exit file, or else as
-// killed by SIGKILL (137) now.
+// killed by SIGKILL (137) now. ErrNotFound: there is no bundle, and so nothing that its shim
+// could have left; after a reboot it is like that.
 func (Manager) Reap(ctx context.Context, o StartOptions) (Exit, error) {
 	binary, err := o.binary()
 	if err != nil {
 		return Exit{}, err
+	}
+	if _, err := os.Lstat(o.Bundle); errors.Is(err, fs.ErrNotExist) {
+		return Exit{}, fmt.Errorf("clean up after shim %s: no bundle: %w", o.ID, errdefs.ErrNotFound)
 	}
 	cmd := exec.CommandContext(ctx, binary, append(o.flags(), "delete")...)
 	cmd.Dir = o.Bundle

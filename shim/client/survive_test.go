@@ -20,6 +20,7 @@ import (
 
 	"github.com/hako-engine/hako/shim/client"
 	"github.com/hako-engine/hako/shim/log"
+	"github.com/hako-engine/hako/shim/wire"
 )
 
 // helper is a daemon that is going to be killed: it starts a shim and a container,
@@ -178,6 +179,26 @@ func TestShimKilledWhileRunning(t *testing.T) {
 			t.Error("the container lives on")
 		}
 	})
+}
+
+// TestConnectWithoutAddress: the daemon was killed while it wrote the file. There is no shim, and who wants to
+// clean up must get to know that.
+func TestConnectWithoutAddress(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, wire.AddressFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := (client.Manager{}).Connect(t.Context(), dir); !errdefs.IsNotFound(err) {
+		t.Errorf("connect with an empty address: %v", err)
+	}
+}
+
+// TestReapAfterAReboot: there is no folder, and nothing to clean up.
+func TestReapAfterAReboot(t *testing.T) {
+	o := client.StartOptions{Binary: "/bin/true", ID: "gone", Bundle: filepath.Join(t.TempDir(), "gone")}
+	if _, err := (client.Manager{}).Reap(t.Context(), o); !errdefs.IsNotFound(err) {
+		t.Errorf("reap without a bundle: %v", err)
+	}
 }
 
 // dead reports whether a process has ended (a zombie that init has yet to reap counts).

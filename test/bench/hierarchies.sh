@@ -10,11 +10,29 @@
 hierarchies_root=/sys/fs/cgroup
 hierarchies_taken=()   # "CONTROLLER DIRECTORY" of v2 cgroups that had handed it down
 hierarchies_mounted=()
-hierarchies_made=()    # directories
+hierarchies_own=       # the mount points are in a directory of our own
+
+# hierarchies_copy makes /sys/fs/cgroup a directory of our own: a mount point that others
+# see would make them believe that there is a hierarchy.
+hierarchies_copy() {
+	local old h
+	[ ! "$hierarchies_own" ] || return 0
+	old=$(mktemp -d)
+	mount --rbind $hierarchies_root "$old"
+	mount -t tmpfs -o mode=755 tmpfs $hierarchies_root
+	for h in "$old"/*; do
+		if mountpoint -q "$h"; then mkdir "$hierarchies_root/${h##*/}" && mount --rbind "$h" "$hierarchies_root/${h##*/}"; fi
+		if [ -L "$h" ]; then cp -P "$h" $hierarchies_root/; fi
+	done
+	umount -l "$old"
+	rmdir "$old"
+	hierarchies_own=1
+}
 
 hierarchies_mount() {
 	local c d v2=$hierarchies_root/unified
 	[ -d $hierarchies_root/memory ] && [ -d $v2 ] || return 0
+	hierarchies_copy
 	for c in "$@"; do
 		grep -q "^$c	" /proc/cgroups || continue
 		awk -v c="$c" '$3 == "cgroup" {n = split($4, o, ","); for (i = 1; i <= n; i++) if (o[i] == c) found = 1} END {exit !found}' /proc/mounts && continue
@@ -23,7 +41,7 @@ hierarchies_mount() {
 				hierarchies_taken=("$c $d" "${hierarchies_taken[@]}")
 			fi
 		done < <(find $v2 -type d -printf '%d %p\n' | sort -rn | cut -d' ' -f2-)
-		if [ ! -d "$hierarchies_root/$c" ]; then mkdir "$hierarchies_root/$c" && hierarchies_made+=("$hierarchies_root/$c"); fi
+		mkdir -p "$hierarchies_root/$c"
 		for _ in $(seq 20); do
 			if mount -t cgroup -o "$c" "$c" "$hierarchies_root/$c" 2>/dev/null; then hierarchies_mounted+=("$c"); continue 2; fi
 			sleep 0.3 # until the kernel has let go of removed cgroups
@@ -48,6 +66,5 @@ hierarchies_back() {
 		done
 		if grep -q ":$c:" /proc/self/cgroup; then echo "the v1 hierarchy $c is left behind: something else uses it" >&2; fi
 	done
-	for d in "${hierarchies_made[@]}"; do rmdir "$d" 2>/dev/null || true; done
 	for entry in "${hierarchies_taken[@]}"; do echo "+${entry%% *}" 2>/dev/null >"${entry#* }/cgroup.subtree_control" || true; done
 }

@@ -30,6 +30,8 @@ cleanup() {
 		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
 	hierarchies_back 'bench-*'
+	# crun makes plain folders for hierarchies that the kernel has and nobody mounts.
+	find /sys/fs/cgroup -mindepth 2 -fstype tmpfs -path '/sys/fs/cgroup/*/bench-*' -delete
 	cd /
 	rm -rf "$w"
 }

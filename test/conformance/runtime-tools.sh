@@ -23,6 +23,7 @@ runtime=$(realpath "$(command -v "${2:-$here/../../bin/hako-oci}")")
 w=$(mktemp -d)
 cleanup() {
 	set +e
+	"$w/runtime" list -q 2>/dev/null | xargs -r -n1 "$w/runtime" delete --force
 	rmdir $hierarchies_root/*/testdir/cgrouptest $hierarchies_root/*/testdir $hierarchies_root/*/cgrouptest 2>/dev/null
 	hierarchies_back cgrouptest testdir
 	cd /
@@ -30,7 +31,12 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
-mkdir "$w/bin"
+chmod 755 "$w"
+mkdir "$w/bin" "$w/tmp"
+export TMPDIR=$w/tmp
+# Containers that programs leave behind are ours to delete.
+printf '#!/bin/sh\nexec "%s" --root "%s" "$@"\n' "$runtime" "$w/state" >"$w/runtime"
+chmod 755 "$w/runtime"
 export CGO_ENABLED=0 GOFLAGS=-mod=vendor
 overlay=()
 
@@ -73,7 +79,7 @@ cp "$src"/rootfs-*.tar.gz "$w/"
 hierarchies_mount hugetlb net_cls net_prio
 cd "$w"
 try() { # a program passes if it ends with 0, no point is "not ok", and nothing is reported instead of a point
-	RUNTIME=$runtime timeout 120 "bin/$1" >out 2>err || return 1
+	RUNTIME=$w/runtime timeout 120 "bin/$1" >out 2>err || return 1
 	! grep -q '^ *not ok' out || return 1
 	! { grep -q '^1\.\.0$' out && grep -q '"error"' out; }
 }

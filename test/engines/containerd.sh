@@ -4,10 +4,16 @@
 # directory. Usage: containerd.sh PATH_OF_HAKO_OCI [PATH_OF_CONTAINERD_SHIM_HAKO_V2]
 # (root, containerd, ctr, busybox-static, jq).
 set -eu
+if [ -z "${HAKO_ENGINES_INSIDE:-}" ]; then HAKO_ENGINES_INSIDE=1 exec unshare --mount "$0" "$@"; fi
 oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI [SHIM]}")
 for p in containerd ctr jq; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
 busybox=$(command -v busybox) || { echo "busybox-static is not installed" >&2; exit 1; }
 w=$(mktemp -d)
+# A cgroup v1 hierarchy that exists and is not mounted makes containerd lose all metrics.
+sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
+	grep -q " - cgroup .*[ ,]$c\(,.*\)*$" /proc/self/mountinfo && continue
+	mkdir -p "$w/cgroup/$c" && mount -t cgroup -o "$c" none "$w/cgroup/$c"
+done
 ns=conf$$
 runtime=(--runc-binary "$oci")
 state=/run/containerd/runc/$ns
@@ -29,7 +35,9 @@ cleanup() {
 		ctr_ container rm "$id" >/dev/null 2>&1 || true
 	done
 	kill "$pid"; wait "$pid" || true
-	cd /; rm -rf "$w" || true
+	cd /; rmdir "$w"/cgroup/*/"$ns" 2>/dev/null || true
+	umount "$w"/cgroup/* 2>/dev/null || true
+	rm -rf --one-file-system "$w" || true
 	rmdir /sys/fs/cgroup/"$ns" /sys/fs/cgroup/*/"$ns" /run/containerd/runc/"$ns" 2>/dev/null || true
 }
 trap cleanup EXIT

@@ -2,12 +2,15 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -358,4 +361,129 @@ func TestPodCalls(t *testing.T) {
 	if l, err := k.ListPodSandbox(ctx(t), &cri.ListPodSandboxRequest{}); err != nil || len(l.Items) != 0 {
 		t.Errorf("sandboxes left: %v, %v", l, err)
 	}
+}
+
+// TestPodWithAHungShim: a shim that does nothing any more holds up nobody but its pod, and that
+// can be ended.
+func TestPodWithAHungShim(t *testing.T) {
+	n := own(t)
+	k := newKubelet(t, n)
+	pc := k.config("hangs", cri.NamespaceMode_POD)
+	pod := k.runPod(pc)
+	id := k.run(pod, pc, "main", "sleep", "1000")
+	hung := 0
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		b, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if strings.Contains(string(b), pod) && strings.HasSuffix(string(b), "serve\x00") {
+			fmt.Sscan(filepath.Base(dir), &hung)
+		}
+	}
+	if hung == 0 {
+		t.Fatal("no shim is found")
+	}
+	if err := syscall.Kill(hung, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if s := k.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status %v", s)
+	}
+	if _, err := k.ListPodSandboxStats(ctx(t), &cri.ListPodSandboxStatsRequest{}); err != nil {
+		t.Error(err)
+	}
+	opc := k.config("other", cri.NamespaceMode_CONTAINER)
+	other := k.runPod(opc)
+	k.run(other, opc, "other", "sleep", "1000")
+	k.end(other)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("another pod was held up for %v", took)
+	}
+	k.end(pod)
+	if took := time.Since(began); took > time.Minute {
+		t.Errorf("it took %v to end the pod", took)
+	}
+}
+
+// TestPodsUnderLoad: many lives side by side make no error and leave nothing, and addresses that
+// have run out can be used again.
+func TestPodsUnderLoad(t *testing.T) {
+	n := own(t)
+	n.flags = append(n.flags, "--bridge-subnet", strings.Replace(n.subnet, "/24", "/27", 1)) // 29 addresses
+	if err := errors.Join(n.signal(syscall.SIGTERM), n.start()); err != nil {
+		t.Fatal(err)
+	}
+	k := newKubelet(t, n)
+	const lives, clients = 120, 16
+	var next atomic.Int32
+	var wg sync.WaitGroup
+	for range clients {
+		wg.Go(func() {
+			for i := next.Add(1); i <= lives && !t.Failed(); i = next.Add(1) {
+				k.live(fmt.Sprint("p", i), int(i))
+			}
+		})
+	}
+	wg.Wait()
+	for round := range 5 {
+		var pods []string
+		for i := 0; ; i++ {
+			r, err := k.RunPodSandbox(ctx(t), &cri.RunPodSandboxRequest{Config: k.config(fmt.Sprintf("full%d-%d", round, i), cri.NamespaceMode_CONTAINER)})
+			if status.Code(err) == codes.ResourceExhausted {
+				break
+			}
+			if err != nil || i > 40 {
+				t.Fatalf("pod %d of round %d: %v", i, round, err)
+			}
+			pods = append(pods, r.PodSandboxId)
+		}
+		if len(pods) != 29 {
+			t.Errorf("round %d: %d pods", round, len(pods))
+		}
+		for _, p := range pods {
+			k.end(p)
+		}
+	}
+}
+
+// TestEphemeralContainer joins the PID namespace of another container, as kubectl debug --target does.
+func TestEphemeralContainer(t *testing.T) {
+	n := own(t)
+	k := newKubelet(t, n)
+	pc := k.config("target", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	target := k.run(pod, pc, "main", "sleep", "4321")
+	ended := k.run(pod, pc, "ended", "true")
+	eventually(t, "exit", func() bool { return k.status(ended).State == cri.ContainerState_CONTAINER_EXITED })
+	debug := func(name, target string) (*cri.CreateContainerResponse, error) {
+		return k.CreateContainer(ctx(t), &cri.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: pc, Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: testImage}, Command: []string{"sleep", "1000"},
+			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target},
+			}},
+		}})
+	}
+	r, err := debug("debug", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.StartContainer(ctx(t), &cri.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.sh(r.ContainerId, "ps -o args | grep -c '[4]321'"); got != "1" {
+		t.Errorf("the target is not seen: %s", k.sh(r.ContainerId, "ps"))
+	}
+	if _, err := debug("none", "no-such"); status.Code(err) != codes.NotFound {
+		t.Errorf("no target: %v", err)
+	}
+	if r, err = debug("late", ended); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.StartContainer(ctx(t), &cri.StartContainerRequest{ContainerId: r.ContainerId}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a target that has ended: %v", err)
+	}
+	k.end(pod)
 }

@@ -56,6 +56,8 @@ func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, er
 	return s.m.Reap(ctx, o)
 }
 
+func (s shims) Kill(ctx context.Context, o client.StartOptions) error { return s.m.Kill(ctx, o) }
+
 var shared struct {
 	sync.Once
 	e   *engine.Engine
@@ -140,7 +142,8 @@ func openEngine() (_ *engine.Engine, end func() error, err error) {
 	ends = append(ends, nets.Close)
 	e, err := engine.New(ctx, engine.Options{
 		Root: root, State: state, Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
-		Images: images, Networks: nets, Shims: shims{}, Snapshotters: snapshotters, Snapshotter: "overlayfs", ShimBinary: shim, Log: log,
+		Sandboxes: st.Records("sandboxes"),
+		Images:    images, Networks: nets, Shims: shims{}, Snapshotters: snapshotters, Snapshotter: "overlayfs", ShimBinary: shim, Log: log,
 	})
 	if err != nil {
 		return nil, nil, err

@@ -7,7 +7,7 @@ failed=0
 while read -r binary; do
 	dir=$(dirname "${binary#./}")
 	start=$EPOCHREALTIME
-	(cd "$dir" && "$PWD/test" -test.v -test.short -test.timeout "${TIMEOUT:-10m}" ${RUN:+-test.run "$RUN"}) >/tmp/log 2>&1
+	(cd "$dir" && "$PWD/test" -test.v -test.short -test.timeout "${TIMEOUT:-20m}" ${RUN:+-test.run "$RUN"}) >/tmp/log 2>&1
 	status=$?
 	took=$(awk "BEGIN { printf \"%.1fs\", $EPOCHREALTIME - $start }")
 	if [ $status -eq 0 ]; then

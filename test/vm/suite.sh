@@ -3,7 +3,8 @@
 # systemd. Without arguments these are the tests that depend on the kernel and the cgroup
 # layout. The machine has no Go: test binaries are compiled here and handed in with the
 # folders testdata and with bin/. MODES="minimal systemd" picks the modes, RUN is go
-# test's -run, VERBOSE=1 its -v, TIMEOUT its -timeout of one package.
+# test's -run, VERBOSE=1 its -v, TIMEOUT its -timeout of one package. APPEND is for the kernel's command
+# line.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -43,8 +44,9 @@ status=0
 for mode in ${MODES:-minimal systemd}; do
 	flags=()
 	[ "$mode" = minimal ] || flags=(-s)
+	[ -z "${APPEND:-}" ] || flags+=(-a "$APPEND")
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t ${LIMIT:-1800} -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 3600 -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
 		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done

@@ -185,6 +185,24 @@ func executor(t *testing.T, transport, address string) remotecommand.Executor {
 	return x
 }
 
+// output can be read while it is written: a client of v1 does not wait for its goroutines.
+type output struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.b.String()
+}
+
 // listen serves one connection at a time on a port of this machine.
 func listen(t *testing.T, serve func(*net.TCPConn)) (port int) {
 	t.Helper()

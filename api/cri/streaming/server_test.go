@@ -59,7 +59,7 @@ func TestExec(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				var out, errs bytes.Buffer
+				var out, errs output
 				so := remotecommand.StreamOptions{Stdin: in}
 				if o.Stdout {
 					so.Stdout = &out
