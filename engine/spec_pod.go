@@ -27,6 +27,9 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 	if in.Pod.UserNS != "" {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: in.Pod.UserNS})
 		s.Linux.UIDMappings, s.Linux.GIDMappings = specMaps(sc.Userns.UIDs), specMaps(sc.Userns.GIDs)
+		if sc.Network == NamespaceNode {
+			shareSys(s)
+		}
 	}
 	if err := addAmbient(s.Process.Capabilities, p.AmbientCaps, caps, in.Host); err != nil {
 		return err
@@ -106,4 +109,15 @@ func (r *Resources) validUnified() error {
 		}
 	}
 	return nil
+}
+
+// shareSys gives a container the host's sysfs, read-only and without what is mounted below it. A
+// new one shows a network namespace, and only who owns that may mount it: in a user namespace
+// nobody owns the host's.
+func shareSys(s *specs.Spec) {
+	for i, m := range s.Mounts {
+		if m.Type == "sysfs" {
+			s.Mounts[i] = specs.Mount{Destination: m.Destination, Type: "bind", Source: "/sys", Options: []string{"bind", "rprivate", "nosuid", "noexec", "nodev", "ro"}}
+		}
+	}
 }
