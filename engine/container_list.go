@@ -326,7 +326,7 @@ func (e *Engine) UpdateContainer(ctx context.Context, ref string, r Resources, p
 		return nil, err
 	}
 	if r, err := c.live("use"); err == nil {
-		if err := r.shim.get().Update(ctx, c.id, linuxResources(merged, blocks)); err != nil {
+		if err := r.shim.get().Update(ctx, c.id, linuxResources(e.host.applicable(merged), blocks)); err != nil {
 			return nil, fmt.Errorf("Cannot update container %s: %w", c.id, err)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -26,6 +27,7 @@ type hostFacts struct {
 	// OOMScoreAdj is the daemon's own: lowering it takes CAP_SYS_RESOURCE.
 	OOMScoreAdj int
 	Seccomp     bool
+	HugeTLB     bool // huge pages can be limited
 	AppArmor    bool
 	// AppArmorProfile is what confines containers by default; "" with AppArmorWhy if
 	// AppArmor is on and none can.
@@ -77,6 +79,12 @@ func probeHost() (hostFacts, error) {
 	var files unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err == nil {
 		h.FileLimit = min(files.Max, maxFiles)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		_, h.HugeTLB = cgroupMounts(string(mounts))["hugetlb"]
+	}
+	if h.CgroupV2 {
+		h.HugeTLB = slices.Contains(strings.Fields(readLine("/sys/fs/cgroup/cgroup.controllers")), "hugetlb")
 	}
 	h.OOMScoreAdj, _ = strconv.Atoi(readLine("/proc/self/oom_score_adj"))
 	if b, err := os.ReadFile("/proc/self/status"); err == nil {

@@ -503,7 +503,7 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 	}
 	merged := mergePodResources(v.Config.Resources, r)
 	if run, err := c.live("use"); err == nil {
-		if err := run.shim.get().Update(ctx, c.id, linuxResources(merged, nil)); err != nil {
+		if err := run.shim.get().Update(ctx, c.id, linuxResources(e.host.applicable(merged), nil)); err != nil {
 			return fmt.Errorf("update container %s: %w", c.id, err)
 		}
 		if oomScoreAdj != nil {
@@ -511,7 +511,7 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 			path := fmt.Sprintf("/proc/%d/oom_score_adj", run.pid.Load())
 			if err := os.WriteFile(path, []byte(strconv.Itoa(adj)), 0); err != nil {
 				// The limits go back to what they were.
-				old := run.shim.get().Update(context.WithoutCancel(ctx), c.id, linuxResources(v.Config.Resources, nil))
+				old := run.shim.get().Update(context.WithoutCancel(ctx), c.id, linuxResources(e.host.applicable(v.Config.Resources), nil))
 				return errors.Join(fmt.Errorf("update container %s: %w", c.id, err), old)
 			}
 		}

@@ -77,7 +77,7 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 			MaskedPaths:   c.MaskedPaths,
 			ReadonlyPaths: c.ReadonlyPaths,
 			Sysctl:        map[string]string{},
-			Resources:     linuxResources(c.Resources, in.Throttle),
+			Resources:     linuxResources(in.Host.applicable(c.Resources), in.Throttle),
 			Devices:       in.Devices,
 		},
 	}

@@ -19,6 +19,22 @@ type blockDevice struct {
 	major, minor int64
 }
 
+// applicable leaves out limits that say nothing on this machine: the kubelet gives each size of huge
+// pages a limit, 0 where the pod asks for none, also to a machine that cannot limit them.
+func (h hostFacts) applicable(r Resources) Resources {
+	if h.HugeTLB {
+		return r
+	}
+	limits := map[string]uint64{}
+	for size, limit := range r.Hugepages {
+		if limit != 0 {
+			limits[size] = limit
+		}
+	}
+	r.Hugepages = limits
+	return r
+}
+
 // linuxResources makes the OCI form of the limits, without devices.
 func linuxResources(r Resources, blocks []blockDevice) *specs.LinuxResources {
 	out := &specs.LinuxResources{}

@@ -284,3 +284,22 @@ func TestCgroupsPath(t *testing.T) {
 		}
 	}
 }
+
+// TestVoidHugepageLimits: the kubelet limits each size of huge pages, to 0 if the pod asks for none.
+func TestVoidHugepageLimits(t *testing.T) {
+	t.Parallel()
+	r := Resources{Memory: 1 << 20, Hugepages: map[string]uint64{"2MB": 0, "1GB": 0}}
+	for _, c := range []struct {
+		able  bool
+		limit uint64
+		want  int
+	}{{false, 0, 0}, {false, 1 << 30, 1}, {true, 0, 2}} {
+		r.Hugepages["1GB"] = c.limit
+		if got := linuxResources(hostFacts{HugeTLB: c.able}.applicable(r), nil).HugepageLimits; len(got) != c.want {
+			t.Errorf("limits on a machine that can limit huge pages: %v, 1GB: %d: %v", c.able, c.limit, got)
+		}
+	}
+	if len(r.Hugepages) != 2 {
+		t.Errorf("what was asked for is changed: %v", r.Hugepages)
+	}
+}

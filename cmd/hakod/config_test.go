@@ -43,8 +43,6 @@ func TestBadValues(t *testing.T) {
 		"log-level = 'loud'":                 `log-level: "loud" is not one of debug, info, warn, error`,
 		"bridge-subnet = 'x'":                "bridge-subnet: ",
 		"cgroup-driver = 'x'":                `cgroup-driver: "x" is not one of , cgroupfs, systemd`,
-		"pull-progress-timeout = '5'":        `pull-progress-timeout: "5" is not a duration`,
-		"pull-progress-timeout = '-1s'":      `pull-progress-timeout: "-1s" is not a duration`,
 		"mtu = 'x'":                          "cannot decode TOML string",
 		"root = ''":                          `"" is not a folder`,
 		"root = '/a'\nstate = '/a'":          "root and state are the same folder, /a",
@@ -57,6 +55,8 @@ func TestBadValues(t *testing.T) {
 		"nri-socket = '/n'\ncri-socket = ''": "nri-socket: NRI plugins follow the pods of the CRI, which cri-socket turns off",
 		"[runtimes]\nrunc = 'runc'":          `runtimes: runc: "runc" is not an absolute path`,
 		"this is not TOML at all = =":        "config.toml:1:",
+		"pull-progress-timeout = '5'":        `pull-progress-timeout: "5" is not a duration`,
+		"pull-progress-timeout = '-1s'":      `pull-progress-timeout: "-1s" is not a duration`,
 	} {
 		err := run([]string{"config", "check", writeConfig(t, text)}, &bytes.Buffer{})
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -10,6 +10,7 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 mkdir -p "$root/bin" "$root/tmp" "$root/etc" "$root/root" "$dir/blobs/sha256"
 cp "$box" "$root/bin/busybox"
+chmod 755 "$root" # mktemp lets nobody else in
 chmod 1777 "$root/tmp"
 for p in $("$box" --list); do [ -e "$root/bin/$p" ] || ln -s busybox "$root/bin/$p"; done
 printf 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$root/etc/passwd"

@@ -22,7 +22,8 @@ net=${NET:-cni}
 mount --make-rshared /
 ip link set lo up
 # The address of the node.
-ip link add node0 type dummy
+ip link add node0 type veth peer name node1
+ip link set node1 up
 ip addr add 192.0.2.10/24 dev node0
 ip link set node0 up
 ip route add default via 192.0.2.1
@@ -69,7 +70,7 @@ start_kubelet() {
 		--hostname-override hako-node --node-ip 192.0.2.10 -v "${V:-2}" >>"$w/kubelet.log" 2>&1 & kubelet_pid=$!
 }
 cri() { "$crictl" --config "$w/crictl.yaml" "$@"; }
-printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 10s\n' "$w/run/cri.sock" "$w/run/cri.sock" >"$w/crictl.yaml"
+printf 'runtime-endpoint: unix://%s\nimage-endpoint: unix://%s\ntimeout: 10\n' "$w/run/cri.sock" "$w/run/cri.sock" >"$w/crictl.yaml"
 for c in /sys/fs/cgroup/*/; do if [ -e "$c/cgroup.procs" ] || [ -e "$c/tasks" ]; then mkdir -p "$c/$group"; fi; done
 # The CPUs of a new cpuset are none.
 for f in cpus mems; do
@@ -171,9 +172,9 @@ unready() {
 	pods | jq -r '[.items[]? | select(.metadata.namespace == "default")] as $p
 		| (if ($p | length) == 3 then empty else "only \($p | length) pods" end),
 		  ($p[] | select(.status.phase != "Running") | "\(.metadata.name): \(.status.phase)"),
-		  ($p[] | .metadata.name as $n | .status.containerStatuses[]? | select(.name != "sick" and .ready != true) | "\($n)/\(.name) is not ready: \(.state | tostring)")' 2>/dev/null || echo "no answer"
+		  ($p[] | (.metadata.name | sub("-hako-node$"; "")) as $n | .status.containerStatuses[]? | select(.name != "sick" and .ready != true) | "\($n)/\(.name) is not ready: \(.state | tostring)")' 2>/dev/null || echo "no answer"
 }
-restarts() { pods | jq -r '.items[] | .metadata.name as $n | (.status.containerStatuses[]?, .status.initContainerStatuses[]?) | "\($n)/\(.name) \(.restartCount)"'; }
+restarts() { pods | jq -r '.items[] | (.metadata.name | sub("-hako-node$"; "")) as $n | (.status.containerStatuses[]?, .status.initContainerStatuses[]?) | "\($n)/\(.name) \(.restartCount)"'; }
 conditions() { cri info 2>/dev/null | jq -r '.status.conditions[] | select(.type | endswith("Ready")) | select(.status != true) | "\(.type): \(.reason) \(.message)"'; }
 deadline=$((SECONDS + 120))
 until [ "$(health)" = ok ] && [ -z "$(unready)" ]; do
@@ -181,7 +182,7 @@ until [ "$(health)" = ok ] && [ -z "$(unready)" ]; do
 	if [ $SECONDS -gt $deadline ]; then bad "the pods are not up: $(unready)"; exit 1; fi
 	sleep 1
 done
-say "$("$kubelet" --version), hako $("$w/hakod" version 2>/dev/null | head -1), network $net: the pods are up"
+say "$("$kubelet" --version), $("$w/hakod" version | head -1), network $net: the pods are up"
 end=$((SECONDS + minutes * 60)) middle=$((SECONDS + minutes * 30)) checks=0
 cri ps
 while [ $SECONDS -lt $end ]; do
@@ -212,9 +213,9 @@ say "$checks checks over $minutes min"
 restarts
 [ "$(restarts | awk '$1 == "probe/sick" {print $2}')" -gt 0 ] || bad "the container whose probe fails was not restarted"
 # The log: as many files as allowed, and no number missing from the oldest to the newest line.
-dir=$(echo "$w"/logs/default_web_*/log)
+dir=$(echo "$w"/logs/default_web-hako-node_*/log)
 files=$(find "$dir" -type f | wc -l)
-say "log files: $(cd "$dir" && ls -s | tr '\n' ' ')"
+say "log files: $(find "$dir" -type f -printf '%f %s bytes, ')"
 [ "$files" -gt 1 ] || bad "the log was not rotated"
 [ "$files" -le 5 ] || bad "$files log files"
 sleep 1
