@@ -34,7 +34,9 @@ type record struct {
 
 // container is one container of the engine.
 type container struct {
-	id string
+	id      string
+	created time.Time
+	pod     bool // it is a pod's
 
 	// ticket is held by the one operation that changes the container's run: start,
 	// exit handling, pause, update, network connect, remove. Waiting for it ends
@@ -46,15 +48,14 @@ type container struct {
 	// overwrites a newer one.
 	saving chan struct{}
 
-	mu        sync.Mutex // guards all below; never held over I/O or a call to another room
-	rec       record
-	run       *run          // nil: no process
-	removing  bool          // a remove has claimed it
-	unclaimed chan struct{} // closed when that remove is over, whether it succeeded or not; nil: nobody waits
-	gone      bool          // its record is deleted
-	waiters   []waiter
-	pending   []*pendingAttach
-	execs     map[string]*execution
+	mu       sync.Mutex // guards all below; never held over I/O or a call to another room
+	rec      record
+	run      *run // nil: no process
+	removing bool // a remove has claimed it
+	gone     bool // its record is deleted
+	waiters  []waiter
+	pending  []*pendingAttach
+	execs    map[string]*execution
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff
@@ -96,7 +97,7 @@ func newRun(shim Shim, bundle string, pid int, started time.Time) *run {
 
 func newContainer(r record) *container {
 	return &container{
-		id:     r.ID,
+		id: r.ID, created: r.Created, pod: r.Config.Pod != nil,
 		ticket: make(chan struct{}, 1),
 		saving: make(chan struct{}, 1),
 		rec:    r,
@@ -126,6 +127,9 @@ func (c *container) view() Container {
 		v.Attached = []EndpointSettings{}
 	}
 	v.ExecIDs = nil
+	if len(c.execs) == 0 {
+		return v
+	}
 	for _, id := range slices.Sorted(maps.Keys(c.execs)) {
 		if c.execs[id].state != execEnded { // an ended one can be inspected, but is the container's no more
 			v.ExecIDs = append(v.ExecIDs, id)
@@ -277,7 +281,7 @@ func (e *Engine) shimOptions(v Container) client.StartOptions {
 		Namespace:     Namespace,
 		ID:            v.ID,
 		Bundle:        e.bundle(v.ID),
-		Runtime:       e.opt.Runtimes[v.Config.Runtime],
+		Runtime:       e.runtimes()[v.Config.Runtime],
 		SystemdCgroup: e.opt.CgroupDriver == "systemd",
 	}
 }

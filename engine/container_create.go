@@ -67,7 +67,7 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	if name != "" && !validName.MatchString(name) {
 		return nil, invalidf("Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
-	if err := errors.Join(c.validate(e.host, e.opt.Runtimes)); err != nil {
+	if err := errors.Join(c.validate(e.host, e.runtimes())); err != nil {
 		return nil, unjoin(err)
 	}
 	var warnings []string

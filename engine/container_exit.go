@@ -17,7 +17,9 @@ import (
 const (
 	restartFirst = 100 * time.Millisecond // wait before the first restart; doubled each time
 	restartMost  = time.Minute
-	restartReset = 10 * time.Second // a run this long starts the count anew
+	// reconnectMost is the longest wait before a shim that does not answer is tried again.
+	reconnectMost = 5 * time.Second
+	restartReset  = 10 * time.Second // a run this long starts the count anew
 	// cleanupLimit bounds what follows an exit: a stuck room must not keep the
 	// container from being seen as exited.
 	cleanupLimit = 30 * time.Second
@@ -84,7 +86,7 @@ func (e *Engine) waitExit(c *container, r *run) (client.Exit, error) {
 		}
 		select { // no spinning, whether it broke again or does not answer
 		case <-time.After(pause):
-			pause = min(pause*2, restartMost)
+			pause = min(pause*2, reconnectMost)
 		case <-e.ctx.Done():
 			return exit, e.ctx.Err()
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
@@ -37,21 +38,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, ref string, o RemoveOption
 		}
 		return e.removeHeld(work, c, o.Volumes)
 	}
-	for o.Join {
-		over := c.removal()
-		if over == nil {
-			break
-		}
-		select {
-		case <-over:
-		case <-ctx.Done():
-			return fmt.Errorf("remove container %s: %w", ref, context.Cause(ctx))
-		}
-	}
 	if err := c.claim(true); err != nil {
-		if o.Join && errdefs.IsConflict(err) { // somebody else was faster
-			return e.RemoveContainer(ctx, ref, o)
-		}
 		return err
 	}
 	c.mu.Lock()
@@ -59,7 +46,7 @@ func (e *Engine) RemoveContainer(ctx context.Context, ref string, o RemoveOption
 	c.mu.Unlock()
 	if err := e.kill9(work, c, r); err != nil {
 		c.mu.Lock()
-		c.unclaimLocked()
+		c.removing = false
 		c.mu.Unlock()
 		return fmt.Errorf("cannot remove container %q: could not kill: %w", ref, err)
 	}
@@ -101,37 +88,17 @@ func (c *container) claim(force bool) error {
 	return nil
 }
 
-// removal gives a channel that is closed when the removal under way is over; nil: there is none.
-func (c *container) removal() <-chan struct{} {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.removing {
-		return nil
-	}
-	if c.unclaimed == nil {
-		c.unclaimed = make(chan struct{})
-	}
-	return c.unclaimed
-}
-
-// unclaimLocked ends a removal.
-func (c *container) unclaimLocked() {
-	c.removing = false
-	if c.unclaimed != nil {
-		close(c.unclaimed)
-		c.unclaimed = nil
-	}
-}
-
 // kill9 ends a container for its removal. A start that is under way is waited for.
 func (e *Engine) kill9(ctx context.Context, c *container, r *run) error {
 	c.stopRestarting()
 	for {
 		if r != nil {
+			begin := time.Now()
 			if err := e.signal(ctx, c, r, 9, true); err != nil {
 				e.log.Warn("kill container", "container", c.id, "error", err)
 			}
-			if !waitDone(r, killLimit) {
+			// The time for which a shim did not answer counts.
+			if !waitDone(r, max(killLimit-time.Since(begin), time.Second)) {
 				return fmt.Errorf("container %s did not end within %v of SIGKILL: %w", c.id, killLimit, errdefs.ErrUnavailable)
 			}
 		}
@@ -171,7 +138,7 @@ func (e *Engine) removeExited(c *container) {
 func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) error {
 	if err := c.change(StatusRemoving, nil); err != nil {
 		c.mu.Lock()
-		c.unclaimLocked()
+		c.removing = false
 		c.mu.Unlock()
 		return err
 	}
@@ -179,9 +146,6 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	select { // no older state may be written after the deletion
 	case c.saving <- struct{}{}:
 	case <-ctx.Done():
-		c.mu.Lock()
-		c.unclaimLocked()
-		c.mu.Unlock()
 		return context.Cause(ctx)
 	}
 	defer func() { <-c.saving }()
@@ -201,17 +165,12 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	if err := g.Wait(); err != nil {
 		_ = c.change(StatusDead, func(s *State) { s.Error = errtext.Plain(err) })
 		c.mu.Lock()
-		c.unclaimLocked()
+		c.removing = false
 		c.mu.Unlock()
 		return fmt.Errorf("unable to remove container %s: %w", c.id, err)
 	}
 	c.mu.Lock()
 	c.gone = true
-	defer func() { // when the registry has forgotten it
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		c.unclaimLocked()
-	}()
 	execs := c.execs
 	pending := c.pending
 	c.pending = nil

@@ -186,7 +186,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
 	if v.Config.Pod != nil {
-		if err := e.joinPod(&in); err != nil {
+		if err := e.joinPod(ctx, &in); err != nil {
 			return err
 		}
 	} else if err := e.joinNamespaces(&in); err != nil {
@@ -401,6 +401,9 @@ func (e *Engine) joinNamespaces(in *specInput) error {
 func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle string) (done func(), err error) {
 	v := in.C
 	var open []*os.File
+	if in.Pod != nil {
+		open = in.Pod.held
+	}
 	done = func() {
 		for _, f := range open {
 			f.Close()

@@ -95,8 +95,8 @@ type Shims interface {
 	Start(ctx context.Context, o client.StartOptions) (Shim, error)
 	// Connect finds the shim of a bundle after a restart: errdefs.ErrNotFound when there is none any more.
 	Connect(ctx context.Context, bundle string) (Shim, error)
-	// Kill ends a shim that does not do as it is told, and waits for its end:
-	// errdefs.ErrNotFound if there is none.
+	// Kill ends a shim that does not do as it is told, and waits for its end: errdefs.ErrNotFound if
+	// there is none. Reap has to follow.
 	Kill(ctx context.Context, o client.StartOptions) error
 	// Reap cleans up after a shim that died (kills what is left of its container, removes its cgroup)
 	// and gives how its container ended, from the exit file if there is one.

@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -57,7 +58,7 @@ type Options struct {
 
 	CgroupDriver string            // "cgroupfs" (default) or "systemd"
 	ShimBinary   string            // empty: beside the executable
-	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes
+	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes; see SetRuntimes
 	CDISpecDirs  []string          // folders of device descriptions, the last ones go first; empty: /etc/cdi, /var/run/cdi
 	InitBinary   string            // static init for Config.Init; empty: asking for one is an error
 	Version      string
@@ -81,6 +82,8 @@ type Engine struct {
 	execs      execRegistry
 	events     bus
 	apparmor   *apparmor
+
+	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 
 	stopping chan struct{} // closed by Interrupt
 	stopOnce sync.Once
@@ -110,6 +113,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		o.PodNetwork = bridgePods{o.Networks}
 	}
 	e := &Engine{opt: o, log: o.Log, stopping: make(chan struct{}), pods: newSandboxes()}
+	e.runtimesNow.Store(&o.Runtimes)
 	e.ctx, e.cancel = context.WithCancelCause(context.Background())
 	e.ctx = namespaces.WithNamespace(e.ctx, Namespace)
 	e.containers = registry{

@@ -42,6 +42,7 @@ type fakeShim struct {
 	id     string
 	paused bool
 	gone   chan struct{}
+	stuck  atomic.Bool // see answer
 }
 
 type fakeProc struct {
@@ -81,6 +82,20 @@ func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 	return s, nil
 }
 
+// Kill ends a shim; its containers are dead when it is reaped.
+func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
+	_ = f.step("kill shim")
+	f.mu.Lock()
+	s := f.live[o.Bundle]
+	delete(f.hang, o.Bundle)
+	f.mu.Unlock()
+	if s == nil {
+		return errdefs.ErrNotFound
+	}
+	s.die()
+	return nil
+}
+
 func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit, error) {
 	_ = f.step("reap")
 	if _, err := os.Lstat(o.Bundle); err != nil {
@@ -93,17 +108,6 @@ func (f *fakeShims) Reap(_ context.Context, o client.StartOptions) (client.Exit,
 		return client.Exit{Status: uint32(code), ExitedAt: time.Now()}, nil
 	}
 	return client.Exit{Status: 137, ExitedAt: time.Now()}, nil
-}
-
-func (f *fakeShims) Kill(_ context.Context, o client.StartOptions) error {
-	f.mu.Lock()
-	s := f.live[o.Bundle]
-	delete(f.hang, o.Bundle)
-	f.mu.Unlock()
-	if s != nil {
-		s.die()
-	}
-	return nil
 }
 
 func (f *fakeShims) count() int {
@@ -132,7 +136,10 @@ func (s *fakeShim) proc(id, execID string) (*fakeProc, error) {
 	return nil, fmt.Errorf("process %q of %s: %w", execID, id, errdefs.ErrNotFound)
 }
 
-func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error) {
+func (s *fakeShim) Create(ctx context.Context, o client.CreateOptions) (int, error) {
+	if err := s.answer(ctx); err != nil {
+		return 0, err
+	}
 	if err := s.f.step("task.create"); err != nil {
 		return 0, err
 	}
@@ -150,7 +157,10 @@ func (s *fakeShim) Create(_ context.Context, o client.CreateOptions) (int, error
 	return fakePid, nil
 }
 
-func (s *fakeShim) Exec(_ context.Context, o client.ExecOptions) error {
+func (s *fakeShim) Exec(ctx context.Context, o client.ExecOptions) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	if err := s.f.step("exec"); err != nil {
 		return err
 	}
@@ -188,7 +198,23 @@ func (p *fakeProc) end(code int) {
 	close(p.done)
 }
 
-func (s *fakeShim) Kill(_ context.Context, id, execID string, signal int, _ bool) error {
+// answer does not return while the shim is stuck.
+func (s *fakeShim) answer(ctx context.Context) error {
+	if !s.stuck.Load() {
+		return nil
+	}
+	select {
+	case <-s.gone:
+		return errdefs.ErrUnavailable
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (s *fakeShim) Kill(ctx context.Context, id, execID string, signal int, _ bool) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	p, err := s.proc(id, execID)
 	if err != nil {
 		return err
@@ -221,7 +247,10 @@ func (s *fakeShim) Wait(ctx context.Context, id, execID string) (client.Exit, er
 	}
 }
 
-func (s *fakeShim) State(_ context.Context, id, execID string) (client.State, error) {
+func (s *fakeShim) State(ctx context.Context, id, execID string) (client.State, error) {
+	if err := s.answer(ctx); err != nil {
+		return client.State{}, err
+	}
 	p, err := s.proc(id, execID)
 	if err != nil {
 		return client.State{}, err
@@ -247,7 +276,10 @@ func (s *fakeShim) Delete(_ context.Context, id, execID string) (client.Exit, er
 	return p.exit, nil
 }
 
-func (s *fakeShim) Pause(context.Context, string) error {
+func (s *fakeShim) Pause(ctx context.Context, _ string) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.paused = true
@@ -291,7 +323,10 @@ func (s *fakeShim) Attach(_ context.Context, o client.AttachOptions) (client.Str
 	return &fakeStream{p: p}, nil
 }
 
-func (s *fakeShim) Shutdown(context.Context) error {
+func (s *fakeShim) Shutdown(ctx context.Context) error {
+	if err := s.answer(ctx); err != nil {
+		return err
+	}
 	s.mu.Lock()
 	n := len(s.procs)
 	s.mu.Unlock()

@@ -20,7 +20,8 @@ import (
 // created, starts, stops once, is removed once. One that failed on the way is stopped and
 // removed, too, once its creation was told.
 //
-// An error of a call that comes before something refuses that; of others it is logged.
+// An error of a call that comes before something refuses that; of others it is logged, and
+// they are made whatever became of the request: each listener has its own time limit.
 type Hooks interface {
 	// Hold keeps a new listener from being brought up to date until release is called.
 	// Nothing that may wait for another call of a hook is done in between.
@@ -125,6 +126,7 @@ func (e *Engine) tellStop(ctx context.Context, s *sandbox) {
 	if e.opt.Hooks == nil {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	s.mu.Lock()
 	first := !s.toldStop
 	s.toldStop = true
@@ -144,6 +146,7 @@ func (e *Engine) tellRemove(ctx context.Context, s *sandbox) {
 	if e.opt.Hooks == nil {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	e.tellStop(ctx, s)
 	release := e.opt.Hooks.Hold()
 	defer release()
@@ -207,6 +210,7 @@ func (e *Engine) tellResized(ctx context.Context, s *sandbox) {
 	if e.opt.Hooks == nil {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	release := e.opt.Hooks.Hold()
 	defer release()
 	if err := e.opt.Hooks.PostUpdateSandbox(ctx, s.view()); err != nil {
@@ -220,6 +224,7 @@ func (e *Engine) tellPost(ctx context.Context, c *container, what string, tell f
 	if !ok {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	release := e.opt.Hooks.Hold()
 	defer release()
 	if err := tell(e.opt.Hooks, ctx, s.view(), c.hookView()); err != nil {
@@ -264,6 +269,7 @@ func (e *Engine) tellEnd(ctx context.Context, c *container) {
 	if !ok {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
 	first := !c.toldStop
 	c.toldStop = true
@@ -292,6 +298,7 @@ func (e *Engine) tellGone(ctx context.Context, c *container) {
 	if !ok {
 		return
 	}
+	ctx = context.WithoutCancel(ctx)
 	e.tellEnd(ctx, c)
 	release := e.opt.Hooks.Hold()
 	defer release()
@@ -339,8 +346,11 @@ func (c *container) hookView() HookContainer {
 // hookSpec makes the configuration of a container for the eyes of hooks.
 func (e *Engine) hookSpec(v Container) (*specs.Spec, error) {
 	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
-	if err := e.joinPod(&in); err != nil {
+	if err := e.joinPod(e.ctx, &in); err != nil {
 		return nil, err
+	}
+	for _, f := range in.Pod.held { // nothing is started with it
+		f.Close()
 	}
 	if p := v.Config.Pod; p.User != nil {
 		in.Account = account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}

@@ -35,7 +35,7 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	} else if h.AppArmor {
 		i.Warnings = append(i.Warnings, "WARNING: AppArmor is enabled, but does not confine containers: "+h.AppArmorWhy)
 	}
-	for name, bin := range e.opt.Runtimes {
+	for name, bin := range e.runtimes() {
 		i.Runtimes[name] = bin
 	}
 	if !h.SwapLimit {

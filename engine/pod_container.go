@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
@@ -55,7 +56,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 		alive: func(m *newMember) bool { _, err := e.containers.get(m.c.id); return err == nil },
 		drop: func(m *newMember) {
 			e.publish(m)
-			if err := e.RemoveContainer(context.Background(), m.c.id, RemoveOptions{Force: true, Volumes: true}); err != nil {
+			if err := e.RemovePodContainer(context.Background(), m.c.id); err != nil {
 				e.log.Error("remove a container that nobody came for", "container", m.c.id, "error", err)
 			}
 		},
@@ -71,7 +72,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	}
 	// A sandbox that was removed meanwhile takes its containers along.
 	if _, err := e.pods.get(s.id); err != nil {
-		_ = e.RemoveContainer(context.WithoutCancel(ctx), m.c.id, RemoveOptions{Force: true, Volumes: true})
+		_ = e.RemovePodContainer(context.WithoutCancel(ctx), m.c.id)
 		return "", err
 	}
 	m.told.Do(func() { e.tellPost(e.ns(ctx), m.c, "a new container", Hooks.PostCreateContainer) })
@@ -305,7 +306,7 @@ func (a accounts) resolveMember(image string, p PodMember) (account, error) {
 }
 
 // joinPod fills in what a container shares with its sandbox.
-func (e *Engine) joinPod(in *specInput) error {
+func (e *Engine) joinPod(ctx context.Context, in *specInput) error {
 	p := in.C.Config.Pod
 	s, err := e.pods.get(p.Sandbox)
 	if err != nil {
@@ -340,13 +341,33 @@ func (e *Engine) joinPod(in *specInput) error {
 		if err != nil {
 			return err
 		}
-		r, err := t.live("use")
+		f, err := openPIDNamespace(ctx, t)
 		if err != nil {
 			return failedf("cannot join the PID namespace of container %s, which does not run", t.id)
 		}
-		in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
+		in.Pod.held = append(in.Pod.held, f)
+		in.PidNS = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.Fd())
 	}
 	return nil
+}
+
+// openPIDNamespace opens the PID namespace of a running container: as a file, so that another
+// process that gets the number of one that ends meanwhile cannot take its place.
+func openPIDNamespace(ctx context.Context, c *container) (*os.File, error) {
+	r, err := c.live("use")
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load()))
+	if err != nil {
+		return nil, err
+	}
+	// The shim reaps it only after its exit: as long as the run goes on the number was its own.
+	if st, serr := r.shim.get().State(ctx, c.id, ""); serr != nil || st.Status != client.StatusRunning && st.Status != client.StatusPaused {
+		f.Close()
+		return nil, fmt.Errorf("container %s: %w", c.id, errdefs.ErrFailedPrecondition)
+	}
+	return f, nil
 }
 
 // logConfig tells the shim how to log.
@@ -507,4 +528,26 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 	}
 	e.emit(c, "update")
 	return nil
+}
+
+// removalPoll is how often a removal that somebody else is at is looked after.
+const removalPoll = 20 * time.Millisecond
+
+// RemovePodContainer kills and removes a container. It is idempotent: a removal that is under
+// way is waited for, and of a container that is gone it is no error.
+func (e *Engine) RemovePodContainer(ctx context.Context, ref string) error {
+	for {
+		err := e.RemoveContainer(ctx, ref, RemoveOptions{Force: true, Volumes: true})
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+			return nil
+		case !errdefs.IsConflict(err):
+			return err
+		}
+		select {
+		case <-time.After(removalPoll):
+		case <-ctx.Done():
+			return fmt.Errorf("remove container %s: %w", ref, context.Cause(ctx))
+		}
+	}
 }

@@ -12,8 +12,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -226,27 +224,27 @@ func (e *Engine) Sandboxes(context.Context) []Sandbox {
 // SandboxContainers lists the containers of a sandbox, the oldest first.
 func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 	members := e.pods.containers(id)
-	out := make([]Container, len(members))
-	for i, c := range members {
-		out[i] = c.view()
-	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(a.Created.Compare(b.Created), strings.Compare(a.ID, b.ID))
-	})
-	return out
+	slices.SortFunc(members, func(a, b *container) int { return byAge(b, a) })
+	return views(members)
 }
 
 // PodContainers lists the containers of all pods, the newest first.
 func (e *Engine) PodContainers(context.Context) []Container {
-	var out []Container
-	for _, c := range e.containers.all() {
-		if v := c.view(); v.Config.Pod != nil {
-			out = append(out, v)
-		}
+	members := slices.DeleteFunc(e.containers.all(), func(c *container) bool { return !c.pod })
+	slices.SortFunc(members, byAge)
+	return views(members)
+}
+
+// byAge puts the newest first.
+func byAge(a, b *container) int {
+	return cmp.Or(b.created.Compare(a.created), strings.Compare(a.id, b.id))
+}
+
+func views(list []*container) []Container {
+	out := make([]Container, len(list))
+	for i, c := range list {
+		out[i] = c.view()
 	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
-	})
 	return out
 }
 
@@ -284,18 +282,9 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 		Namespace:     Namespace,
 		ID:            s.id,
 		Bundle:        e.sandboxDir(s.id),
-		Runtime:       e.opt.Runtimes[s.rec.Config.Runtime],
+		Runtime:       e.runtimes()[s.rec.Config.Runtime],
 		SystemdCgroup: e.opt.CgroupDriver == "systemd",
 	}
-}
-
-// killShim ends the shim of a sandbox, which does not do as it is told. That there is none is
-// no error.
-func (e *Engine) killShim(ctx context.Context, s *sandbox) error {
-	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
-	return nil
 }
 
 // emitSandbox publishes an event of a sandbox.

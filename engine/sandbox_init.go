@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -179,33 +178,28 @@ func (e *Engine) watchInit(s *sandbox) {
 // endPodShim ends the init of a sandbox, if it has one, and its shim. A shim that does not do
 // as it is told is killed.
 func (e *Engine) endPodShim(ctx context.Context, s *sandbox) error {
-	err := e.askPodShim(ctx, s)
-	if _, gone := os.Lstat(e.sandboxDir(s.id)); errors.Is(gone, fs.ErrNotExist) {
-		return nil // as after a reboot
-	}
-	if err != nil && !errdefs.IsNotFound(err) {
-		e.log.Warn("a shim does not end", "sandbox", s.id, "error", err)
-		if aerr := e.killShim(ctx, s); aerr != nil {
-			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, errors.Join(err, aerr))
-		}
-		s.mu.Lock()
-		conn := s.shim
-		s.shim = nil
-		s.mu.Unlock()
-		if conn != nil {
-			conn.Close()
+	err := e.askShimToEnd(ctx, s)
+	hasInit := s.rec.Config.PID == NamespacePod
+	switch {
+	case err == nil, errdefs.IsNotFound(err) && !hasInit:
+		return nil
+	case errdefs.IsFailedPrecondition(err): // it holds something yet
+		return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
+	case !errdefs.IsNotFound(err):
+		if err := e.killShim(ctx, s, err); err != nil {
+			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
 		}
 	}
-	if err != nil && s.rec.Config.PID == NamespacePod {
+	if hasInit {
 		if _, err := e.opt.Shims.Reap(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("clean up after the shim of sandbox %s: %w", s.id, err)
+			return fmt.Errorf("end the shim of sandbox %s: %w", s.id, err)
 		}
 	}
 	return nil
 }
 
-// askPodShim lets the shim end its init, and itself. ErrNotFound: there is none.
-func (e *Engine) askPodShim(ctx context.Context, s *sandbox) error {
+// askShimToEnd ends init and shim as they like it.
+func (e *Engine) askShimToEnd(ctx context.Context, s *sandbox) error {
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
 	shim, err := e.reachShim(ctx, s, false)
@@ -214,23 +208,22 @@ func (e *Engine) askPodShim(ctx context.Context, s *sandbox) error {
 	}
 	if s.rec.Config.PID == NamespacePod {
 		_ = shim.Kill(ctx, s.id, "", int(unix.SIGKILL), true) // it may have ended
-		_, err := shim.Delete(ctx, s.id, "")
-		if errdefs.IsFailedPrecondition(err) { // it is not dead yet
-			if _, err = shim.Wait(ctx, s.id, ""); err == nil {
+		if _, err = shim.Delete(ctx, s.id, ""); errdefs.IsFailedPrecondition(err) {
+			if _, werr := shim.Wait(ctx, s.id, ""); werr == nil {
 				_, err = shim.Delete(ctx, s.id, "")
 			}
 		}
-		if err != nil && !errdefs.IsNotFound(err) {
-			return err
+		if errdefs.IsNotFound(err) {
+			err = nil
 		}
 	}
 	s.mu.Lock()
 	conn := s.shim
 	s.shim = nil
 	s.mu.Unlock()
-	if conn == nil {
-		return nil
+	if conn != nil {
+		err = errors.Join(err, conn.Shutdown(ctx))
+		conn.Close()
 	}
-	defer conn.Close()
-	return conn.Shutdown(ctx)
+	return err
 }

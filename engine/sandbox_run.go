@@ -69,7 +69,7 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 	if c.Name == "" || c.UID == "" && c.Namespace == "" {
 		return invalidf("a sandbox takes a name, a namespace and a uid")
 	}
-	if c.Runtime != "" && c.Runtime != "hako" && e.opt.Runtimes[c.Runtime] == "" {
+	if c.Runtime != "" && c.Runtime != "hako" && e.runtimes()[c.Runtime] == "" {
 		return invalidf("no runtime handler %q is configured", c.Runtime)
 	}
 	for what, m := range map[string]struct {
@@ -146,6 +146,7 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 		return nil, err
 	}
 	u.Add("name", func(context.Context) error { e.pods.unreserve(c.key(), id); return nil })
+	e.log.Debug("a sandbox is being made", "sandbox", id, "name", c.key())
 	dir := e.sandboxDir(id)
 	for _, d := range []string{dir, filepath.Join(dir, "ns")} {
 		if err := mkdir(d, 0o711); err != nil {
@@ -153,6 +154,12 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 		}
 	}
 	u.Add("folder", func(context.Context) error { return RemoveSandboxDir(dir) })
+	u.Add("cgroup", func(context.Context) error { // of the init
+		if c.CgroupParent == "" {
+			e.removePodCgroup(id)
+		}
+		return nil
+	})
 	// If the daemon dies in the middle, the next one finds what there is to take back.
 	if err := writeSandboxRun(dir, s.live); err != nil {
 		return fail(err)

@@ -34,7 +34,7 @@ func (e *Engine) StopSandbox(ctx context.Context, ref string) error {
 func (e *Engine) stopHeld(ctx context.Context, s *sandbox) error {
 	s.mu.Lock()
 	was := s.state
-	if was == SandboxNotReady && s.released {
+	if was == SandboxNotReady && s.released || was == SandboxRemoving { // removed, since the ticket is ours
 		s.mu.Unlock()
 		return nil
 	}
@@ -75,8 +75,17 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 			return err
 		}
 	}
-	if err := e.killMembers(ctx, s); err != nil {
-		return err
+	// A start that hangs, on a mount that does, has no process yet, and holds its container.
+	soon, cancel := context.WithTimeout(ctx, killLimit+2*time.Second)
+	err := e.killMembers(soon, s)
+	cancel()
+	if err != nil {
+		if err := e.killShim(ctx, s, err); err != nil {
+			return err
+		}
+		if err := e.killMembers(ctx, s); err != nil {
+			return err
+		}
 	}
 	e.tellStop(ctx, s)
 	c := s.rec.Config
@@ -124,6 +133,19 @@ func (e *Engine) netnsOf(ctx context.Context, id string, live sandboxRun) (strin
 	return "", nil
 }
 
+// killShim ends the shim of a sandbox that does not do as it is told, because of cause: a pod
+// that is to end must not be kept by it.
+func (e *Engine) killShim(ctx context.Context, s *sandbox, cause error) error {
+	if ctx.Err() != nil {
+		return cause
+	}
+	e.log.Warn("the shim of a sandbox is killed: it does not do as it is told", "sandbox", s.id, "error", cause)
+	if err := e.opt.Shims.Kill(ctx, e.sandboxShim(s)); err != nil && !errdefs.IsNotFound(err) {
+		return errors.Join(cause, err)
+	}
+	return nil
+}
+
 // killMembers kills the containers of a sandbox.
 func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
@@ -134,13 +156,6 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 			c.rec.StoppedByUser = true
 			c.mu.Unlock()
 			err := e.kill9(ctx, c, r)
-			if errdefs.IsUnavailable(err) {
-				// The shim hangs. What it held is ended from outside, once it is gone.
-				e.log.Warn("a shim does not end its container", "container", c.id, "error", err)
-				if err = e.killShim(ctx, s); err == nil && r != nil && !waitDone(r, cleanupLimit) {
-					err = fmt.Errorf("its end is not seen: %w", errdefs.ErrUnavailable)
-				}
-			}
 			if err != nil {
 				return fmt.Errorf("kill container %s: %w", c.id, err)
 			}
@@ -209,13 +224,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 func (e *Engine) eraseSandbox(ctx context.Context, s *sandbox) error {
 	var g errgroup.Group
 	for _, c := range e.pods.containers(s.id) {
-		g.Go(func() error {
-			err := e.RemoveContainer(ctx, c.id, RemoveOptions{Force: true, Volumes: true, Join: true})
-			if errdefs.IsNotFound(err) {
-				return nil
-			}
-			return err
-		})
+		g.Go(func() error { return e.RemovePodContainer(ctx, c.id) })
 	}
 	if err := g.Wait(); err != nil {
 		return err

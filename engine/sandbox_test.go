@@ -207,58 +207,28 @@ func TestRemoveRunningPod(t *testing.T) {
 	n.empty()
 }
 
-// TestRemovalsJoin: the kubelet removes a container from several places at once. Each gets its answer when
-// the container is gone; Docker's clients are told of the conflict.
-func TestRemovalsJoin(t *testing.T) {
+// TestRemovalsSideBySide: whoever removes what somebody else is removing is no error.
+func TestRemovalsSideBySide(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
-	pod := n.pod(n.ownPod("p"))
-	join := RemoveOptions{Force: true, Join: true}
-	for _, succeeds := range []bool{true, false} {
-		id := n.member(pod, memberConfig(fmt.Sprint("a", succeeds), "sleep"))
-		c, _ := n.e.containers.get(id)
-		if err := c.claim(true); err != nil { // a removal is under way
-			t.Fatal(err)
+	for range 20 {
+		pod := n.pod(hostPod("p"))
+		id := n.member(pod, memberConfig("a", "sleep"))
+		var wg sync.WaitGroup
+		for _, f := range []func() error{
+			func() error { return n.e.RemovePodContainer(bg, id) }, func() error { return n.e.RemovePodContainer(bg, id) },
+			func() error { return n.e.StopSandbox(bg, pod) }, func() error { return n.e.RemoveSandbox(bg, pod) },
+			func() error { return n.e.RemoveSandbox(bg, pod) },
+		} {
+			wg.Go(func() {
+				if err := f(); err != nil && !errdefs.IsNotFound(err) {
+					t.Error(err)
+				}
+			})
 		}
-		if err := n.e.RemoveContainer(bg, id, RemoveOptions{Force: true}); !errdefs.IsConflict(err) {
-			t.Errorf("another removal: %v", err)
-		}
-		ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)
-		if err := n.e.RemoveContainer(ctx, id, join); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("did not wait for the removal: %v", err)
-		}
-		cancel()
-		ends := make(chan error, 3)
-		for range cap(ends) {
-			go func() { ends <- n.e.RemoveContainer(bg, id, join) }()
-		}
-		time.Sleep(10 * time.Millisecond)
-		if succeeds {
-			if err := n.e.kill9(bg, c, c.run); err != nil {
-				t.Fatal(err)
-			}
-			if err := errors.Join(c.acquire(bg), n.e.removeHeld(bg, c, false)); err != nil {
-				t.Fatal(err)
-			}
-			c.release()
-		} else {
-			c.mu.Lock()
-			c.unclaimLocked()
-			c.mu.Unlock()
-		}
-		for range cap(ends) {
-			if err := <-ends; err != nil && !errdefs.IsNotFound(err) {
-				t.Errorf("joined, removal succeeds: %v: %v", succeeds, err)
-			}
-		}
-		if _, err := n.e.Container(bg, id); !errdefs.IsNotFound(err) {
-			t.Errorf("the container is there: %v", err)
-		}
+		wg.Wait()
+		n.empty()
 	}
-	if err := n.e.RemoveSandbox(bg, pod); err != nil {
-		t.Fatal(err)
-	}
-	n.empty()
 }
 
 // TestSharedPIDs: only a pod that shares a PID namespace has a process of its own.

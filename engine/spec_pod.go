@@ -2,6 +2,7 @@ package engine
 
 import (
 	"maps"
+	"os"
 	"path"
 	"slices"
 	"strconv"
@@ -15,6 +16,8 @@ type podInput struct {
 	ID     string
 	Config SandboxConfig
 	UserNS string // path; "": the host's
+	// held are files that paths of this process lead to, until the task is created.
+	held []*os.File
 }
 
 // pod lays what only a pod's container has over Docker's specification.

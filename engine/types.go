@@ -330,7 +330,6 @@ type StopOptions struct {
 type RemoveOptions struct {
 	Force   bool // kill it first
 	Volumes bool // anonymous volumes too
-	Join    bool // with Force: wait for a removal that is under way, which else is a conflict
 }
 
 // WaitCondition is what WaitContainer waits for.

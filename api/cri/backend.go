@@ -35,7 +35,7 @@ type Containers interface {
 	CreatePodContainer(ctx context.Context, sandbox string, c engine.Config) (id string, err error)
 	StartPodContainer(ctx context.Context, ref string) error
 	StopContainer(ctx context.Context, ref string, o engine.StopOptions) error
-	RemoveContainer(ctx context.Context, ref string, o engine.RemoveOptions) error
+	RemovePodContainer(ctx context.Context, ref string) error
 	UpdatePodContainer(ctx context.Context, ref string, r engine.Resources, oomScoreAdj *int) error
 	Container(ctx context.Context, ref string) (engine.Container, error)
 	PodContainers(ctx context.Context) []engine.Container

@@ -75,8 +75,7 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, r *api.RemoveConta
 	} else if err != nil {
 		return nil, err
 	}
-	err = s.opt.Backend.RemoveContainer(ctx, v.ID, engine.RemoveOptions{Force: true, Volumes: true, Join: true})
-	if err != nil && !notFound(err) {
+	if err := s.opt.Backend.RemovePodContainer(ctx, v.ID); err != nil {
 		return nil, err
 	}
 	return &api.RemoveContainerResponse{}, nil
@@ -94,7 +93,9 @@ func (s *runtimeService) StreamContainers(r *api.StreamContainersRequest, to grp
 
 func (s *runtimeService) listContainers(ctx context.Context, f *api.ContainerFilter) []*api.Container {
 	var out []*api.Container
-	for _, v := range s.opt.Backend.PodContainers(ctx) {
+	list := s.opt.Backend.PodContainers(ctx)
+	for i := range list {
+		v := &list[i]
 		if f.GetId() != "" && !strings.HasPrefix(v.ID, f.GetId()) ||
 			f.GetPodSandboxId() != "" && !strings.HasPrefix(v.Config.Pod.Sandbox, f.GetPodSandboxId()) ||
 			f.GetState() != nil && f.GetState().GetState() != containerState(v) ||
@@ -111,7 +112,7 @@ func (s *runtimeService) ContainerStatus(ctx context.Context, r *api.ContainerSt
 	if err != nil {
 		return nil, err
 	}
-	resp := &api.ContainerStatusResponse{Status: s.containerStatus(ctx, v)}
+	resp := &api.ContainerStatusResponse{Status: s.containerStatus(ctx, &v)}
 	if r.GetVerbose() {
 		resp.Info = info(map[string]any{
 			"sandboxID": v.Config.Pod.Sandbox, "pid": v.State.Pid, "config": v.Config, "snapshotter": v.Snapshotter,

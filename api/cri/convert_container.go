@@ -246,7 +246,7 @@ func wireResources(r engine.Resources, oomScoreAdj int) *api.LinuxContainerResou
 	return w
 }
 
-func containerState(v engine.Container) api.ContainerState {
+func containerState(v *engine.Container) api.ContainerState {
 	switch v.State.Status {
 	case engine.StatusCreated:
 		return api.ContainerState_CONTAINER_CREATED
@@ -258,11 +258,11 @@ func containerState(v engine.Container) api.ContainerState {
 	return api.ContainerState_CONTAINER_UNKNOWN
 }
 
-func imageSpec(v engine.Container) *api.ImageSpec {
+func imageSpec(v *engine.Container) *api.ImageSpec {
 	return &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: v.Config.Pod.UserImage, Annotations: v.Config.Pod.ImageAnnotations}
 }
 
-func containerOf(v engine.Container) *api.Container {
+func containerOf(v *engine.Container) *api.Container {
 	p := v.Config.Pod
 	return &api.Container{
 		Id: v.ID, PodSandboxId: p.Sandbox, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt},
@@ -272,7 +272,7 @@ func containerOf(v engine.Container) *api.Container {
 }
 
 // containerStatus is a container as it is. The names of its image are looked up: they change.
-func (s *Server) containerStatus(ctx context.Context, v engine.Container) *api.ContainerStatus {
+func (s *Server) containerStatus(ctx context.Context, v *engine.Container) *api.ContainerStatus {
 	p := v.Config.Pod
 	st := &api.ContainerStatus{
 		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v),

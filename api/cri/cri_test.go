@@ -563,6 +563,26 @@ func TestImages(t *testing.T) {
 	if _, err := c.PullImage(ctx, &api.PullImageRequest{Image: &api.ImageSpec{Image: "a"}, Auth: &api.AuthConfig{}}); err != nil || f.pulled.Auth != nil {
 		t.Errorf("no credentials: %v, %v", f.pulled.Auth, err)
 	}
+	for name, a := range map[string]*api.AuthConfig{"identity": {IdentityToken: "t"}, "registry": {RegistryToken: "t"}} {
+		if _, err := c.PullImage(ctx, &api.PullImageRequest{Image: &api.ImageSpec{Image: "a"}, Auth: a}); err != nil ||
+			*f.pulled.Auth != (engine.RegistryAuth{IdentityToken: a.IdentityToken, RegistryToken: a.RegistryToken}) {
+			t.Errorf("%s token: %+v, %v", name, f.pulled.Auth, err)
+		}
+	}
+	// Credentials go to the registry that they are for.
+	for server, want := range map[string]bool{
+		"https://index.docker.io/v1/": true, "docker.io": true, "example.com": false, "https://docker.io.example.com/": false,
+	} {
+		if _, err := c.PullImage(ctx, &api.PullImageRequest{Image: &api.ImageSpec{Image: "a"}, Auth: &api.AuthConfig{Username: "u", Password: "p", ServerAddress: server}}); err != nil ||
+			(f.pulled.Auth != nil) != want {
+			t.Errorf("%s: %+v, %v", server, f.pulled.Auth, err)
+		}
+	}
+	for handler, want := range map[string]codes.Code{"": codes.OK, "hako": codes.OK, "runc": codes.OK, "none": codes.InvalidArgument} {
+		if _, err := c.PullImage(ctx, &api.PullImageRequest{Image: &api.ImageSpec{Image: "a", RuntimeHandler: handler}}); status.Code(err) != want {
+			t.Errorf("handler %q: %v", handler, err)
+		}
+	}
 	_, err := c.PullImage(ctx, &api.PullImageRequest{Image: &api.ImageSpec{Image: "a"}, Auth: &api.AuthConfig{Auth: "c2VjcmV0"}})
 	if status.Code(err) != codes.InvalidArgument || strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "c2Vj") {
 		t.Errorf("bad credentials: %v", err)

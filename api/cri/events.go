@@ -64,7 +64,7 @@ func (s *Server) event(ctx context.Context, ev engine.Event, kind api.ContainerE
 	}
 	w.PodSandboxStatus = sandboxStatus(sb)
 	for _, v := range s.opt.Backend.SandboxContainers(ctx, sb.ID) {
-		w.ContainersStatuses = append(w.ContainersStatuses, s.containerStatus(ctx, v))
+		w.ContainersStatuses = append(w.ContainersStatuses, s.containerStatus(ctx, &v))
 	}
 	return w
 }

@@ -108,7 +108,7 @@ func (f *fake) StopContainer(_ context.Context, _ string, o engine.StopOptions) 
 	f.stopped = &o
 	return f.err
 }
-func (f *fake) RemoveContainer(context.Context, string, engine.RemoveOptions) error { return f.err }
+func (f *fake) RemovePodContainer(context.Context, string) error { return f.err }
 func (f *fake) UpdatePodContainer(_ context.Context, _ string, r engine.Resources, _ *int) error {
 	f.updated = &r
 	return f.err
@@ -217,7 +217,7 @@ func serve(t *testing.T, f *fake) *grpc.ClientConn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := New(Options{Backend: f, Version: "1.2.3", StateDir: "/state", Handlers: []string{"runc"}})
+	s := New(Options{Backend: f, Version: "1.2.3", StateDir: "/state", Handlers: func() []string { return []string{"runc"} }})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	conn, err := grpc.NewClient("unix://"+path, grpc.WithTransportCredentials(insecure.NewCredentials()),

@@ -4,10 +4,12 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
 	"google.golang.org/grpc"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
@@ -16,7 +18,10 @@ import (
 )
 
 func (s *imageService) PullImage(ctx context.Context, r *api.PullImageRequest) (*api.PullImageResponse, error) {
-	auth, err := registryAuth(r.GetAuth())
+	if h := r.GetImage().GetRuntimeHandler(); h != "" && !slices.Contains(s.handlers(), h) {
+		return nil, invalidf("no runtime handler %q is configured", h)
+	}
+	auth, err := registryAuth(r.GetAuth(), r.GetImage().GetImage())
 	if err != nil {
 		return nil, err
 	}
@@ -30,8 +35,18 @@ func (s *imageService) PullImage(ctx context.Context, r *api.PullImageRequest) (
 	return &api.PullImageResponse{ImageRef: img.ID.String()}, nil
 }
 
-// registryAuth makes the engine's form of credentials; nil for none. No error shows them.
-func registryAuth(w *api.AuthConfig) (*engine.RegistryAuth, error) {
+// registryAuth makes the engine's form of credentials; nil for none, or for some that are meant for
+// another registry than that of ref. No error shows them.
+func registryAuth(w *api.AuthConfig, ref string) (*engine.RegistryAuth, error) {
+	if w.GetServerAddress() != "" {
+		named, err := reference.ParseDockerRef(ref)
+		if err != nil {
+			return nil, invalidf("%v", err)
+		}
+		if serverHost(w.GetServerAddress()) != serverHost(reference.Domain(named)) {
+			return nil, nil
+		}
+	}
 	a := engine.RegistryAuth{
 		Username: w.GetUsername(), Password: w.GetPassword(), IdentityToken: w.GetIdentityToken(),
 		RegistryToken: w.GetRegistryToken(), ServerAddress: w.GetServerAddress(),
@@ -48,6 +63,19 @@ func registryAuth(w *api.AuthConfig) (*engine.RegistryAuth, error) {
 		return nil, nil
 	}
 	return &a, nil
+}
+
+// serverHost is the host of a registry, however it is written. Docker Hub has several names.
+func serverHost(address string) string {
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		address = rest
+	}
+	host, _, _ := strings.Cut(address, "/")
+	switch host = strings.ToLower(host); host {
+	case "index.docker.io", "registry-1.docker.io":
+		return "docker.io"
+	}
+	return host
 }
 
 func (s *imageService) ListImages(ctx context.Context, r *api.ListImagesRequest) (*api.ListImagesResponse, error) {

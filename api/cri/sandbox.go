@@ -47,7 +47,7 @@ func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *api.PodSandbox
 	now := time.Now().UnixNano()
 	resp := &api.PodSandboxStatusResponse{Status: sandboxStatus(sb), Timestamp: now}
 	for _, c := range s.opt.Backend.SandboxContainers(ctx, sb.ID) {
-		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(ctx, c))
+		resp.ContainersStatuses = append(resp.ContainersStatuses, s.containerStatus(ctx, &c))
 	}
 	if len(resp.ContainersStatuses) == 0 {
 		resp.Timestamp = 0

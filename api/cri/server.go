@@ -27,7 +27,7 @@ type Options struct {
 	Streams  *streaming.Server // gives the URLs of exec, attach and port-forward
 	Version  string
 	StateDir string            // of the daemon, told by Status
-	Handlers []string          // runtime handlers besides the default one
+	Handlers func() []string   // gives the runtime handlers besides the default one; nil: none
 	Config   map[string]string // told by Status, when it is asked for details
 	// Unary and Stream see each call before anything else, with the code of its answer.
 	Unary  []grpc.UnaryServerInterceptor

@@ -28,7 +28,7 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: features.UserNamespaces,
 		},
 	}
-	for _, name := range append([]string{"", "hako"}, s.opt.Handlers...) {
+	for _, name := range append([]string{""}, s.handlers()...) {
 		h := &api.RuntimeHandler{Name: name, Features: &api.RuntimeHandlerFeatures{}}
 		if name == "" || name == "hako" { // of others nothing is known
 			h.Features.RecursiveReadOnlyMounts, h.Features.UserNamespaces = features.RecursiveReadOnly, features.UserNamespaces
@@ -47,6 +47,15 @@ func (s *runtimeService) Status(ctx context.Context, r *api.StatusRequest) (*api
 		resp.Info = map[string]string{"config": string(raw)}
 	}
 	return resp, nil
+}
+
+// handlers are the runtime handlers that have a name.
+func (s *Server) handlers() []string {
+	names := []string{"hako"}
+	if s.opt.Handlers != nil {
+		names = append(names, s.opt.Handlers()...)
+	}
+	return names
 }
 
 func (s *runtimeService) RuntimeConfig(ctx context.Context, _ *api.RuntimeConfigRequest) (*api.RuntimeConfigResponse, error) {

@@ -18,6 +18,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -86,7 +87,6 @@ func New(o Options) (*Server, error) {
 	adaptation.SetPluginRequestTimeout(o.RequestLimit)
 	adaptation.SetPluginRegistrationTimeout(o.RegisterLimit)
 	s := &Server{opt: o, log: o.Log}
-	nrilog.Set(logger{slog.New(slog.DiscardHandler)}) // that it was built without WASM is an error to it
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	var err error
 	s.adapt, err = adaptation.New("hako", o.Version, s.synchronize, s.unsolicited,
@@ -97,7 +97,6 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("NRI: %w", err)
 	}
-	nrilog.Set(logger{o.Log})
 	return s, nil
 }
 
@@ -257,6 +256,10 @@ func (s *Server) evict(list []*api.ContainerEviction) {
 	}
 }
 
+// LogTo says where the library writes, which the whole process shares. It is called once,
+// before New.
+func LogTo(l *slog.Logger) { nrilog.Set(logger{l}) }
+
 // logger writes the library's messages.
 type logger struct{ l *slog.Logger }
 
@@ -282,6 +285,12 @@ func (l logger) Warnf(ctx context.Context, format string, args ...any) {
 	l.write(ctx, slog.LevelWarn, format, args)
 }
 
+// Errorf gives a word of its own to what the library takes for an error and is none: that it
+// was built without WebAssembly.
 func (l logger) Errorf(ctx context.Context, format string, args ...any) {
-	l.write(ctx, slog.LevelError, format, args)
+	level := slog.LevelError
+	if strings.Contains(format, "WASM support") {
+		level = slog.LevelDebug
+	}
+	l.write(ctx, level, format, args)
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/nri/pkg/api"
-	nrilog "github.com/containerd/nri/pkg/log"
 	"github.com/containerd/nri/pkg/stub"
 	"github.com/containerd/ttrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -30,6 +29,7 @@ const limit = time.Second
 
 // TestMain is a plugin when the server has started it as one.
 func TestMain(m *testing.M) {
+	LogTo(slog.New(slog.DiscardHandler))
 	if os.Getenv(api.PluginNameEnvVar) == "" {
 		os.Exit(m.Run())
 	}
@@ -218,9 +218,6 @@ func newServer(t *testing.T, o Options) (*Server, *backend) {
 	if o.PluginDir == "" {
 		o.PluginDir = filepath.Join(dir, "none")
 	}
-	if o.Log == nil {
-		o.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
 	s, err := New(o)
 	if err != nil {
 		t.Fatal(err)
@@ -229,7 +226,7 @@ func newServer(t *testing.T, o Options) (*Server, *backend) {
 	if err := s.Start(b); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { nrilog.Set(logger{slog.New(slog.DiscardHandler)}); s.Close() })
+	t.Cleanup(s.Close)
 	return s, b
 }
 

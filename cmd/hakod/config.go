@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/pelletier/go-toml/v2"
 	"github.com/spf13/pflag"
@@ -38,6 +39,7 @@ type config struct {
 	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
 	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
 	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
+	PullTimeout      string            `toml:"pull-progress-timeout" comment:"For how long a registry may send nothing before the request is made again, and given up in the end, e.g. 30s."`
 	Network          string            `toml:"network" comment:"Of the pods: cni, or builtin: the default network of the containers."`
 	StreamAddress    string            `toml:"stream-address" comment:"IP:PORT of the server for exec, attach and port-forward of the CRI; one that other machines can reach needs a certificate."`
 	StreamCert       string            `toml:"stream-cert" comment:"Certificate of that server, a PEM file."`
@@ -60,7 +62,7 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
-		RegistryDir: "/etc/hako/certs.d", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
@@ -198,6 +200,9 @@ func (c *config) complete() error {
 			return err
 		}
 	}
+	if d, err := time.ParseDuration(c.PullTimeout); err != nil || d <= 0 {
+		return fmt.Errorf("pull-progress-timeout: %q is not a duration such as 30s or 2m", c.PullTimeout)
+	}
 	if c.CgroupDriver == "" {
 		c.CgroupDriver = cgroupDriver("/")
 	}
@@ -207,6 +212,11 @@ func (c *config) complete() error {
 		}
 		if _, err := netip.ParsePrefix(s); err != nil {
 			return fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	for _, dir := range filepath.SplitList(c.CDISpecDirs) {
+		if !filepath.IsAbs(dir) {
+			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
 		}
 	}
 	for name, bin := range c.Runtimes {

@@ -39,19 +39,24 @@ func TestUnknownNames(t *testing.T) {
 func TestBadValues(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"snapshotter = 'zfs'":         `snapshotter: "zfs" is not one of overlayfs, native`,
-		"log-level = 'loud'":          `log-level: "loud" is not one of debug, info, warn, error`,
-		"bridge-subnet = 'x'":         "bridge-subnet: ",
-		"cgroup-driver = 'x'":         `cgroup-driver: "x" is not one of , cgroupfs, systemd`,
-		"mtu = 'x'":                   "cannot decode TOML string",
-		"root = ''":                   `"" is not a folder`,
-		"root = '/a'\nstate = '/a'":   "root and state are the same folder, /a",
-		"metrics-address = 'x:9'":     `metrics-address: "x:9" is not IP:PORT`,
-		"stream-address = ':9'":       "stream-address: address [::]:9 can be reached by other machines, which needs a certificate",
-		"trace-endpoint = '1.2.3.4'":  `trace-endpoint: "1.2.3.4" is not http://HOST:PORT or https://HOST:PORT`,
-		"trace-ratio = 2.0":           "trace-ratio: 2 is not between 0 and 1",
-		"[runtimes]\nrunc = 'runc'":   `runtimes: runc: "runc" is not an absolute path`,
-		"this is not TOML at all = =": "config.toml:1:",
+		"snapshotter = 'zfs'":                `snapshotter: "zfs" is not one of overlayfs, native`,
+		"log-level = 'loud'":                 `log-level: "loud" is not one of debug, info, warn, error`,
+		"bridge-subnet = 'x'":                "bridge-subnet: ",
+		"cgroup-driver = 'x'":                `cgroup-driver: "x" is not one of , cgroupfs, systemd`,
+		"mtu = 'x'":                          "cannot decode TOML string",
+		"root = ''":                          `"" is not a folder`,
+		"root = '/a'\nstate = '/a'":          "root and state are the same folder, /a",
+		"metrics-address = 'x:9'":            `metrics-address: "x:9" is not IP:PORT`,
+		"stream-address = ':9'":              "stream-address: address [::]:9 can be reached by other machines, which needs a certificate",
+		"trace-endpoint = '1.2.3.4'":         `trace-endpoint: "1.2.3.4" is not http://HOST:PORT or https://HOST:PORT`,
+		"trace-ratio = 2.0":                  "trace-ratio: 2 is not between 0 and 1",
+		"nri-timeout = 0":                    "nri-timeout: 0 is not between 1 and 60 seconds",
+		"cdi-spec-dirs = 'etc/cdi'":          `cdi-spec-dirs: "etc/cdi" is not an absolute path`,
+		"nri-socket = '/n'\ncri-socket = ''": "nri-socket: NRI plugins follow the pods of the CRI, which cri-socket turns off",
+		"[runtimes]\nrunc = 'runc'":          `runtimes: runc: "runc" is not an absolute path`,
+		"this is not TOML at all = =":        "config.toml:1:",
+		"pull-progress-timeout = '5'":        `pull-progress-timeout: "5" is not a duration`,
+		"pull-progress-timeout = '-1s'":      `pull-progress-timeout: "-1s" is not a duration`,
 	} {
 		err := run([]string{"config", "check", writeConfig(t, text)}, &bytes.Buffer{})
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -46,7 +46,7 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 		return errors.Join(err, streams.Close())
 	}
 	srv := cri.New(cri.Options{
-		Backend: eng, Streams: streams, Version: version.Version, StateDir: cfg.State, Handlers: slices.Sorted(maps.Keys(cfg.Runtimes)),
+		Backend: eng, Streams: streams, Version: version.Version, StateDir: cfg.State, Handlers: func() []string { return slices.Sorted(maps.Keys(eng.Runtimes())) },
 		Config: map[string]string{"snapshotter": cfg.Snapshotter, "registryDir": cfg.RegistryDir, "network": cfg.Network},
 		Unary:  obs.unary, Stream: obs.stream, Log: log,
 	})
@@ -93,6 +93,7 @@ func openPlugins(cfg config, log *slog.Logger) (*nri.Server, engine.Hooks, error
 	if cfg.NRISocket == "" {
 		return nil, nil, nil
 	}
+	nri.LogTo(log)
 	s, err := nri.New(nri.Options{
 		Socket: cfg.NRISocket, PluginDir: cfg.NRIPluginDir, ConfigDir: cfg.NRIConfigDir,
 		RequestLimit: time.Duration(cfg.NRITimeout) * time.Second, Version: version.Version, Log: log,

@@ -22,6 +22,7 @@ import (
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/network"
 	"github.com/hako-engine/hako/shim/client"
@@ -34,7 +35,7 @@ const shutdownLimit = 5 * time.Second
 
 // serve runs the daemon until ctx ends. This is where everything is wired: the rooms
 // from the bottom up, then the front-ends.
-func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
+func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err error) {
 	unlock, err := lock(cfg)
 	if err != nil {
 		return err
@@ -60,9 +61,11 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 	if overlay != nil {
 		snapshotters["overlayfs"] = overlay
 	}
+	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
 	images := image.New(image.Options{
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
+		Registry: registry.Options{Timeout: pullTimeout},
 	})
 	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
 	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
@@ -165,6 +168,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) (err error) {
 		})
 		g.Go(func() error { <-gctx.Done(); return srv.Close() })
 	}
+	g.Go(func() error { r.run(gctx, eng); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
 	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "cri", cfg.CRISocket)
 	err = g.Wait()

@@ -31,7 +31,8 @@ Usage:
   hakod cleanup [flags]      end all containers of this root and remove what the daemon
                              made outside its folders: processes, cgroups, networks
 
-Each flag is also a key of the configuration file, without the dashes.
+Each flag is also a key of the configuration file, without the dashes. SIGHUP makes the daemon read
+the file again; log level and runtimes change at once, the rest at the next start.
 
 Flags:
 `
@@ -101,24 +102,35 @@ func run(args []string, out io.Writer) error {
 		return fmt.Errorf("unknown command %q: %w", strings.Join(cmd, " "), errUsage)
 	}
 
-	// The file goes below the flags: read it, then lay the given flags over it again.
-	if err := cfg.load(*path, false); err != nil {
+	given := func() (config, error) { return settings(*path, args) }
+	cfg, err := given()
+	if err != nil {
 		return err
 	}
-	if err := fs.Parse(args); err != nil {
-		return err
-	}
-	if err := cfg.complete(); err != nil {
-		return err
-	}
-	log := newLogger(cfg, os.Stderr)
+	log, level := newLogger(cfg, os.Stderr)
 	if fs.NArg() == 1 { // cleanup
 		return cleanup(context.Background(), cfg, log)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
-	signal.Ignore(unix.SIGHUP, unix.SIGPIPE) // a closed terminal does not end the daemon
-	return serve(ctx, cfg, log)
+	signal.Ignore(unix.SIGPIPE)
+	return serve(ctx, cfg, newReloader(cfg, given, level, log), log)
+}
+
+// settings reads the file, lays the flags over it, and checks the whole.
+func settings(path string, args []string) (config, error) {
+	cfg := defaultConfig()
+	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
+	fs.String("config", path, "")
+	fs.Bool("version", false, "")
+	cfg.flags(fs)
+	if err := cfg.load(path, false); err != nil {
+		return cfg, err
+	}
+	if err := fs.Parse(args); err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.complete()
 }
 
 func printVersion(out io.Writer) error {
@@ -137,12 +149,13 @@ func unknownFlag(err error, fs *pflag.FlagSet) error {
 	return fmt.Errorf("%w, did you mean --%s?", err, nearest(name, known))
 }
 
-func newLogger(cfg config, w io.Writer) *slog.Logger {
-	var level slog.Level
+// newLogger gives the log, and what changes its level.
+func newLogger(cfg config, w io.Writer) (*slog.Logger, *slog.LevelVar) {
+	level := new(slog.LevelVar)
 	_ = level.UnmarshalText([]byte(cfg.LogLevel)) // checked by complete
 	opts := &slog.HandlerOptions{Level: level}
 	if cfg.LogFormat == "json" {
-		return slog.New(slog.NewJSONHandler(w, opts))
+		return slog.New(slog.NewJSONHandler(w, opts)), level
 	}
-	return slog.New(slog.NewTextHandler(w, opts))
+	return slog.New(slog.NewTextHandler(w, opts)), level
 }

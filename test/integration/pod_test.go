@@ -448,3 +448,42 @@ func TestPodsUnderLoad(t *testing.T) {
 		}
 	}
 }
+
+// TestEphemeralContainer joins the PID namespace of another container, as kubectl debug --target does.
+func TestEphemeralContainer(t *testing.T) {
+	n := own(t)
+	k := newKubelet(t, n)
+	pc := k.config("target", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	target := k.run(pod, pc, "main", "sleep", "4321")
+	ended := k.run(pod, pc, "ended", "true")
+	eventually(t, "exit", func() bool { return k.status(ended).State == cri.ContainerState_CONTAINER_EXITED })
+	debug := func(name, target string) (*cri.CreateContainerResponse, error) {
+		return k.CreateContainer(ctx(t), &cri.CreateContainerRequest{PodSandboxId: pod, SandboxConfig: pc, Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: name}, Image: &cri.ImageSpec{Image: testImage}, Command: []string{"sleep", "1000"},
+			Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target},
+			}},
+		}})
+	}
+	r, err := debug("debug", target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.StartContainer(ctx(t), &cri.StartContainerRequest{ContainerId: r.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	if got := k.sh(r.ContainerId, "ps -o args | grep -c '[4]321'"); got != "1" {
+		t.Errorf("the target is not seen: %s", k.sh(r.ContainerId, "ps"))
+	}
+	if _, err := debug("none", "no-such"); status.Code(err) != codes.NotFound {
+		t.Errorf("no target: %v", err)
+	}
+	if r, err = debug("late", ended); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.StartContainer(ctx(t), &cri.StartContainerRequest{ContainerId: r.ContainerId}); status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("a target that has ended: %v", err)
+	}
+	k.end(pod)
+}

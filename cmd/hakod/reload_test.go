@@ -1,0 +1,86 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"maps"
+	"os"
+	"strings"
+	"testing"
+)
+
+type fakeRuntimes struct {
+	set  map[string]string
+	kept []string
+}
+
+func (f *fakeRuntimes) SetRuntimes(m map[string]string) []string {
+	f.set = maps.Clone(m)
+	return f.kept
+}
+
+func TestReload(t *testing.T) {
+	t.Parallel()
+	path := writeConfig(t, "log-level = 'info'\n")
+	read := func() (config, error) { return settings(path, []string{"--mtu", "1400"}) }
+	cfg, err := read()
+	if err != nil || cfg.MTU != 1400 {
+		t.Fatalf("%+v, %v", cfg, err)
+	}
+	var out bytes.Buffer
+	log, level := newLogger(cfg, &out)
+	eng := &fakeRuntimes{kept: []string{"old"}}
+	r := &reloader{read: read, now: cfg, level: level, log: log}
+	reload := func(text string) string {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out.Reset()
+		r.apply(eng)
+		return out.String()
+	}
+
+	got := reload("log-level = 'debug'\nmtu = 9000\nbridge-name = 'x0'\n[runtimes]\nrunc = '/usr/bin/runc'\n")
+	if level.Level() != slog.LevelDebug || eng.set["runc"] != "/usr/bin/runc" {
+		t.Errorf("level %v, runtimes %v", level.Level(), eng.set)
+	}
+	// The flag goes before the file, so mtu has not changed.
+	for _, want := range []string{"changed=\"[log-level runtimes]\"", "runtimes=[old]", "after a restart of the daemon\" keys=[bridge-name]"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s lacks %s", got, want)
+		}
+	}
+	// What is wrong changes nothing.
+	eng.set = nil
+	for _, bad := range []string{"log-level = 'loud'\n", "log-levell = 'warn'\n", "= =\n"} {
+		if got := reload(bad); !strings.Contains(got, "not reloaded") || level.Level() != slog.LevelDebug || eng.set != nil {
+			t.Errorf("%q: %s", bad, got)
+		}
+	}
+	if err := os.Remove(path); err != nil { // it may be missing: the defaults
+		t.Fatal(err)
+	}
+	out.Reset()
+	r.apply(eng)
+	if level.Level() != slog.LevelInfo || len(eng.set) != 0 {
+		t.Errorf("without a file: level %v, runtimes %v", level.Level(), eng.set)
+	}
+	r.read = func() (config, error) { return config{}, errors.New("no") }
+	r.apply(eng)
+}
+
+// TestConfigDocumented holds that docs/config.md has each key.
+func TestConfigDocumented(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/config.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys() {
+		if !strings.Contains(string(doc), "\n| `"+key+"` |") {
+			t.Errorf("docs/config.md does not have %s", key)
+		}
+	}
+}
