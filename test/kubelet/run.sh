@@ -222,7 +222,7 @@ sleep 1
 for f in $(find "$dir" -name '0.log.*' ! -name '*.tmp' | sort) "$dir/0.log"; do case $f in *.gz) zcat "$f" ;; *) cat "$f" ;; esac; done |
 	awk '$3 != "F" || $4 != "line" {print "bad line: " $0; exit 1} NR > 1 && $5 != last + 1 {print "line " $5 " follows " last; exit 1} {last = $5} END {print NR " lines of the log, none missing, the last is " last}' || bad "the log"
 cri stats | head -8
-grep -cE 'PLEG is not healthy' "$w/kubelet.log" | sed 's/^/PLEG not healthy, times: /'
+grep -cE 'pleg was last seen active' "$w/kubelet.log" | sed 's/^/PLEG not healthy, times: /'
 grep -E '^E[0-9]{4}' "$w/kubelet.log" | sed -E 's/^E[0-9]+ [0-9:.]+ +[0-9]+ //; s/[0-9a-f]{64}/ID/g; s/[0-9a-f-]{32,36}/UID/g' | cut -c1-160 | sort | uniq -c | sort -rn | head -12
 say "the pods are taken away"
 rm "$w"/manifests/*.yaml
