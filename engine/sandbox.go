@@ -238,15 +238,18 @@ func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 
 // PodContainers lists the containers of all pods, the newest first.
 func (e *Engine) PodContainers(context.Context) []Container {
-	var out []Container
-	for _, c := range e.containers.all() {
+	// A Container is large, so that moving them about takes longer than all else. Id and time
+	// of a container never change.
+	all := e.containers.all()
+	slices.SortFunc(all, func(a, b *container) int {
+		return cmp.Or(b.rec.Created.Compare(a.rec.Created), strings.Compare(a.id, b.id))
+	})
+	out := make([]Container, 0, len(all))
+	for _, c := range all {
 		if v := c.view(); v.Config.Pod != nil {
 			out = append(out, v)
 		}
 	}
-	slices.SortFunc(out, func(a, b Container) int {
-		return cmp.Or(b.Created.Compare(a.Created), strings.Compare(a.ID, b.ID))
-	})
 	return out
 }
 

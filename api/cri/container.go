@@ -94,7 +94,9 @@ func (s *runtimeService) StreamContainers(r *api.StreamContainersRequest, to grp
 
 func (s *runtimeService) listContainers(ctx context.Context, f *api.ContainerFilter) []*api.Container {
 	var out []*api.Container
-	for _, v := range s.opt.Backend.PodContainers(ctx) {
+	all := s.opt.Backend.PodContainers(ctx)
+	for i := range all {
+		v := &all[i] // a Container is large
 		if f.GetId() != "" && !strings.HasPrefix(v.ID, f.GetId()) ||
 			f.GetPodSandboxId() != "" && !strings.HasPrefix(v.Config.Pod.Sandbox, f.GetPodSandboxId()) ||
 			f.GetState() != nil && f.GetState().GetState() != containerState(v) ||

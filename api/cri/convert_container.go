@@ -246,7 +246,7 @@ func wireResources(r engine.Resources, oomScoreAdj int) *api.LinuxContainerResou
 	return w
 }
 
-func containerState(v engine.Container) api.ContainerState {
+func containerState(v *engine.Container) api.ContainerState {
 	switch v.State.Status {
 	case engine.StatusCreated:
 		return api.ContainerState_CONTAINER_CREATED
@@ -258,11 +258,11 @@ func containerState(v engine.Container) api.ContainerState {
 	return api.ContainerState_CONTAINER_UNKNOWN
 }
 
-func imageSpec(v engine.Container) *api.ImageSpec {
+func imageSpec(v *engine.Container) *api.ImageSpec {
 	return &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: v.Config.Pod.UserImage, Annotations: v.Config.Pod.ImageAnnotations}
 }
 
-func containerOf(v engine.Container) *api.Container {
+func containerOf(v *engine.Container) *api.Container {
 	p := v.Config.Pod
 	return &api.Container{
 		Id: v.ID, PodSandboxId: p.Sandbox, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt},
@@ -275,8 +275,8 @@ func containerOf(v engine.Container) *api.Container {
 func (s *Server) containerStatus(ctx context.Context, v engine.Container) *api.ContainerStatus {
 	p := v.Config.Pod
 	st := &api.ContainerStatus{
-		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v),
-		CreatedAt: v.Created.UnixNano(), Image: imageSpec(v), ImageRef: v.ImageID, ImageId: v.ImageID,
+		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(&v),
+		CreatedAt: v.Created.UnixNano(), Image: imageSpec(&v), ImageRef: v.ImageID, ImageId: v.ImageID,
 		Labels: v.Config.Labels, Annotations: v.Config.Annotations, LogPath: p.LogPath,
 		Resources:  &api.ContainerResources{Linux: wireResources(v.Config.Resources, v.Config.OOMScoreAdj)},
 		StopSignal: wireSignal(v.StopSignal),
@@ -289,10 +289,10 @@ func (s *Server) containerStatus(ctx context.Context, v engine.Container) *api.C
 			st.ImageRef = img.Digests[0]
 		}
 	}
-	if !v.State.StartedAt.IsZero() && containerState(v) != api.ContainerState_CONTAINER_CREATED {
+	if !v.State.StartedAt.IsZero() && containerState(&v) != api.ContainerState_CONTAINER_CREATED {
 		st.StartedAt = v.State.StartedAt.UnixNano()
 	}
-	if containerState(v) == api.ContainerState_CONTAINER_EXITED {
+	if containerState(&v) == api.ContainerState_CONTAINER_EXITED {
 		if !v.State.FinishedAt.IsZero() {
 			st.FinishedAt = v.State.FinishedAt.UnixNano()
 		}
