@@ -78,7 +78,7 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	return m.c.id, nil
 }
 
-// warmShim starts the shim of a sandbox before its first container needs it.
+// warmShim starts the shim of a sandbox while its first container is being made.
 func (e *Engine) warmShim(s *sandbox) {
 	s.mu.Lock()
 	there := s.shim != nil

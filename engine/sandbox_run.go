@@ -178,7 +178,6 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 	if s.live.Init != 0 {
 		e.work.Go(func() { e.watchInit(s) })
 	}
-	e.warmShim(s) // the first container's request is on its way
 	return s, nil
 }
 
