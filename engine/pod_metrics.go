@@ -205,7 +205,7 @@ func DeviceName(major, minor uint64) string {
 func readMetrics(dirs map[string]string) (CgroupMetrics, error) {
 	var m CgroupMetrics
 	var err error
-	if m.Usage, err = readUsage(dirs); err != nil {
+	if m.Usage, err = readUsage(&statReader{}, dirs); err != nil {
 		return m, err
 	}
 	if dir, v2 := dirs["v2-controllers"]; v2 {

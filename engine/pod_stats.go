@@ -7,9 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -73,6 +72,9 @@ type meter struct {
 
 	files     FsUsage // of the writable layer
 	measuring bool
+
+	reading sync.Mutex          // guards kept
+	kept    map[string]*os.File // open, by path; closed when the meter is garbage
 }
 
 type sample struct {
@@ -124,14 +126,16 @@ func (e *Engine) measure(ctx context.Context, picked []*container, views []Conta
 	all := make([]ContainerUsage, len(picked))
 	ok := make([]bool, len(picked))
 	var g errgroup.Group
-	g.SetLimit(statsWidth)
-	for i, c := range picked {
+	var next atomic.Int64
+	for range min(statsWidth, len(picked)) {
 		g.Go(func() error {
-			u, err := e.containerUsage(ctx, c, views[i])
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				e.log.Warn("measure a container", "container", c.id, "error", err)
+			for i := int(next.Add(1)) - 1; i < len(picked); i = int(next.Add(1)) - 1 {
+				u, err := e.containerUsage(ctx, picked[i], views[i])
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					e.log.Warn("measure a container", "container", picked[i].id, "error", err)
+				}
+				all[i], ok[i] = u, err == nil
 			}
-			all[i], ok[i] = u, err == nil
 			return nil
 		})
 	}
@@ -157,7 +161,7 @@ func (e *Engine) containerUsage(ctx context.Context, c *container, v Container) 
 	if err != nil {
 		return out, err
 	}
-	if out.Usage, err = readUsage(dirs); err != nil {
+	if out.Usage, err = r.meter.usage(dirs); err != nil {
 		return out, err
 	}
 	out.Usage.NanoCores = r.meter.rate(sample{out.Usage.Time, out.Usage.CPU})
@@ -178,6 +182,16 @@ func (m *meter) cgroups(pid int) (map[string]string, error) {
 	}
 	m.dirs = dirs
 	return dirs, nil
+}
+
+// usage reads a cgroup that lives as long as the meter, whose files stay open.
+func (m *meter) usage(dirs map[string]string) (Usage, error) {
+	m.reading.Lock()
+	defer m.reading.Unlock()
+	if m.kept == nil {
+		m.kept = map[string]*os.File{}
+	}
+	return readUsage(&statReader{kept: m.kept}, dirs)
 }
 
 // writableUsage gives the size of a container's own layer as it was last measured, and
@@ -257,7 +271,7 @@ func (e *Engine) sandboxUsage(ctx context.Context, s *sandbox) (SandboxUsage, er
 		}
 	}
 	out.Containers = e.measure(ctx, picked, views)
-	u, err := readUsage(e.podCgroupDirs(s))
+	u, err := readUsage(&statReader{}, e.podCgroupDirs(s))
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // no container has been started yet
 		u = Usage{Time: time.Now()}
@@ -277,8 +291,17 @@ func (e *Engine) sandboxUsage(ctx context.Context, s *sandbox) (SandboxUsage, er
 	return out, nil
 }
 
-// podCgroupDirs finds the directories of a pod's cgroup.
+// podCgroupDirs finds the directories of a pod's cgroup, once.
 func (e *Engine) podCgroupDirs(s *sandbox) map[string]string {
+	s.meter.mu.Lock()
+	defer s.meter.mu.Unlock()
+	if s.meter.dirs == nil {
+		s.meter.dirs = e.findPodCgroup(s)
+	}
+	return s.meter.dirs
+}
+
+func (e *Engine) findPodCgroup(s *sandbox) map[string]string {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil
@@ -304,49 +327,52 @@ func (e *Engine) podCgroupDirs(s *sandbox) map[string]string {
 }
 
 // readUsage reads the files of a cgroup. A controller that is missing leaves its fields 0.
-func readUsage(dirs map[string]string) (Usage, error) {
+func readUsage(f *statReader, dirs map[string]string) (Usage, error) {
 	u := Usage{Time: time.Now()}
 	if dir, v2 := dirs["v2-controllers"]; v2 {
-		if _, err := os.Stat(dir); err != nil {
-			return u, err
+		if f.read(dir, "cpu.stat") == nil {
+			return u, fs.ErrNotExist
 		}
-		u.CPU = readFlat(filepath.Join(dir, "cpu.stat"))["usage_usec"] * 1000
-		u.Memory, u.Limit = readUint(dir, "memory.current"), readUint(dir, "memory.max")
-		st := readFlat(filepath.Join(dir, "memory.stat"))
-		u.WorkingSet = u.Memory - min(u.Memory, st["inactive_file"])
-		u.RSS, u.Faults, u.MajorFault = st["anon"], st["pgfault"], st["pgmajfault"]
-		u.Swap, u.SwapLimit = readUint(dir, "memory.swap.current"), readUint(dir, "memory.swap.max")
-		u.Pids = readUint(dir, "pids.current")
-		u.CPUPressure, u.MemoryPressure, u.IOPressure = readPSI(dir, "cpu"), readPSI(dir, "memory"), readPSI(dir, "io")
+		var inactive uint64
+		f.flat(dir, "cpu.stat", map[string]*uint64{"usage_usec": &u.CPU})
+		u.CPU *= 1000
+		u.Memory, u.Limit = f.number(dir, "memory.current"), f.number(dir, "memory.max")
+		f.flat(dir, "memory.stat", map[string]*uint64{
+			"inactive_file": &inactive, "anon": &u.RSS, "pgfault": &u.Faults, "pgmajfault": &u.MajorFault})
+		u.WorkingSet = u.Memory - min(u.Memory, inactive)
+		u.Swap, u.SwapLimit = f.number(dir, "memory.swap.current"), f.number(dir, "memory.swap.max")
+		u.Pids = f.number(dir, "pids.current")
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu"), f.psi(dir, "memory"), f.psi(dir, "io")
 		return u, nil
 	}
 	cpu, mem := dirs["cpuacct"], dirs["memory"]
 	if cpu == "" && mem == "" {
 		return u, fmt.Errorf("no cgroup controller for CPU time and memory is mounted")
 	}
-	for _, dir := range []string{cpu, mem} {
-		if dir != "" {
-			if _, err := os.Stat(dir); err != nil {
-				return u, err
-			}
-			break
+	if cpu != "" {
+		usage := f.read(cpu, "cpuacct.usage")
+		if usage == nil {
+			return u, fs.ErrNotExist
 		}
+		u.CPU = parseUint(usage)
+	} else if f.read(mem, "memory.usage_in_bytes") == nil {
+		return u, fs.ErrNotExist
 	}
-	u.CPU = readUint(cpu, "cpuacct.usage")
 	if mem != "" {
-		u.Memory = readUint(mem, "memory.usage_in_bytes")
-		st := readFlat(filepath.Join(mem, "memory.stat"))
-		u.WorkingSet = u.Memory - min(u.Memory, st["total_inactive_file"])
-		u.RSS, u.Faults, u.MajorFault = st["total_rss"], st["total_pgfault"], st["total_pgmajfault"]
-		u.Swap = st["total_swap"]
-		u.Limit = limitV1(st["hierarchical_memory_limit"])
-		if sw := limitV1(st["hierarchical_memsw_limit"]); sw > u.Limit {
+		var inactive, limit, both uint64
+		u.Memory = f.number(mem, "memory.usage_in_bytes")
+		f.flat(mem, "memory.stat", map[string]*uint64{
+			"total_inactive_file": &inactive, "total_rss": &u.RSS, "total_pgfault": &u.Faults, "total_pgmajfault": &u.MajorFault,
+			"total_swap": &u.Swap, "hierarchical_memory_limit": &limit, "hierarchical_memsw_limit": &both})
+		u.WorkingSet = u.Memory - min(u.Memory, inactive)
+		u.Limit = limitV1(limit)
+		if sw := limitV1(both); sw > u.Limit {
 			u.SwapLimit = sw - u.Limit
 		}
 	}
-	u.Pids = readUint(dirs["pids"], "pids.current")
+	u.Pids = f.number(dirs["pids"], "pids.current")
 	if dir := dirs["unified"]; dir != "" {
-		u.CPUPressure, u.MemoryPressure, u.IOPressure = readPSI(dir, "cpu"), readPSI(dir, "memory"), readPSI(dir, "io")
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu"), f.psi(dir, "memory"), f.psi(dir, "io")
 	}
 	return u, nil
 }
@@ -357,38 +383,4 @@ func limitV1(n uint64) uint64 {
 		return 0
 	}
 	return n
-}
-
-// readPSI reads a file such as cpu.pressure.
-func readPSI(dir, resource string) *PSI {
-	b, err := os.ReadFile(filepath.Join(dir, resource+".pressure"))
-	if err != nil {
-		return nil
-	}
-	var out PSI
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) == 0 {
-			continue
-		}
-		to := &out.Some
-		if f[0] == "full" {
-			to = &out.Full
-		}
-		for _, kv := range f[1:] {
-			k, v, _ := strings.Cut(kv, "=")
-			switch k {
-			case "avg10":
-				to.Avg10, _ = strconv.ParseFloat(v, 64)
-			case "avg60":
-				to.Avg60, _ = strconv.ParseFloat(v, 64)
-			case "avg300":
-				to.Avg300, _ = strconv.ParseFloat(v, 64)
-			case "total":
-				us, _ := strconv.ParseUint(v, 10, 64)
-				to.Total = us * 1000
-			}
-		}
-	}
-	return &out
 }

@@ -212,9 +212,8 @@ func TestNRIAdjustsContainers(t *testing.T) {
 		"tr '\\0' ' ' </proc/1/cmdline":                                                "sleep 1000",
 		"mkdir /tmp/x 2>&1 | grep -c 'Owner died'":                                     "1",
 	} {
-		if got := k.sh(id, script); got != want {
-			t.Errorf("%s: %q, want %q", script, got, want)
-		}
+		// The kernel shows the arguments and the environment of a program a moment after its start.
+		eventually(t, fmt.Sprintf("%s: %q", script, want), func() bool { return k.sh(id, script) == want })
 	}
 	if b, err := os.ReadFile(hookFile); err != nil || !strings.Contains(string(b), id) {
 		t.Errorf("the hook wrote %q, %v", b, err)
