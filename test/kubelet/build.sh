@@ -11,7 +11,8 @@ cd "$w"
 go mod init kubelet.build
 go mod edit -require "k8s.io/kubernetes@$version"
 # What Kubernetes develops in its own tree has the version v0.0.0 there: each is a module of its own, too.
-for m in $(grep -oE '^\s+k8s.io/[a-z-]+ v0\.0\.0$' "$(go mod download -json "k8s.io/kubernetes@$version" | jq -r .GoMod)" | awk '{print $1}'); do
+gomod=$(go mod download -json "k8s.io/kubernetes@$version" | jq -r .GoMod)
+sed -nE 's/^\s+(k8s.io\/[a-z-]+) v0\.0\.0$/\1/p' "$gomod" | while read -r m; do
 	go mod edit -replace "$m=$m@v0.${version#v1.}"
 done
 stamp=k8s.io/component-base/version
