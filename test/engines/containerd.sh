@@ -81,7 +81,7 @@ is "read-only root" "$(run --rm --read-only $box r sh -c 'echo x 2>/dev/null >/x
 is "volume" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:rw" $box v sh -c 'echo x >/v/file'; cat "$w/volume/file")" x
 is "volume: read-only" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:ro" $box vr sh -c 'cat /v/file; touch /v/y 2>/dev/null || echo refused' | tr '\n' ' ')" "x refused "
 is "privileged" "$(run --rm --privileged $box p sh -c 'touch /proc/sys/kernel/hostname && echo writable')" writable
-is "terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns run ${runtime[*]} --rm -t $box t tty" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns run ${runtime[*]} --rm -t $box t sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 is "user namespace" "$(run --rm --uidmap 0:100000:1000 --gidmap 0:100000:1000 $box ns sh -c 'id -u; cat /proc/self/uid_map' 2>&1 | tr -s ' \n' ' ')" "0 0 100000 1000 "
 
 run -d --memory-limit 67108864 $box w sleep 100
@@ -90,7 +90,7 @@ c=0; out=$(ctr_ task exec --exec-id e1 w sh -c 'echo inside; exit 3') || c=$?
 is "exec: output" "$out" inside
 is "exec: exit code" "$c" 3
 is "exec: user and directory" "$(ctr_ task exec --exec-id e2 --user 5 --cwd /tmp w sh -c 'echo "$(id -u) $PWD"')" "5 /tmp"
-is "exec: terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns task exec -t --exec-id e3 w tty" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "exec: terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns task exec -t --exec-id e3 w sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 like "exec: command not found" "$(ctr_ task exec --exec-id e4 w nosuch 2>&1 || true)" 'executable file not found'
 ctr_ task pause w; is "pause" "$(status w)" PAUSED
 ctr_ task resume w; is "resume" "$(status w)" RUNNING
