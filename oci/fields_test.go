@@ -357,6 +357,7 @@ func TestRecursiveAttributes(t *testing.T) {
 // host, where the root lies on a shared mount as it does under systemd.
 func TestSharedRoot(t *testing.T) {
 	t.Parallel()
+	needRoot(t)
 	// Peers of the host's mounts must not be unmounted on the way.
 	shared := t.TempDir()
 	below := filepath.Join(shared, "below")
