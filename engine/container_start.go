@@ -311,6 +311,9 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 func (e *Engine) shimFor(ctx context.Context, v Container) (Shim, error) {
 	p := v.Config.Pod
 	if p == nil {
+		if err := e.requireRuntime(v.Config.Runtime); err != nil {
+			return nil, err
+		}
 		return e.opt.Shims.Start(ctx, e.shimOptions(v))
 	}
 	s, err := e.pods.get(p.Sandbox)

@@ -30,3 +30,12 @@ func (e *Engine) SetRuntimes(next map[string]string) (kept []string) {
 	e.runtimesNow.Store(&next)
 	return kept
 }
+
+// requireRuntime refuses a runtime that is not configured any more: what was made for one, a
+// sandboxed one perhaps, must not run on hako's own.
+func (e *Engine) requireRuntime(name string) error {
+	if name != "" && name != "hako" && e.runtimes()[name] == "" {
+		return failedf("runtime %s is not configured any more: add it to the daemon's runtimes", name)
+	}
+	return nil
+}

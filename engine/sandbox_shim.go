@@ -58,6 +58,9 @@ func (e *Engine) reachShim(ctx context.Context, s *sandbox, start bool) (Shim, e
 		if err := s.requireReady("start a shim"); err != nil {
 			return nil, err
 		}
+		if err := e.requireRuntime(s.rec.Config.Runtime); err != nil {
+			return nil, err
+		}
 		shim, err = e.opt.Shims.Start(ctx, e.sandboxShim(s))
 	}
 	if err != nil {
