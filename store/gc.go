@@ -262,6 +262,7 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 		err := EachNamespace(tx, func(ns string) error {
 			s.markImages(tx, ns, w)
 			s.markContent(tx, ns, w)
+			s.markContainers(tx, ns, w)
 			s.markLeases(tx, ns, at, w)
 			return ctx.Err()
 		})
@@ -453,6 +454,10 @@ func (s *Store) liveRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) [
 	case resourceImages:
 		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return imageRefs(n.Namespace, r)
+		}
+	case resourceContainers:
+		if r, err := readContainer(NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
+			return containerRefs(n.Namespace, r)
 		}
 	default:
 		if c := collectors[n.Type]; c != nil {

@@ -126,6 +126,8 @@ const (
 	sectionContent = "content"
 	sectionImages  = "images"
 	sectionLeases  = "leases"
+
+	sectionContainers = "containers"
 )
 
 // initSchema makes a new file's schema, and checks that of an old one without
