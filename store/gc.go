@@ -496,6 +496,7 @@ func (s *Store) sweep(ctx context.Context, dead []Node, st *GCStats) error {
 		st.Snapshots += got.snapshots
 		st.Content += len(got.blobs)
 		st.Bytes += got.bytes
+		s.publishSwept(ctx, got.removed)
 		for _, d := range got.blobs {
 			n, err := s.removeUnnamed(ctx, d)
 			if err != nil {
@@ -512,6 +513,7 @@ type swept struct {
 	leases, snapshots int
 	bytes             int64
 	blobs             []digest.Digest
+	removed           []Node // blobs and snapshots
 }
 
 func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, got *swept) error {
@@ -522,6 +524,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 			return nil
 		}
 		got.blobs = append(got.blobs, digest.Digest(n.ID))
+		got.removed = append(got.removed, n)
 		return b.Delete([]byte(n.ID))
 	case resourceLeases:
 		b := NamespaceBucket(tx, n.Namespace, sectionLeases)
@@ -543,6 +546,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 		return err
 	}
 	got.snapshots++
+	got.removed = append(got.removed, n)
 	got.bytes += size
 	return nil
 }

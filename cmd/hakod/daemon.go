@@ -18,11 +18,13 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/image/registry"
+	"github.com/hako-engine/hako/internal/events"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/network"
 	"github.com/hako-engine/hako/shim/client"
@@ -42,7 +44,8 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	defer unlock()
 
-	st, err := store.Open(cfg.Root, store.Options{Log: log})
+	bus := &events.Bus{}
+	st, err := store.Open(cfg.Root, store.Options{Log: log, Events: bus})
 	if err != nil {
 		return err
 	}
@@ -146,8 +149,15 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
+	var kubernetes *cri.Server
 	if cfg.CRISocket != "" {
-		if err := serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
+		if kubernetes, err = serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
+			return err
+		}
+	}
+	if cfg.ContainerdSocket != "" {
+		rooms := containerdRooms{store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
+		if err := serveContainerd(gctx, g, cfg, rooms, log); err != nil {
 			return err
 		}
 	}
@@ -170,7 +180,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	g.Go(func() error { r.run(gctx, eng); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
-	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "cri", cfg.CRISocket)
+	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")
 	return err
