@@ -76,14 +76,25 @@ type TaskConfig struct {
 	APIVersion int
 }
 
+// TaskStatus is the state of a process as clients see it; "" if nobody knows.
+type TaskStatus = client.Status
+
+// Values of TaskStatus.
+const (
+	TaskStatusCreated = client.StatusCreated
+	TaskStatusRunning = client.StatusRunning
+	TaskStatusPaused  = client.StatusPaused
+	TaskStatusStopped = client.StatusStopped
+)
+
 // TaskProcess is a process of a task: its first one, or one that was added.
 type TaskProcess struct {
 	ID, ExecID            string
 	Pid                   uint32
-	Status                client.Status // "" if nobody knows
+	Status                TaskStatus
 	Stdin, Stdout, Stderr string
 	Terminal              bool
-	Exit                  TaskExit // if Status is client.StatusStopped
+	Exit                  TaskExit // if Status is TaskStatusStopped
 }
 
 // TaskExit is how a process ended.
