@@ -65,18 +65,9 @@ func (e *Engine) restore(ctx context.Context) error {
 // loadContainers reads the records. It tells whether all could be read.
 func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
 	err := e.opt.Containers.ForEach(func(id string, raw []byte) error {
-		var r record
-		if err := json.Unmarshal(raw, &r); err != nil {
-			return fmt.Errorf("container %s: %w", id, err)
-		}
-		if r.Version > recordVersion {
-			return fmt.Errorf("container %s: record of version %d, this daemon knows %d: %w", id, r.Version, recordVersion, errdefs.ErrFailedPrecondition)
-		}
-		if r.ID != id || len(id) != 64 || !validName.MatchString(r.Name) {
-			return fmt.Errorf("container %s: damaged record: %w", id, errdefs.ErrDataLoss)
-		}
-		if _, known := transitions[r.State.Status]; !known {
-			return fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
+		r, err := parseRecord(id, raw)
+		if err != nil {
+			return err
 		}
 		for attempt := 1; e.containers.reserve(r.Name, id) != nil; attempt++ {
 			e.log.Error("two containers have one name, the second is renamed", "container", id, "name", r.Name)
@@ -93,6 +84,23 @@ func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
 		e.log.Error("some containers could not be read and are not shown", "error", err)
 	}
 	return err == nil
+}
+
+// parseRecord reads a container's record.
+func parseRecord(id string, raw []byte) (r record, err error) {
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return r, fmt.Errorf("container %s: %w", id, err)
+	}
+	if r.Version > recordVersion {
+		return r, fmt.Errorf("container %s: record of version %d, this daemon knows %d: %w", id, r.Version, recordVersion, errdefs.ErrFailedPrecondition)
+	}
+	if r.ID != id || len(id) != 64 || !validName.MatchString(r.Name) {
+		return r, fmt.Errorf("container %s: damaged record: %w", id, errdefs.ErrDataLoss)
+	}
+	if _, known := transitions[r.State.Status]; !known {
+		return r, fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
+	}
+	return r, nil
 }
 
 // take finds out what a container does and takes it up.
