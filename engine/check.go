@@ -499,9 +499,3 @@ func (c *RecordCheck) repairVolumes(ctx context.Context, id string) (string, err
 	}
 	return "made the volume anew: it is empty", nil
 }
-
-// makeVolumeFolder makes a volume's folder, if there is none.
-func makeVolumeFolder(data string) error {
-	dir := filepath.Dir(data)
-	return errors.Join(os.MkdirAll(data, 0o755), os.Chmod(dir, 0o701))
-}

@@ -41,6 +41,13 @@ const (
 func (e *Engine) restore(ctx context.Context) error {
 	whole := e.loadContainers(ctx)
 	wholePods := e.loadSandboxes(ctx)
+	if e.volumes.whole {
+		e.finishVolumeRemovals()
+	}
+	e.healVolumes()
+	if whole {
+		e.finishRemovals(ctx)
+	}
 	var g errgroup.Group
 	g.SetLimit(restoreWidth)
 	for _, c := range e.containers.all() {
@@ -101,6 +108,36 @@ func parseRecord(id string, raw []byte) (r record, err error) {
 		return r, fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
 	}
 	return r, nil
+}
+
+// finishRemovals ends creations and removals that were cut short between the record and the
+// snapshot, and makes folders anew that a power cut took.
+func (e *Engine) finishRemovals(ctx context.Context) {
+	for _, c := range e.containers.all() {
+		v := c.view()
+		sn := e.opt.Snapshotters[v.Snapshotter]
+		if sn == nil {
+			continue
+		}
+		_, err := sn.Stat(ctx, v.SnapshotKey)
+		if _, berr := os.Lstat(filepath.Join(e.bundle(v.ID), "config.json")); errdefs.IsNotFound(err) && errors.Is(berr, fs.ErrNotExist) {
+			e.log.Warn("a container without a file system is removed: its creation or removal was cut short", "container", v.ID, "name", v.Name)
+			if err := e.opt.Containers.Delete(ctx, v.ID); err != nil {
+				e.log.Error("remove container", "container", v.ID, "error", err)
+				continue
+			}
+			e.containers.remove(c, v.Name)
+			if p := v.Config.Pod; p != nil {
+				e.pods.leave(p.Sandbox, c)
+			}
+			continue
+		}
+		if err := os.Mkdir(e.dir(v.ID), 0o710); err == nil {
+			e.log.Warn("made a container's lost folder anew", "container", v.ID)
+		} else if !errors.Is(err, fs.ErrExist) {
+			e.log.Error("make a container's folder", "container", v.ID, "error", err)
+		}
+	}
 }
 
 // take finds out what a container does and takes it up.
@@ -410,7 +447,6 @@ func (e *Engine) dropStrayFolders(ctx context.Context) {
 			e.log.Error("remove stray folder", "container", id, "error", err)
 		}
 	}
-	e.finishVolumeRemovals()
 }
 
 // dropStraySnapshots removes the file systems of containers whose creation was cut short before
