@@ -43,6 +43,10 @@ func (e *exitError) Error() string { return e.msg }
 type Options struct {
 	// Demo opens the archive of the demo image; nil if the program carries none.
 	Demo func() (io.Reader, error)
+	// Images gives the tools for images beyond the daemon; nil if the program has none.
+	Images func(ImagesConfig) Images
+	// Verify checks signatures; nil if the program cannot.
+	Verify Verifier
 }
 
 // app is what all commands share.
@@ -52,6 +56,9 @@ type app struct {
 	host  string
 	debug bool
 	c     *client.Client
+	i     Images
+	// registryDir and containerd are flags of the image tools.
+	registryDir, containerd string
 	// noHelp is why help was asked for in vain: a command that does not exist.
 	noHelp error
 }
@@ -64,6 +71,9 @@ func Main(args []string, s Streams, o Options) int {
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if a.i != nil {
+		a.i.Close()
+	}
 	if a.c != nil {
 		a.c.Close()
 	}
@@ -123,7 +133,7 @@ the default socket, in that order.`,
 	)
 	for group, cmds := range map[string][]*cobra.Command{
 		"container": a.containerCommands(),
-		"image":     a.imageCommands(),
+		"image":     append(a.imageCommands(), a.loginCommand(), a.logoutCommand()),
 		"object":    a.objectCommands(),
 		"system":    a.systemCommands(),
 	} {
@@ -134,7 +144,7 @@ the default socket, in that order.`,
 	}
 	// The long forms that docker's users may be used to: hako container ls, hako image prune.
 	container := group("container", "Manage containers", append(longForms(a.containerCommands(), "ps", "ls"), a.containerPruneCommand())...)
-	image := group("image", "Manage images", append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imageInspectCommand(), a.imagePruneCommand())...)
+	image := group("image", "Manage images", append(append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imagePruneCommand()), a.imageToolCommands()...)...)
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true
