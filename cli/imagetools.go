@@ -309,7 +309,7 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 		if i > 0 {
 			fmt.Fprintln(a.Out)
 		}
-		if err := a.printReport(r); err != nil {
+		if err := a.printImageReport(r); err != nil {
 			return err
 		}
 	}
@@ -347,7 +347,7 @@ type imageReport struct {
 	}
 }
 
-func (a *app) printReport(v any) error {
+func (a *app) printImageReport(v any) error {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return err
