@@ -63,6 +63,7 @@ var pairs = []struct {
 	{func() Message { return new(BootstrapResult) }, new(bootstrap.BootstrapResult), "capabilities metadata extensions"},
 	{func() Message { return new(RuntimeOptions) }, new(options.Options), "shim_cgroup task_api_address task_api_version"},
 	{func() Message { return new(CheckpointTaskRequest) }, new(task.CheckpointTaskRequest), ""},
+	{func() Message { return new(ProcessDetails) }, new(options.ProcessDetails), ""},
 	{func() Message { return new(CheckpointOptions) }, new(options.CheckpointOptions), ""},
 	{func() Message { return new(TaskCheckpointed) }, new(events.TaskCheckpointed), ""},
 	{func() Message { return new(RuntimeInfo) }, new(types.RuntimeInfo), ""},
