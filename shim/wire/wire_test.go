@@ -61,7 +61,7 @@ var pairs = []struct {
 	{func() Message { return new(ShutdownRequest) }, new(task.ShutdownRequest), ""},
 	{func() Message { return new(BootstrapParams) }, new(bootstrap.BootstrapParams), "extensions"},
 	{func() Message { return new(BootstrapResult) }, new(bootstrap.BootstrapResult), "capabilities metadata extensions"},
-	{func() Message { return new(RuntimeOptions) }, new(options.Options), "shim_cgroup task_api_address task_api_version"},
+	{func() Message { return new(RuntimeOptions) }, new(options.Options), "task_api_address task_api_version"},
 	{func() Message { return new(CheckpointTaskRequest) }, new(task.CheckpointTaskRequest), ""},
 	{func() Message { return new(ProcessDetails) }, new(options.ProcessDetails), ""},
 	{func() Message { return new(CheckpointOptions) }, new(options.CheckpointOptions), ""},
