@@ -76,8 +76,11 @@ type Options struct {
 	Version      string
 	Labels       []string // of the daemon, shown by Info
 	RegistryDir  string
-	Pulled       func(Pull)   // is told of each pull that has ended; may be nil
-	Log          *slog.Logger // nil: discard
+	// Checked are the rooms below that Check looks at, the store first; Garbage is the collector.
+	Checked []Checked
+	Garbage Garbage
+	Pulled  func(Pull)   // is told of each pull that has ended; may be nil
+	Log     *slog.Logger // nil: discard
 }
 
 // Engine owns the objects of one node.

@@ -89,6 +89,11 @@ type driver interface {
 
 // open is common to the drivers.
 func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
+	return begin(name, root, s, d, (*Snapshotter).restore)
+}
+
+// begin opens a snapshotter; restore sees to what a crash left.
+func begin(name, root string, s *store.Store, d driver, restore func(*Snapshotter) error) (*Snapshotter, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter %s: %w", name, err)
@@ -104,7 +109,7 @@ func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
 	if err := os.Chmod(sn.dir(), 0o700); err != nil {
 		return nil, wrap(err, "open snapshotter %s", name)
 	}
-	if err := sn.restore(); err != nil {
+	if err := restore(sn); err != nil {
 		return nil, wrap(err, "open snapshotter %s", name)
 	}
 	go sn.remover()
