@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -46,7 +47,11 @@ func NewErofs(root, state string, s *store.Store) (*Snapshotter, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshotter erofs: %w", err)
 	}
-	return open("erofs", root, s, &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}})
+	return open("erofs", root, s, newImages(state))
+}
+
+func newImages(state string) *images {
+	return &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}}
 }
 
 // ErofsSupported tries whether the kernel mounts an EROFS image that lies in root, which must
@@ -266,6 +271,27 @@ func imageUsage(name string) (u snapshots.Usage, err error) {
 		return u, fmt.Errorf("%s: %w: %w", name, err, errdefs.ErrDataLoss)
 	}
 	return snapshots.Usage{Size: st.Blocks * 512, Inodes: info.Nodes}, nil
+}
+
+// verifyImage reads an image from end to end, and compares its length and the number of its files
+// with what was recorded.
+func verifyImage(name string, inodes int64) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := erofs.ReadInfo(f)
+	if err != nil {
+		return err
+	}
+	if n, err := io.Copy(io.Discard, f); err != nil || n != info.Size {
+		return errors.Join(fmt.Errorf("it has %d bytes of %d", n, info.Size), err)
+	}
+	if info.Nodes < inodes {
+		return fmt.Errorf("it has %d files, had %d when it was committed", info.Nodes, inodes)
+	}
+	return nil
 }
 
 // tidy removes what the image was made of.

@@ -39,7 +39,7 @@ func imageOf(ctx context.Context, l layer) (err error) {
 	if err := p.dir(dir, root, 0); err != nil {
 		return err
 	}
-	if _, err := erofs.Write(out, root, p.end); err != nil {
+	if _, _, err := erofs.Write(out, root, p.end); err != nil {
 		return err
 	}
 	return publish(out, l)

@@ -185,6 +185,7 @@ func SetAttributes(f interface {
 
 // Info is what the superblock and the root's inode of an image say.
 type Info struct {
+	Size       int64 // bytes
 	Nodes      int64 // number of inodes
 	RootOffset int64 // of the root's inode
 	Root       Attributes
@@ -200,6 +201,7 @@ func ReadInfo(f io.ReaderAt) (info Info, err error) {
 	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(block) {
 		return info, errors.New("not an EROFS image")
 	}
+	info.Size = int64(le.Uint32(s[36:])) * BlockSize
 	info.Nodes = int64(le.Uint64(s[16:]))
 	info.RootOffset = int64(le.Uint32(s[40:]))*BlockSize + int64(le.Uint16(s[14:]))*slotSize
 	var i [inodeSize]byte
