@@ -66,7 +66,12 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		snapshotters["overlayfs"] = overlay
 	}
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	allow, err := pullPolicy(cfg, log)
+	if err != nil {
+		return err
+	}
 	images := image.New(image.Options{
+		Allow:   allow,
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
