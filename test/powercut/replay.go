@@ -1,0 +1,5 @@
+package main
+
+import "context"
+
+func replay(ctx context.Context, s settings, flushes, skip int) error { return nil }
