@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/store"
 )
@@ -115,7 +116,7 @@ func (c *inspection) read(ctx context.Context, what string, d ocispec.Descriptor
 		c.add(ProblemIncomplete, store.Damage, "%s %s is not here", what, d.Digest)
 	case err != nil:
 		c.add(ProblemIncomplete, store.Damage, "%s: %v", what, err)
-	case validDigest(d.Digest) == nil && d.Digest.Algorithm().FromBytes(b) != d.Digest:
+	case manifest.ValidDigest(d.Digest) == nil && d.Digest.Algorithm().FromBytes(b) != d.Digest:
 		c.found = append(c.found, store.Finding{Room: "store", Problem: store.ProblemDigest, Severity: store.Damage, Namespace: c.ns, Object: d.Digest.String(), Detail: "its bytes have another digest"})
 		c.add(ProblemIncomplete, store.Damage, "%s %s is damaged", what, d.Digest)
 	default:

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
@@ -662,5 +663,9 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	if err == nil && had {
 		err = errdefs.ErrAlreadyExists
 	}
-	return wrap(err, "content %s", d)
+	if err != nil {
+		return wrap(err, "content %s", d)
+	}
+	w.s.Publish(ctx, "/content/create", &apievents.ContentCreate{Digest: d.String(), Size: w.offset})
+	return nil
 }
