@@ -52,7 +52,7 @@ func kills(ctx context.Context, s settings, n int) error {
 	bad, early, began := 0, 0, time.Now()
 	for i := range n + 1 { // the last time only to look
 		d.powerOn()
-		m, err := s.boot(ctx, "kill", "-drive", "file=nbd+unix:///?socket="+socket+",format=raw,if=virtio,cache=writeback")
+		m, err := s.boot(ctx, "kill", "-drive", "file=nbd+unix:///?socket="+socket+",format=raw,if=none,id=disk,cache=writeback", "-device", "virtio-blk-pci,drive=disk")
 		if err != nil {
 			return err
 		}
