@@ -19,6 +19,8 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/hako-engine/hako/internal/version"
 )
 
 // Exit codes that are not the container's own, as docker(1) has them.
@@ -106,6 +108,7 @@ the default socket, in that order.`,
   hako run -d -p 8080:80 --name web nginx  run a service in the background
   hako ps                                  list running containers
   hako doctor                              check whether this machine is ready`,
+		Version:          version.Version,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 		TraverseChildren: true,
@@ -119,6 +122,7 @@ the default socket, in that order.`,
 	}
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
+	root.SetVersionTemplate("hako {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, fmt.Sprintf("%s\n\nUsage:  %s\n\nRun '%s --help' for more information", err, cmd.UseLine(), cmd.CommandPath())}
 	})

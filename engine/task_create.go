@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -53,7 +55,7 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 		}
 		err = errors.Join(err, u.Run(ctx))
 	}()
-	u.Add("task", func(context.Context) error { e.tasks.remove(t); close(t.gone); return nil })
+	u.Add("task", func(context.Context) error { e.tasks.remove(t); close(t.gone); e.leaveGroup(t); return nil })
 	if err := e.makeTask(ctx, t, rec, c, &u); err != nil {
 		return 0, err
 	}
@@ -234,18 +236,15 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 		}
 		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: version, Address: address, Protocol: protocol})
 	}
-	if t.meta.Group == "" || t.meta.Program != "" { // others find the shim of a group themselves
+	if !t.grouped() {
 		return e.opt.TaskShims.StartTask(ctx, t.shims)
 	}
-	done, err := e.tasks.holdGroup(ctx, strings.Join([]string{t.namespace, t.meta.Runtime, t.meta.Group}, "\x00"))
+	done, err := e.tasks.holdGroup(ctx, t.groupKey())
 	if err != nil {
 		return nil, err
 	}
 	defer done()
-	for _, o := range e.tasks.in(t.namespace) {
-		if o == t || o.meta.Group != t.meta.Group || o.meta.Runtime != t.meta.Runtime || o.meta.Foreign {
-			continue
-		}
+	for _, o := range e.tasks.group(t) {
 		o.mu.Lock()
 		shim := o.shim
 		o.mu.Unlock()
@@ -261,7 +260,63 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 		}
 		joined.Close()
 	}
-	return e.opt.TaskShims.StartTask(ctx, t.shims)
+	// It outlives the task that it is started for, so it has a folder of its own.
+	o := t.shims
+	o.Bundle = e.groupDir(t)
+	if err := errors.Join(os.RemoveAll(o.Bundle), os.MkdirAll(o.Bundle, 0o700)); err != nil {
+		return nil, err
+	}
+	shim, err := e.opt.TaskShims.StartTask(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer shim.Close()
+	return e.opt.TaskShims.JoinTask(ctx, t.shims, shim.Bootstrap())
+}
+
+// grouped tells whether the engine finds the shim of a group; other shims do that themselves.
+func (t *task) grouped() bool { return t.meta.Group != "" && t.meta.Program == "" && !t.meta.Foreign }
+
+func (t *task) groupKey() string {
+	return strings.Join([]string{t.namespace, t.meta.Runtime, t.meta.Group}, "\x00")
+}
+
+// group lists the others of a task's group.
+func (r *tasks) group(t *task) (out []*task) {
+	for _, o := range r.in(t.namespace) {
+		if o != t && o.grouped() && o.groupKey() == t.groupKey() {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// groupDir is the folder of a group's shim.
+func (e *Engine) groupDir(t *task) string {
+	sum := sha256.Sum256([]byte(t.groupKey()))
+	return filepath.Join(e.opt.State, groupFolder, hex.EncodeToString(sum[:16]))
+}
+
+// groupFolder holds the folders of shims that several tasks share.
+const groupFolder = "shims"
+
+// leaveGroup removes the folder of a group's shim with the last of its tasks.
+func (e *Engine) leaveGroup(t *task) {
+	if !t.grouped() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), cleanupLimit)
+	defer cancel()
+	done, err := e.tasks.holdGroup(ctx, t.groupKey())
+	if err != nil {
+		return
+	}
+	defer done()
+	if len(e.tasks.group(t)) == 0 {
+		if err := os.RemoveAll(e.groupDir(t)); err != nil {
+			e.log.Error("remove the folder of a shim", "task", t.id, "namespace", t.namespace, "error", err)
+		}
+	}
 }
 
 // holdGroup makes the caller the only one that looks for the shim of a group.

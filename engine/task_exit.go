@@ -182,6 +182,7 @@ func (e *Engine) forgetTask(t *task) {
 	if shim != nil {
 		shim.Close()
 	}
+	e.leaveGroup(t)
 }
 
 // DeleteTask takes away a task that was not started or has ended, and gives how it ended.

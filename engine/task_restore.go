@@ -37,6 +37,19 @@ func (e *Engine) restoreTasks(ctx context.Context) {
 		}
 	}
 	wg.Wait()
+	used := map[string]bool{}
+	for _, t := range e.tasks.in("") {
+		if t.grouped() {
+			used[filepath.Base(e.groupDir(t))] = true
+		}
+	}
+	for _, name := range folders(filepath.Join(e.opt.State, groupFolder)) {
+		if !used[name] { // a shim without containers ends by itself
+			if err := os.RemoveAll(filepath.Join(e.opt.State, groupFolder, name)); err != nil {
+				e.log.Error("remove the folder of a shim", "error", err)
+			}
+		}
+	}
 }
 
 func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
