@@ -209,10 +209,13 @@ func (e *Engine) Close() error {
 	}
 	for _, t := range e.tasks.in("") {
 		t.mu.Lock()
-		shim := t.shim
+		shim, docker := t.shim, t.docker
 		t.mu.Unlock()
 		if shim != nil {
 			shim.Close()
+		}
+		if docker != nil {
+			docker.Close()
 		}
 	}
 	done := make(chan struct{})
