@@ -59,13 +59,22 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	snapshotters := sns.byName
 	cfg.Snapshotter = sns.used
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	allow, err := pullPolicy(cfg, log)
+	if err != nil {
+		return err
+	}
 	images := image.New(image.Options{
+		Allow:   allow,
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
 	})
 	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
-	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
+	all, err := st.Namespaces().List(ctx)
+	for _, ns := range all {
+		err = errors.Join(err, images.Recover(namespaces.WithNamespace(ctx, ns)))
+	}
+	if err != nil {
 		log.Warn("release what interrupted pulls left", "error", err)
 	}
 	nets, err := openNetwork(ctx, cfg, st, log)
