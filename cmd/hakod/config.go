@@ -47,7 +47,7 @@ type config struct {
 	StreamKey        string                 `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
 	CNIConfDir       string                 `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
-	Snapshotter      string                 `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
+	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
 	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string                 `toml:"log-format" comment:"text or json."`
@@ -67,7 +67,7 @@ func defaultConfig() config {
 		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
-		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
+		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
 }
@@ -193,7 +193,7 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("network", c.Network, networkCNI, networkBuiltin),
-		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
+		oneOf("snapshotter", c.Snapshotter, autoSnapshotter, "erofs", "overlayfs", "native"),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
