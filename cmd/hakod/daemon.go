@@ -77,7 +77,11 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Registry: registry.Options{Timeout: pullTimeout},
 	})
 	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
-	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
+	all, err := st.Namespaces().List(ctx)
+	for _, ns := range all {
+		err = errors.Join(err, images.Recover(namespaces.WithNamespace(ctx, ns)))
+	}
+	if err != nil {
 		log.Warn("release what interrupted pulls left", "error", err)
 	}
 	nets, err := openNetwork(ctx, cfg, st, log)

@@ -26,7 +26,8 @@ type Load struct {
 	Journal  *Journal
 	// Pause is how long a client rests between two things; 0: not at all.
 	Pause time.Duration
-	// Complain gets what must never happen while the daemon answers.
+	// Complain, if set, gets what the daemon refused. Much of it is right: clients ask for what
+	// is not there.
 	Complain func(format string, args ...any)
 
 	http  *http.Client
@@ -90,6 +91,9 @@ func (l *Load) Run(ctx context.Context) {
 				err := p.step(ctx)
 				switch {
 				case err == nil, errors.Is(err, errNotDone):
+					if err != nil && l.Complain != nil {
+						l.Complain("%v", err)
+					}
 					if l.Pause > 0 {
 						time.Sleep(time.Duration(p.rng.Int64N(int64(2 * l.Pause))))
 					}
