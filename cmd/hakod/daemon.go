@@ -14,10 +14,12 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
@@ -280,6 +282,10 @@ func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engin
 
 func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
 	return s.m.ReapTask(ctx, o)
+}
+
+func (s taskShims) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	return s.m.RuntimeInfo(ctx, program, options, args...)
 }
 
 func debugHandler() http.Handler {
