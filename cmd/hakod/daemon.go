@@ -68,6 +68,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		snapshotters["overlayfs"] = overlay
 	}
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	restartInterval, _ := time.ParseDuration(cfg.RestartInterval)
 	images := image.New(image.Options{
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
@@ -114,6 +115,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
+		ContainerNamespaces: st.Namespaces().List, RestartInterval: restartInterval,
 		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
