@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
 )
 
@@ -106,6 +107,11 @@ func (s *Service) pull(ctx context.Context, repo *registry.Repository, named ref
 	if err != nil {
 		return Image{}, err
 	}
+	if s.o.Allow != nil {
+		if err := s.o.Allow(ctx, named, r.target, repo); err != nil {
+			return Image{}, fmt.Errorf("pull %s: %w", what, err)
+		}
+	}
 	old, oldErr := s.o.Images.Get(ctx, named.String())
 	ctx, l, err := s.newLease(ctx)
 	if err != nil {
@@ -149,7 +155,7 @@ func (s *Service) resolve(ctx context.Context, repo *registry.Repository, named 
 	r.chosen = r.target
 	m := matcher(platform)
 	for depth := 0; doc.index != nil; depth++ {
-		list := candidates(doc.index, m)
+		list := manifest.Candidates(doc.index, m)
 		if len(list) == 0 || depth == maxNesting {
 			return nil, fmt.Errorf("no matching manifest for %s in the manifest list entries of %s: %w", platformName(platform), what, errdefs.ErrNotFound)
 		}
