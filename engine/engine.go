@@ -82,6 +82,7 @@ type Engine struct {
 	execs      execRegistry
 	events     bus
 	apparmor   *apparmor
+	accounts   accountCache
 
 	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 

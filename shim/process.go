@@ -43,6 +43,7 @@ type process struct {
 	spec    *specs.Process // of an added one
 
 	stopped chan struct{} // closed when the exit is known, written down, and may be told
+	told    chan struct{} // closed when its event has been published
 
 	mu struct {
 		sync.Mutex
@@ -165,6 +166,7 @@ func (s *Service) supervise(p *process, ch *child) {
 	s.events.publish(topicExit, "TaskExit", &wire.TaskExit{
 		ContainerID: p.c.id, ID: id, Pid: uint32(e.Pid), ExitStatus: e.Status, ExitedAt: e.ExitedAt,
 	})
+	close(p.told)
 	s.busy()
 }
 
@@ -172,6 +174,7 @@ func (s *Service) supervise(p *process, ch *child) {
 func (p *process) failed() {
 	p.ended(Exit{Version: fileVersion, Status: statusUnknown, ExitedAt: time.Now().UTC()})
 	p.streams.end()
+	close(p.told)
 }
 
 // startChild starts a helper of our own.

@@ -3,12 +3,11 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
 	"runtime"
-	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/quiet"
 )
 
 // monitorSlack is how late the Go runtime's monitor may wake, in nanoseconds.
@@ -29,31 +28,5 @@ func quietMonitor() {
 		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(ownSlack), 0, 0, 0)
 		return
 	}
-	// Built without the linker's flag: it takes /proc, and CAP_SYS_NICE. Without, nothing
-	// changes.
-	dir, err := unix.Open("/proc/self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	var buf [512]byte
-	n, err := unix.Getdents(dir, buf[:])
-	unix.Close(dir)
-	for b := buf[:max(n, 0)]; err == nil && len(b) > 19; {
-		size := int(binary.NativeEndian.Uint16(b[16:]))
-		if size < 20 || size > len(b) {
-			return
-		}
-		name, _, _ := bytes.Cut(b[19:size], []byte{0})
-		b = b[size:]
-		tid, err := strconv.Atoi(string(name))
-		if err != nil || tid == unix.Getpid() {
-			continue
-		}
-		fd, err := unix.Open("/proc/"+string(name)+"/timerslack_ns", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			_, _ = unix.Write(fd, []byte(strconv.Itoa(monitorSlack)))
-			unix.Close(fd)
-		}
-		return
-	}
+	quiet.Monitor(monitorSlack) // built without the linker's flag
 }
