@@ -275,9 +275,6 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 type tarWriter struct {
 	tw    *tar.Writer
 	links map[[2]uint64]string // device and inode → first name
-	// xattrs has the users' extended attributes of files in the archive, besides capabilities.
-	xattrs bool
-	buf    []byte // for attributes
 }
 
 // tree writes one object, with what is below it if it is a directory.
@@ -330,30 +327,14 @@ func isKernelFS(magic int64) bool {
 }
 
 // fileXattrs gives the extended attributes of a file that an archive holds.
-func (w *tarWriter) fileXattrs(f *os.File) map[string]string {
-	var records map[string]string
-	names := []string{"security.capability"}
-	if w.buf == nil {
-		w.buf = make([]byte, 64<<10) // XATTR_SIZE_MAX, and XATTR_LIST_MAX
+func fileXattrs(f *os.File) map[string]string {
+	const name = "security.capability"
+	buf := make([]byte, 64) // struct vfs_ns_cap_data has 24 bytes
+	n, err := unix.Fgetxattr(int(f.Fd()), name, buf)
+	if err != nil {
+		return nil
 	}
-	if w.xattrs {
-		if n, err := unix.Flistxattr(int(f.Fd()), w.buf); err == nil {
-			for _, name := range splitNUL(w.buf[:n]) {
-				if strings.HasPrefix(name, "user.") && !strings.ContainsAny(name, "=\n") {
-					names = append(names, name)
-				}
-			}
-		}
-	}
-	for _, name := range names {
-		if n, err := unix.Fgetxattr(int(f.Fd()), name, w.buf); err == nil {
-			if records == nil {
-				records = map[string]string{}
-			}
-			records["SCHILY.xattr."+name] = string(w.buf[:n])
-		}
-	}
-	return records
+	return map[string]string{"SCHILY.xattr." + name: string(buf[:n])}
 }
 
 // object writes one header, and the content of a regular file.
@@ -394,7 +375,7 @@ func (w *tarWriter) object(st unix.Stat_t, name string, open func() (*os.File, e
 		}
 		if h.Typeflag == tar.TypeReg {
 			content = f
-			h.PAXRecords = w.fileXattrs(f)
+			h.PAXRecords = fileXattrs(f)
 		}
 	case unix.S_IFLNK:
 		target, err := link()

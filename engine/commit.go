@@ -3,12 +3,10 @@
 package engine
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"path"
 	"runtime"
@@ -19,10 +17,8 @@ import (
 	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image"
-	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/snapshot"
 )
 
@@ -114,50 +110,11 @@ func (e *Engine) writeChanges(ctx context.Context, v Container, changes []Change
 		return err
 	}
 	defer root.Close()
-	w := tarWriter{tw: tar.NewWriter(out), links: map[[2]uint64]string{}, xattrs: true}
-	for _, ch := range changes {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
-		}
-		name := strings.TrimPrefix(ch.Path, "/")
-		if ch.Kind == int(snapshot.Deleted) {
-			h := &tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), whiteoutPrefix+path.Base(name)), Mode: 0o600, Format: tar.FormatPAX}
-			if err := w.tw.WriteHeader(h); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := w.change(root, name); err != nil {
-			return fmt.Errorf("%s: %w", ch.Path, err)
-		}
+	list := make([]snapshot.Change, len(changes))
+	for i, ch := range changes {
+		list[i] = snapshot.Change{Kind: snapshot.ChangeKind(ch.Kind), Path: ch.Path}
 	}
-	return w.tw.Close()
-}
-
-// whiteoutPrefix marks a deletion (OCI image-spec, layer.md).
-const whiteoutPrefix = ".wh."
-
-// change writes one object, without what is below it. One that is gone by now is left out.
-func (w *tarWriter) change(root *safepath.Root, name string) error {
-	if strings.HasPrefix(path.Base(name), whiteoutPrefix) {
-		return invalidf("a file of this name cannot be in an image: it would delete another one")
-	}
-	f, err := root.Open(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, fs.ErrNotExist) || isNotDir(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return err
-	}
-	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return w.object(st, name, nil, nil)
-	}
-	return w.tree(context.Background(), f, st, name)
+	return image.WriteLayer(ctx, root, list, out, image.LayerOptions{})
 }
 
 // imageConfigOf is what an image needs to run like the container.

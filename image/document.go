@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	_ "crypto/sha256" // digests of descriptors
 	_ "crypto/sha512"
@@ -11,7 +10,6 @@ import (
 	"io"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -22,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
 )
 
@@ -60,30 +59,6 @@ func invalid(what string, format string, args ...any) error {
 	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 }
 
-// validDigest accepts the algorithms that the store does, in their one spelling.
-func validDigest(d digest.Digest) error {
-	if len(d) > 160 {
-		return fmt.Errorf("digest of %d bytes: %w", len(d), errdefs.ErrInvalidArgument)
-	}
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("digest %q: %w: %w", string(d), err, errdefs.ErrInvalidArgument)
-	}
-	if a := d.Algorithm(); a != digest.SHA256 && a != digest.SHA512 {
-		return fmt.Errorf("digest %q: algorithm: %w", string(d), errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
-func validDescriptor(d ocispec.Descriptor) error {
-	if err := validDigest(d.Digest); err != nil {
-		return err
-	}
-	if d.Size < 0 {
-		return fmt.Errorf("%s has size %d: %w", d.Digest, d.Size, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
-
 // parseDocument reads a manifest or index. mediaType is what its descriptor or its
 // registry called it, "" if that is not known. A document that could be read as both,
 // or as something else than announced, is refused (CVE-2021-41190).
@@ -91,7 +66,7 @@ func parseDocument(what, mediaType string, body []byte) (document, error) {
 	if len(body) > maxDocument {
 		return document{}, fmt.Errorf("%s: larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
 	}
-	fields, err := topLevel(body)
+	fields, err := manifest.TopLevel(body)
 	if err != nil {
 		return document{}, invalid(what, "%v", err)
 	}
@@ -119,80 +94,13 @@ func parseDocument(what, mediaType string, body []byte) (document, error) {
 	if probe.MediaType != nil {
 		own = *probe.MediaType
 	}
-	if mediaType, err = documentType(mediaType, own, isIndex); err != nil {
+	if mediaType, err = manifest.Type(mediaType, own, isIndex); err != nil {
 		return document{}, invalid(what, "%v", err)
 	}
 	if isIndex {
 		return parseIndex(what, mediaType, probe.Manifests, body)
 	}
 	return parseManifest(what, mediaType, probe.Config, probe.Layers, body)
-}
-
-// topLevel gives the names of an object's fields in lower case, as encoding/json
-// compares them. A name that is there twice is an error: readers differ on which counts.
-func topLevel(body []byte) ([]string, error) {
-	dec := json.NewDecoder(bytes.NewReader(body))
-	tok, err := dec.Token()
-	if err != nil {
-		return nil, err
-	}
-	if tok != json.Delim('{') {
-		return nil, errors.New("not a JSON object")
-	}
-	var fields []string
-	for dec.More() {
-		key, err := dec.Token()
-		if err != nil {
-			return nil, err
-		}
-		name, _ := key.(string)
-		name = strings.ToLower(name)
-		if slices.Contains(fields, name) {
-			return nil, fmt.Errorf("field %q twice", name)
-		}
-		if fields = append(fields, name); len(fields) > 1000 {
-			return nil, errors.New("too many fields")
-		}
-		var skip json.RawMessage
-		if err := dec.Decode(&skip); err != nil {
-			return nil, err
-		}
-	}
-	if _, err := dec.Token(); err != nil {
-		return nil, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data after the end")
-	}
-	return fields, nil
-}
-
-// documentType brings together what others call a document and what it calls itself.
-func documentType(said, own string, isIndex bool) (string, error) {
-	known := map[string]bool{
-		ocispec.MediaTypeImageIndex: true, registry.DockerIndex: true,
-		ocispec.MediaTypeImageManifest: false, registry.DockerManifest: false,
-	}
-	for _, t := range []string{said, own} {
-		if index, ok := known[t]; ok && index != isIndex {
-			return "", fmt.Errorf("media type %s does not fit its contents", t)
-		}
-	}
-	_, saidKnown := known[said]
-	_, ownKnown := known[own]
-	switch {
-	case own != "" && !ownKnown:
-		return "", fmt.Errorf("unknown media type %q", own)
-	case saidKnown && ownKnown && said != own:
-		return "", fmt.Errorf("media type %s, announced as %s", own, said)
-	case ownKnown:
-		return own, nil
-	case saidKnown:
-		return said, nil
-	case isIndex:
-		return ocispec.MediaTypeImageIndex, nil
-	}
-	return ocispec.MediaTypeImageManifest, nil
 }
 
 func isArray(raw json.RawMessage) bool  { return len(raw) > 0 && raw[0] == '[' }
@@ -207,7 +115,7 @@ func parseIndex(what, mediaType string, list json.RawMessage, body []byte) (docu
 		return document{}, invalid(what, "%v", err)
 	}
 	for i, d := range idx.Manifests {
-		if err := validDescriptor(d); err != nil {
+		if err := manifest.ValidDescriptor(d); err != nil {
 			return document{}, fmt.Errorf("%s: manifest %d: %w", what, i, err)
 		}
 		if d.Size > maxDocument && isManifestType(d.MediaType) {
@@ -232,7 +140,7 @@ func parseManifest(what, mediaType string, config, layers json.RawMessage, body 
 	if err := json.Unmarshal(body, &m); err != nil {
 		return document{}, invalid(what, "%v", err)
 	}
-	if err := validDescriptor(m.Config); err != nil {
+	if err := manifest.ValidDescriptor(m.Config); err != nil {
 		return document{}, fmt.Errorf("%s: config: %w", what, err)
 	}
 	if m.Config.MediaType != dockerConfig && m.Config.MediaType != ocispec.MediaTypeImageConfig {
@@ -245,7 +153,7 @@ func parseManifest(what, mediaType string, config, layers json.RawMessage, body 
 		return document{}, fmt.Errorf("%s: %d layers, more than %d: %w", what, len(m.Layers), maxLayers, errdefs.ErrResourceExhausted)
 	}
 	for i, l := range m.Layers {
-		if err := validDescriptor(l); err != nil {
+		if err := manifest.ValidDescriptor(l); err != nil {
 			return document{}, fmt.Errorf("%s: layer %d: %w", what, i, err)
 		}
 		if !slices.Contains(layerTypes, l.MediaType) {
@@ -269,7 +177,7 @@ func parseConfig(what string, body []byte) (config, error) {
 	if len(body) > maxDocument {
 		return c, fmt.Errorf("%s: larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
 	}
-	if _, err := topLevel(body); err != nil {
+	if _, err := manifest.TopLevel(body); err != nil {
 		return c, invalid(what, "%v", err)
 	}
 	if err := json.Unmarshal(body, &c.DockerOCIImage); err != nil {
@@ -282,7 +190,7 @@ func parseConfig(what string, body []byte) (config, error) {
 		return c, invalid(what, "root file system of type %q", t)
 	}
 	for i, d := range c.RootFS.DiffIDs {
-		if err := validDigest(d); err != nil {
+		if err := manifest.ValidDigest(d); err != nil {
 			return c, fmt.Errorf("%s: diff id %d: %w", what, i, err)
 		}
 	}
@@ -384,34 +292,6 @@ func matcher(p *ocispec.Platform) platforms.MatchComparer {
 		return platforms.Default()
 	}
 	return platforms.Only(platforms.Normalize(*p))
-}
-
-// candidates gives the manifests of an index that are for a platform, the best first.
-// Those that say no platform come last; attestations and other companions not at all.
-func candidates(idx *ocispec.Index, m platforms.MatchComparer) []ocispec.Descriptor {
-	var list, unsaid []ocispec.Descriptor
-	for _, d := range idx.Manifests {
-		switch {
-		case !isManifestType(d.MediaType):
-		case d.Platform == nil || d.Platform.OS == "" && d.Platform.Architecture == "":
-			if d.ArtifactType == "" {
-				unsaid = append(unsaid, d)
-			}
-		case d.Platform.OS == "unknown" || d.Annotations["vnd.docker.reference.type"] != "":
-		case m.Match(*d.Platform):
-			list = append(list, d)
-		}
-	}
-	slices.SortStableFunc(list, func(a, b ocispec.Descriptor) int {
-		switch {
-		case m.Less(*a.Platform, *b.Platform):
-			return -1
-		case m.Less(*b.Platform, *a.Platform):
-			return 1
-		}
-		return 0
-	})
-	return append(list, unsaid...)
 }
 
 func platformName(p *ocispec.Platform) string {

@@ -226,6 +226,9 @@ func (f *layerFlight) stored(ctx context.Context) (bool, error) {
 			}
 			return false, nil
 		}
+		if err == nil && f.w.repo != nil && f.lost(ctx) {
+			return false, nil
+		}
 		if err != nil {
 			return false, err
 		}
@@ -239,6 +242,16 @@ func (f *layerFlight) stored(ctx context.Context) (bool, error) {
 	labels := map[string]string{}
 	f.w.source(labels)
 	return true, f.w.label(ctx, f.l.desc.Digest, labels)
+}
+
+// lost tells that the store knows the layer's blob and has its bytes no more: they can be
+// fetched again.
+func (f *layerFlight) lost(ctx context.Context) bool {
+	ra, err := f.w.s.o.Content.ReaderAt(ctx, f.l.desc)
+	if err == nil {
+		ra.Close()
+	}
+	return errdefs.IsDataLoss(err)
 }
 
 // prepare makes an empty active snapshot, to be put upon its parents later.

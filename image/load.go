@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
 )
@@ -185,7 +186,7 @@ func (a *archive) file(ctx context.Context, name string, size int64, r io.Reader
 	if isBlob {
 		alg, hex, _ := strings.Cut(strings.TrimPrefix(name, ocispec.ImageBlobsDir+"/"), "/")
 		want = digest.NewDigestFromEncoded(digest.Algorithm(alg), hex)
-		if err := validDigest(want); err != nil {
+		if err := manifest.ValidDigest(want); err != nil {
 			return err
 		}
 	}
@@ -513,7 +514,7 @@ func (a *archive) fromDescriptor(ctx context.Context, d ocispec.Descriptor, p *o
 	}
 	f.chosen = f.target
 	for depth := 0; doc.index != nil; depth++ {
-		list := candidates(doc.index, matcher(p))
+		list := manifest.Candidates(doc.index, matcher(p))
 		if p == nil {
 			list = append(list, doc.index.Manifests...)
 		}

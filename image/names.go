@@ -14,6 +14,8 @@ import (
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/image/manifest"
 )
 
 // naming runs fn as the only one who changes the namespace's image records. What fn finds
@@ -241,9 +243,9 @@ func (s *Service) chooseAt(ctx context.Context, d ocispec.Descriptor, m platform
 	if depth == maxNesting {
 		return d, invalid(d.Digest.String(), "indexes nested too deep")
 	}
-	list := candidates(doc.index, m)
+	list := manifest.Candidates(doc.index, m)
 	if anyPlatform {
-		list = append(list, candidates(doc.index, platforms.All)...)
+		list = append(list, manifest.Candidates(doc.index, platforms.All)...)
 	}
 	for _, child := range list {
 		if _, err := s.o.Content.Info(ctx, child.Digest); err != nil {

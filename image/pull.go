@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
 )
 
@@ -149,7 +150,7 @@ func (s *Service) resolve(ctx context.Context, repo *registry.Repository, named 
 	r.chosen = r.target
 	m := matcher(platform)
 	for depth := 0; doc.index != nil; depth++ {
-		list := candidates(doc.index, m)
+		list := manifest.Candidates(doc.index, m)
 		if len(list) == 0 || depth == maxNesting {
 			return nil, fmt.Errorf("no matching manifest for %s in the manifest list entries of %s: %w", platformName(platform), what, errdefs.ErrNotFound)
 		}

@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/image/manifest"
 )
 
 func TestPush(t *testing.T) {
@@ -323,7 +325,7 @@ func FuzzDocuments(f *testing.F) {
 				t.Error("neither or both")
 			}
 			if doc.index != nil {
-				candidates(doc.index, matcher(nil))
+				manifest.Candidates(doc.index, matcher(nil))
 			}
 		}
 		if c, err := parseConfig("config", body); err == nil {

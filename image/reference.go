@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hako-engine/hako/image/manifest"
 )
 
 // danglingPrefix begins the name of a record that keeps an image which lost its last
@@ -22,7 +24,7 @@ func parseName(ref string) (reference.Named, error) {
 		return nil, fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	if d, ok := named.(reference.Digested); ok {
-		if err := validDigest(d.Digest()); err != nil {
+		if err := manifest.ValidDigest(d.Digest()); err != nil {
 			return nil, err
 		}
 		return reference.WithDigest(reference.TrimNamed(named), d.Digest())

@@ -125,7 +125,7 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	}
 	c = &container{id: r.ID, bundle: r.Bundle, cfg: cfg, ownPIDs: spec.ownPIDs()}
 	c.mu.execs = map[string]*process{}
-	p := &process{c: c, stopped: make(chan struct{}), told: make(chan struct{}), io: ioRequest{
+	p := &process{c: c, stopped: make(chan struct{}), io: ioRequest{
 		id: r.ID, namespace: s.namespace, terminal: r.Terminal,
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
 	}}

@@ -366,7 +366,7 @@ func (s *Service) exec(_ context.Context, r *wire.ExecProcessRequest) (wire.Mess
 	if err != nil {
 		return nil, err
 	}
-	p := &process{c: c, execID: r.ExecID, spec: new(specs.Process), stopped: make(chan struct{}), told: make(chan struct{}), io: ioRequest{
+	p := &process{c: c, execID: r.ExecID, spec: new(specs.Process), stopped: make(chan struct{}), io: ioRequest{
 		id: r.ID, namespace: s.namespace, terminal: r.Terminal,
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
 	}}
@@ -447,7 +447,6 @@ func (s *Service) delete(ctx context.Context, r *wire.ProcessRequest) (wire.Mess
 	}
 	p.streams.close()
 	st := p.state()
-	<-p.told
 	s.events.publish(topicDelete, "TaskDelete", &wire.TaskDelete{
 		ContainerID: r.ID, ID: r.ExecID, Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt,
 	})

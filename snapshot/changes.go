@@ -290,8 +290,41 @@ func (d *differ) hidden(name string, here []string) error {
 	return nil
 }
 
+// sameContent tells whether files of one size and time of change hold the same. Tools set
+// times back, and a tar has whole seconds only: then the contents are compared.
+func (d *differ) sameContent(name string, from *safepath.Root, a, b *unix.Stat_t) bool {
+	if a.Ino == b.Ino && a.Ctim == b.Ctim { // one inode, seen through two mounts
+		return true
+	}
+	if d.whole && a.Mtim.Nsec != 0 {
+		return true
+	}
+	f, err := d.upper.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	g, err := from.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer g.Close()
+	x, y := make([]byte, 64<<10), make([]byte, 64<<10)
+	for d.ctx.Err() == nil {
+		n, err := io.ReadFull(f, x)
+		m, _ := io.ReadFull(g, y)
+		if !bytes.Equal(x[:n], y[:m]) {
+			return false
+		}
+		if err != nil {
+			return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		}
+	}
+	return false
+}
+
 // same tells whether a name is as it was below: type, owner, mode, device, size, time
-// of change, link target and extended attributes.
+// of change, contents, link target and extended attributes.
 func (d *differ) same(name string, from *safepath.Root, a, b *unix.Stat_t) bool {
 	if a.Mode != b.Mode || a.Uid != b.Uid || a.Gid != b.Gid || a.Rdev != b.Rdev {
 		return false
@@ -303,7 +336,7 @@ func (d *differ) same(name string, from *safepath.Root, a, b *unix.Stat_t) bool 
 			return false
 		}
 	case unix.S_IFREG:
-		if a.Size != b.Size || a.Mtim != b.Mtim {
+		if a.Size != b.Size || a.Mtim != b.Mtim || !d.sameContent(name, from, a, b) {
 			return false
 		}
 	}

@@ -150,7 +150,7 @@ func (s section) each(fn func(key string, r record, err error) error) error {
 // restore finds the directories that no record names, which a crash left, and makes
 // those of active snapshots that a power cut took: what was in them was lost with them.
 func (sn *Snapshotter) restore() error {
-	last, err := sn.sweepDirs(context.Background())
+	last, err := sn.sweepDirs(context.Background(), true)
 	if err != nil {
 		return err
 	}
@@ -184,8 +184,10 @@ func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]directory, damaged boo
 	return ids, damaged, err
 }
 
-// sweepDirs dooms orphans, makes lost directories anew, and gives the highest id in use.
-func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
+// sweepDirs dooms orphans and gives the highest id in use. With heal it makes lost
+// directories anew: only at the start, when they can be what a power cut took. Later, somebody
+// else took them, and that is for a check to find.
+func (sn *Snapshotter) sweepDirs(ctx context.Context, heal bool) (last uint64, err error) {
 	// The directories first: one that is made later is not looked at.
 	entries, err := os.ReadDir(sn.dir())
 	if err != nil {
@@ -213,7 +215,7 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
 		}
 		for id, d := range ids {
 			last = max(last, id)
-			if _, ok := present[id]; ok || d.r.kind() == snapshots.KindCommitted {
+			if _, ok := present[id]; ok || !heal || d.r.kind() == snapshots.KindCommitted {
 				continue
 			}
 			if lost[id], err = sn.chain(sn.section(tx, d.ns), d.r.Parent); err != nil {
@@ -288,7 +290,7 @@ func (sn *Snapshotter) removeDoomed() error {
 
 // Cleanup removes the directories of removed snapshots now, and those that a crash left.
 func (sn *Snapshotter) Cleanup(ctx context.Context) error {
-	_, err := sn.sweepDirs(ctx)
+	_, err := sn.sweepDirs(ctx, false)
 	return wrap(errors.Join(err, sn.removeDoomed()), "clean up snapshots")
 }
 

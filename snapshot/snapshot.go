@@ -23,6 +23,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -88,6 +89,11 @@ type driver interface {
 
 // open is common to the drivers.
 func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
+	return begin(name, root, s, d, (*Snapshotter).restore)
+}
+
+// begin opens a snapshotter; restore sees to what a crash left.
+func begin(name, root string, s *store.Store, d driver, restore func(*Snapshotter) error) (*Snapshotter, error) {
 	root, err := filepath.Abs(root)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter %s: %w", name, err)
@@ -103,7 +109,7 @@ func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
 	if err := os.Chmod(sn.dir(), 0o700); err != nil {
 		return nil, wrap(err, "open snapshotter %s", name)
 	}
-	if err := sn.restore(); err != nil {
+	if err := restore(sn); err != nil {
 		return nil, wrap(err, "open snapshotter %s", name)
 	}
 	go sn.remover()
@@ -297,6 +303,7 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
+	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
 	return sn.mounts(r, parents), nil
 }
 
@@ -419,6 +426,7 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 	if err := sn.driver.tidy(l); err != nil {
 		sn.log.Warn("a committed layer has leftovers", "snapshot", name, "error", err)
 	}
+	sn.store.Publish(ctx, "/snapshot/commit", &apievents.SnapshotCommit{Key: key, Name: name, Snapshotter: sn.name})
 	return nil
 }
 
@@ -437,7 +445,7 @@ func (sn *Snapshotter) Remove(ctx context.Context, key string) (err error) {
 			return err
 		}
 		if s.hasChildren(key) {
-			return fmt.Errorf("others build upon it: %w", errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("cannot remove snapshot with child: %w", errdefs.ErrFailedPrecondition)
 		}
 		if err := store.UnleaseResource(ctx, tx, sn.resource(), key); err != nil {
 			return err
@@ -448,6 +456,7 @@ func (sn *Snapshotter) Remove(ctx context.Context, key string) (err error) {
 		return err
 	}
 	sn.doom(r.ID)
+	sn.store.Publish(ctx, "/snapshot/remove", &apievents.SnapshotRemove{Key: key, Snapshotter: sn.name})
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -134,6 +135,7 @@ func (s *contentStore) Delete(ctx context.Context, d digest.Digest) error {
 		return wrap(err, "delete content %s", d)
 	}
 	s.gc.schedule()
+	(*Store)(s).Publish(ctx, "/content/delete", &apievents.ContentDelete{Digest: d.String()})
 	_, err = (*Store)(s).removeUnnamed(ctx, d)
 	return wrap(err, "delete content %s", d)
 }

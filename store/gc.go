@@ -262,6 +262,7 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 		err := EachNamespace(tx, func(ns string) error {
 			s.markImages(tx, ns, w)
 			s.markContent(tx, ns, w)
+			s.markContainers(tx, ns, w)
 			s.markLeases(tx, ns, at, w)
 			return ctx.Err()
 		})
@@ -454,6 +455,10 @@ func (s *Store) liveRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) [
 		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return imageRefs(n.Namespace, r)
 		}
+	case resourceContainers:
+		if r, err := readContainer(NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
+			return containerRefs(n.Namespace, r)
+		}
 	default:
 		if c := collectors[n.Type]; c != nil {
 			if o, err := c.Node(tx, n.Namespace, n.ID); err == nil {
@@ -491,6 +496,7 @@ func (s *Store) sweep(ctx context.Context, dead []Node, st *GCStats) error {
 		st.Snapshots += got.snapshots
 		st.Content += len(got.blobs)
 		st.Bytes += got.bytes
+		s.publishSwept(ctx, got.removed)
 		for _, d := range got.blobs {
 			n, err := s.removeUnnamed(ctx, d)
 			if err != nil {
@@ -507,6 +513,7 @@ type swept struct {
 	leases, snapshots int
 	bytes             int64
 	blobs             []digest.Digest
+	removed           []Node // blobs and snapshots
 }
 
 func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, got *swept) error {
@@ -517,6 +524,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 			return nil
 		}
 		got.blobs = append(got.blobs, digest.Digest(n.ID))
+		got.removed = append(got.removed, n)
 		return b.Delete([]byte(n.ID))
 	case resourceLeases:
 		b := NamespaceBucket(tx, n.Namespace, sectionLeases)
@@ -538,6 +546,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 		return err
 	}
 	got.snapshots++
+	got.removed = append(got.removed, n)
 	got.bytes += size
 	return nil
 }

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"maps"
 	"strings"
+	"time"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/epoch"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
@@ -82,7 +85,7 @@ func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image
 		if b.Get([]byte(img.Name)) != nil {
 			return errdefs.ErrAlreadyExists
 		}
-		img.CreatedAt = now()
+		img.CreatedAt = recordTime(ctx)
 		img.UpdatedAt = img.CreatedAt
 		if err := LeaseResource(ctx, tx, resourceImages, img.Name); err != nil {
 			return err
@@ -92,6 +95,7 @@ func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image
 	if err != nil {
 		return images.Image{}, wrap(err, "create image %q", img.Name)
 	}
+	(*Store)(s).Publish(ctx, "/images/create", &apievents.ImageCreate{Name: img.Name, Labels: img.Labels})
 	return img, nil
 }
 
@@ -122,7 +126,7 @@ func (s *imageStore) Update(ctx context.Context, img images.Image, fieldpaths ..
 		if err := validateImage(out); err != nil {
 			return err
 		}
-		out.UpdatedAt = now()
+		out.UpdatedAt = recordTime(ctx)
 		return (*Store)(s).putImage(b, ns, out)
 	})
 	if err != nil {
@@ -130,6 +134,7 @@ func (s *imageStore) Update(ctx context.Context, img images.Image, fieldpaths ..
 	}
 	// The blobs of an old target may have become garbage.
 	s.gc.schedule()
+	(*Store)(s).Publish(ctx, "/images/update", &apievents.ImageUpdate{Name: out.Name, Labels: out.Labels})
 	return out, nil
 }
 
@@ -183,12 +188,22 @@ func (s *imageStore) Delete(ctx context.Context, name string, opts ...images.Del
 	if err != nil {
 		return wrap(err, "delete image %q", name)
 	}
+	(*Store)(s).Publish(ctx, "/images/delete", &apievents.ImageDelete{Name: name})
 	if o.Synchronous {
 		_, err := (*Store)(s).GC(ctx)
 		return wrap(err, "delete image %q", name)
 	}
 	s.gc.schedule()
 	return nil
+}
+
+// recordTime is now, or the time that ctx has for what shall be made alike each time
+// (SOURCE_DATE_EPOCH).
+func recordTime(ctx context.Context) time.Time {
+	if t := epoch.FromContext(ctx); t != nil {
+		return t.UTC().Round(0)
+	}
+	return now()
 }
 
 func sameTarget(a, b ocispec.Descriptor) bool {

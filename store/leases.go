@@ -22,6 +22,8 @@ const (
 	resourceLeases    = "leases" // not leasable: the type of a lease's own node
 	resourceSnapshots = "snapshots/"
 
+	resourceContainers = "containers" // the type of a container's own node
+
 	maxKey = 4096 // of ids and names that become keys
 )
 

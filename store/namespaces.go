@@ -6,18 +6,19 @@ import (
 	"fmt"
 	"maps"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
 
-// namespaceStore implements containerd's namespaces.Store. A namespace is a bucket:
+// Namespaces implements containerd's namespaces.Store. A namespace is a bucket:
 // it exists once it has been created or something was put into it.
-type namespaceStore Store
+type Namespaces Store
 
-var _ namespaces.Store = (*namespaceStore)(nil)
+var _ namespaces.Store = (*Namespaces)(nil)
 
-func (s *namespaceStore) Create(ctx context.Context, ns string, labels map[string]string) error {
+func (s *Namespaces) Create(ctx context.Context, ns string, labels map[string]string) error {
 	if err := errors.Join(validNamespace(ns), ValidateLabels(labels)); err != nil {
 		return wrap(err, "create namespace %q", ns)
 	}
@@ -27,10 +28,14 @@ func (s *namespaceStore) Create(ctx context.Context, ns string, labels map[strin
 		}
 		return putNamespace(tx, ns, labels)
 	})
-	return wrap(err, "create namespace %q", ns)
+	if err != nil {
+		return wrap(err, "create namespace %q", ns)
+	}
+	(*Store)(s).Publish(namespaces.WithNamespace(ctx, ns), "/namespaces/create", &apievents.NamespaceCreate{Name: ns, Labels: labels})
+	return nil
 }
 
-func (s *namespaceStore) Labels(ctx context.Context, ns string) (labels map[string]string, err error) {
+func (s *Namespaces) Labels(ctx context.Context, ns string) (labels map[string]string, err error) {
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		labels, err = namespaceLabels(tx, ns)
 		return err
@@ -38,29 +43,49 @@ func (s *namespaceStore) Labels(ctx context.Context, ns string) (labels map[stri
 	return labels, wrap(err, "namespace %q", ns)
 }
 
-func (s *namespaceStore) SetLabel(ctx context.Context, ns, key, value string) error {
-	if err := errors.Join(validNamespace(ns), ValidateLabels(map[string]string{key: value})); err != nil {
-		return wrap(err, "label namespace %q", ns)
+// SetLabel sets one label; an empty value removes it.
+func (s *Namespaces) SetLabel(ctx context.Context, ns, key, value string) error {
+	labels := map[string]string{}
+	if value != "" {
+		labels[key] = value
 	}
-	err := s.db.Update(ctx, func(tx *bolt.Tx) error {
-		labels, err := namespaceLabels(tx, ns)
+	_, err := s.Relabel(ctx, ns, labels, "labels."+key)
+	return err
+}
+
+// Relabel replaces labels and gives all that there are then: those that paths ("labels.KEY")
+// name, or all of them ("labels", or no path). A value that is empty removes the label.
+func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]string, paths ...string) (out map[string]string, err error) {
+	if err := errors.Join(validNamespace(ns), ValidateLabels(labels)); err != nil {
+		return nil, wrap(err, "label namespace %q", ns)
+	}
+	if len(paths) == 0 {
+		paths = []string{"labels"}
+	}
+	labels = maps.Clone(labels)
+	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		have, err := namespaceLabels(tx, ns)
 		if err != nil {
 			return err
 		}
-		labels = maps.Clone(labels)
-		if value == "" {
-			delete(labels, key)
-		} else if labels == nil {
-			labels = map[string]string{key: value}
-		} else {
-			labels[key] = value
+		for _, p := range paths {
+			var ok bool
+			if have, ok = UpdateLabels(have, labels, p); !ok {
+				return fmt.Errorf("field %q cannot be updated: %w", p, errdefs.ErrInvalidArgument)
+			}
 		}
-		return putNamespace(tx, ns, labels)
+		out = have
+		return putNamespace(tx, ns, have)
 	})
-	return wrap(err, "label namespace %q", ns)
+	if err != nil {
+		return nil, wrap(err, "label namespace %q", ns)
+	}
+	(*Store)(s).Publish(namespaces.WithNamespace(ctx, ns), "/namespaces/update", &apievents.NamespaceUpdate{Name: ns, Labels: out})
+	return out, nil
 }
 
-func (s *namespaceStore) List(ctx context.Context) (list []string, err error) {
+func (s *Namespaces) List(ctx context.Context) (list []string, err error) {
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		return EachNamespace(tx, func(ns string) error {
 			list = append(list, ns)
@@ -71,7 +96,7 @@ func (s *namespaceStore) List(ctx context.Context) (list []string, err error) {
 }
 
 // Delete removes a namespace that is empty: errdefs.ErrFailedPrecondition otherwise.
-func (s *namespaceStore) Delete(ctx context.Context, ns string, opts ...namespaces.DeleteOpts) error {
+func (s *Namespaces) Delete(ctx context.Context, ns string, opts ...namespaces.DeleteOpts) error {
 	for _, opt := range opts {
 		if err := opt(ctx, &namespaces.DeleteInfo{Name: ns}); err != nil {
 			return wrap(err, "delete namespace %q", ns)
@@ -93,7 +118,11 @@ func (s *namespaceStore) Delete(ctx context.Context, ns string, opts ...namespac
 		}
 		return Bucket(tx, string(bucketNS)).DeleteBucket([]byte(ns))
 	})
-	return wrap(err, "delete namespace %q", ns)
+	if err != nil {
+		return wrap(err, "delete namespace %q", ns)
+	}
+	(*Store)(s).Publish(namespaces.WithNamespace(ctx, ns), "/namespaces/delete", &apievents.NamespaceDelete{Name: ns})
+	return nil
 }
 
 // emptyBucket tells whether there is nothing in a bucket but empty buckets.

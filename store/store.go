@@ -21,9 +21,9 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 )
@@ -37,6 +37,8 @@ type Options struct {
 	Log *slog.Logger
 	// GCDelay is how long ScheduleGC waits for more to come; 0: one second.
 	GCDelay time.Duration
+	// Events is told of what happens to objects; nil: nobody is.
+	Events events.Publisher
 	// NoBackgroundGC makes ScheduleGC do nothing: only GC collects.
 	NoBackgroundGC bool
 }
@@ -46,6 +48,8 @@ type Store struct {
 	root string
 	log  *slog.Logger
 	db   *DB
+
+	events events.Publisher
 
 	blobs *blobs
 	gc    collector
@@ -72,7 +76,7 @@ func Open(root string, o Options) (*Store, error) {
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", root, err)
 	}
-	s := &Store{root: root, log: o.Log, db: db}
+	s := &Store{root: root, log: o.Log, db: db, events: o.Events}
 	if s.blobs, err = openBlobs(filepath.Join(root, "content")); err != nil {
 		db.Close()
 		return nil, fmt.Errorf("open store %s: %w", root, classify(err))
@@ -106,7 +110,7 @@ func (s *Store) Images() images.Store { return (*imageStore)(s) }
 func (s *Store) Leases() leases.Manager { return (*leaseManager)(s) }
 
 // Namespaces lists and labels namespaces. One comes to be with its first object.
-func (s *Store) Namespaces() namespaces.Store { return (*namespaceStore)(s) }
+func (s *Store) Namespaces() *Namespaces { return (*Namespaces)(s) }
 
 // names of the fixed buckets and keys; see docs/store.md.
 var (
@@ -122,6 +126,8 @@ const (
 	sectionContent = "content"
 	sectionImages  = "images"
 	sectionLeases  = "leases"
+
+	sectionContainers = "containers"
 )
 
 // initSchema makes a new file's schema, and checks that of an old one without

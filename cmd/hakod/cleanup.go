@@ -80,7 +80,11 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 	for _, p := range parents {
 		_ = unix.Rmdir(p)
 	}
-	for _, path := range []string{cfg.DockerSocket, cfg.CRISocket, cfg.DebugSocket} {
+	sockets := []string{cfg.DockerSocket, cfg.CRISocket, cfg.ContainerdSocket, cfg.DebugSocket}
+	if cfg.ContainerdSocket != "" {
+		sockets = append(sockets, cfg.ContainerdSocket+".ttrpc")
+	}
+	for _, path := range sockets {
 		removeDeadSocket(path)
 	}
 	return errors.Join(errs...)

@@ -26,7 +26,7 @@ type config struct {
 	Root             string            `toml:"root" comment:"Durable files: images, containers, volumes."`
 	State            string            `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
 	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
-	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API. This version does not serve it."`
+	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API, with the CRI on it; shims report to the same path with .ttrpc added. \"\" turns it off. Default: containerd.sock in the state folder."`
 	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
 	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins, which may change every container of a pod; \"\" turns NRI off."`
 	NRIPluginDir     string            `toml:"nri-plugin-dir" comment:"NRI plugins that are started with the daemon, NN-NAME; the folder may be missing."`

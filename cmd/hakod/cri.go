@@ -25,7 +25,7 @@ import (
 )
 
 // serveCRI adds the Kubernetes CRI, and the server of its streams, to what runs until ctx ends.
-func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, obs *observers, log *slog.Logger) error {
+func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.Engine, obs *observers, log *slog.Logger) (*cri.Server, error) {
 	o := streaming.Options{
 		Runtime: &streaming.EngineRuntime{Engine: eng, Log: log, Netns: podNetns(eng.Sandbox)},
 		Address: cfg.StreamAddress, Log: log,
@@ -33,17 +33,17 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 	if cfg.StreamCert != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.StreamCert, cfg.StreamKey)
 		if err != nil {
-			return fmt.Errorf("certificate of the streaming server: %w", err)
+			return nil, fmt.Errorf("certificate of the streaming server: %w", err)
 		}
 		o.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
 	}
 	streams, err := streaming.New(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l, err := stream.Listen(cfg.CRISocket, cfg.SocketGroup)
 	if err != nil {
-		return errors.Join(err, streams.Close())
+		return nil, errors.Join(err, streams.Close())
 	}
 	srv := cri.New(cri.Options{
 		Backend: eng, Streams: streams, Version: version.Version, StateDir: cfg.State, Handlers: func() []string { return slices.Sorted(maps.Keys(eng.Runtimes())) },
@@ -59,7 +59,7 @@ func serveCRI(ctx context.Context, g *errgroup.Group, cfg config, eng *engine.En
 		srv.Shutdown(limit)
 		return streams.Close()
 	})
-	return nil
+	return srv, nil
 }
 
 // podNetns gives the network namespace of a pod. None is the host's only for a pod that was

@@ -13,16 +13,19 @@ import (
 	"sync/atomic"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/image/registry"
+	"github.com/hako-engine/hako/internal/events"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/network"
 	"github.com/hako-engine/hako/shim/client"
@@ -42,7 +45,8 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	defer unlock()
 
-	st, err := store.Open(cfg.Root, store.Options{Log: log})
+	bus := &events.Bus{}
+	st, err := store.Open(cfg.Root, store.Options{Log: log, Events: bus})
 	if err != nil {
 		return err
 	}
@@ -103,11 +107,13 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
-		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{},
+		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
+		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
-		Version:     version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
+		Checked:     checked(st, images, snapshotters), Garbage: st,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -146,8 +152,15 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		g.Go(func() error { return srv.Serve(l) })
 		g.Go(func() error { <-gctx.Done(); return shutdown(srv) })
 	}
+	var kubernetes *cri.Server
 	if cfg.CRISocket != "" {
-		if err := serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
+		if kubernetes, err = serveCRI(gctx, g, cfg, eng, observers, log); err != nil {
+			return err
+		}
+	}
+	if cfg.ContainerdSocket != "" {
+		rooms := containerdRooms{store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
+		if err := serveContainerd(gctx, g, cfg, rooms, log); err != nil {
 			return err
 		}
 	}
@@ -170,7 +183,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	g.Go(func() error { r.run(gctx, eng); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
-	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "cri", cfg.CRISocket)
+	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")
 	return err
@@ -236,6 +249,33 @@ func (s shims) Kill(ctx context.Context, o client.StartOptions) error { return s
 
 func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, error) {
 	return s.m.Reap(ctx, o)
+}
+
+// taskShims is the same for the shims of tasks.
+type taskShims struct{ m client.Manager }
+
+// taskShim keeps a nil pointer from becoming an interface that is none.
+func taskShim(t *client.Task, err error) (engine.TaskShim, error) {
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (s taskShims) StartTask(ctx context.Context, o client.TaskOptions) (engine.TaskShim, error) {
+	return taskShim(s.m.StartTask(ctx, o))
+}
+
+func (s taskShims) JoinTask(ctx context.Context, o client.TaskOptions, b client.Bootstrap) (engine.TaskShim, error) {
+	return taskShim(o.JoinTask(ctx, b))
+}
+
+func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engine.TaskShim, error) {
+	return taskShim(o.ConnectTask(ctx))
+}
+
+func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
+	return s.m.ReapTask(ctx, o)
 }
 
 func debugHandler() http.Handler {

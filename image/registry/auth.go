@@ -44,6 +44,9 @@ func (c *Client) credentials(domain, host string, given Credentials) (Credential
 		}
 		return Credentials{}, nil
 	}
+	if c.o.Anonymous {
+		return Credentials{}, nil
+	}
 	dir := c.o.DockerConfig
 	if dir == "" {
 		dir = os.Getenv("DOCKER_CONFIG")

@@ -56,7 +56,16 @@ func (c *Client) hosts(domain string, given Credentials) ([]docker.RegistryHost,
 			return nil
 		},
 	}
-	if c.o.Dir != "" {
+	if c.o.Insecure {
+		// With settings for TLS the library tries it first, and plain http after that.
+		o.DefaultTLS, o.DefaultScheme = &tls.Config{InsecureSkipVerify: true}, "http" //nolint:gosec // this is what was asked for
+	}
+	if c.o.CertDir != "" {
+		if _, err := os.ReadDir(c.o.CertDir); err != nil {
+			return nil, fmt.Errorf("certificates: %w", err)
+		}
+		o.HostDir = func(string) (string, error) { return c.o.CertDir, nil }
+	} else if c.o.Dir != "" {
 		find := config.HostDirFromRoot(c.o.Dir)
 		o.HostDir = func(host string) (string, error) {
 			dir, err := find(host)
@@ -72,7 +81,7 @@ func (c *Client) hosts(domain string, given Credentials) ([]docker.RegistryHost,
 	}
 	for i := range hosts {
 		h := &hosts[i]
-		if h.Scheme == "http" || docker.IsLocalhost(h.Host) {
+		if h.Scheme == "http" || c.o.Insecure || docker.IsLocalhost(h.Host) {
 			g.allow(h.Host)
 		}
 		if h.Client == nil {

@@ -44,7 +44,7 @@ func (c *Client) Login(ctx context.Context, address string, given Credentials) e
 // login fetches the base of the API (distribution-spec, "Determining Support").
 func (r *Repository) login(ctx context.Context, h docker.RegistryHost) error {
 	base := url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path) + "/"}
-	resp, err := r.request(quiet(ctx), h, http.MethodGet, base.String(), nil, func(err error) error {
+	resp, err := r.request(quiet(ctx), h, http.MethodGet, base.String(), nil, nil, func(err error) error {
 		var network interface{ Timeout() bool }
 		switch {
 		case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errdefs.IsPermissionDenied(err):

@@ -77,7 +77,14 @@ type Options struct {
 	Backoff   time.Duration // before the second attempt, doubled for each further; 0: 250 ms
 	// DockerConfig is the folder of docker's config.json; "": $DOCKER_CONFIG or ~/.docker.
 	DockerConfig string
-	Log          *slog.Logger
+	// Anonymous asks no config.json: hosts get what the client gave, or nothing.
+	Anonymous bool
+	// Insecure accepts any certificate, and plain http from a host that does not speak TLS.
+	Insecure bool
+	// CertDir has certificates for all hosts (*.crt: authorities, NAME.cert with NAME.key: ours);
+	// Dir is not looked at then. "": none.
+	CertDir string
+	Log     *slog.Logger
 }
 
 // Client makes repositories. It is safe for concurrent use.
@@ -324,7 +331,15 @@ func (r *Repository) get(ctx context.Context, h docker.RegistryHost, method, wha
 	if err != nil {
 		return nil, fmt.Errorf("repository %s: %w: %w", r.name.Name(), err, errdefs.ErrInvalidArgument)
 	}
+	return r.request(ctx, h, method, r.address(h, what, query), header, nil, r.authError)
+}
+
+// address of a part of the repository at a host.
+func (r *Repository) address(h docker.RegistryHost, what string, query url.Values) string {
 	u := url.URL{Scheme: h.Scheme, Host: h.Host, Path: path.Join("/", h.Path, r.path, what)}
+	if strings.HasSuffix(what, "/") {
+		u.Path += "/"
+	}
 	if h.Host != r.domain && (r.domain != dockerHub || h.Host != dockerHubHost) {
 		q := url.Values{"ns": {r.domain}} // tells a mirror which registry is meant
 		for k, v := range query {
@@ -333,17 +348,29 @@ func (r *Repository) get(ctx context.Context, h docker.RegistryHost, method, wha
 		query = q
 	}
 	u.RawQuery = query.Encode()
-	return r.request(ctx, h, method, u.String(), header, r.authError)
+	return u.String()
 }
 
+// body opens what a request sends, anew for each attempt, and gives its length in bytes.
+type body func() (io.ReadCloser, int64, error)
+
 // request sends one request to one host, answering its challenge. denied makes an error of
-// one that the host will not take.
-func (r *Repository) request(ctx context.Context, h docker.RegistryHost, method, address string, header http.Header, denied func(error) error) (*http.Response, error) {
+// one that the host will not take. send may be nil.
+func (r *Repository) request(ctx context.Context, h docker.RegistryHost, method, address string, header http.Header, send body, denied func(error) error) (*http.Response, error) {
 	var tried []*http.Response
 	for {
 		req, err := http.NewRequestWithContext(ctx, method, address, nil)
 		if err != nil {
 			return nil, err
+		}
+		if send != nil {
+			if req.Body, req.ContentLength, err = send(); err != nil {
+				return nil, err
+			}
+			if req.ContentLength == 0 {
+				req.Body.Close()
+				req.Body = http.NoBody
+			}
 		}
 		for _, from := range []http.Header{r.headers, h.Header, header} {
 			for k, v := range from {
@@ -352,6 +379,9 @@ func (r *Repository) request(ctx context.Context, h docker.RegistryHost, method,
 		}
 		if h.Authorizer != nil {
 			if err := h.Authorizer.Authorize(ctx, req); err != nil {
+				if req.Body != nil {
+					req.Body.Close()
+				}
 				return nil, denied(err)
 			}
 		}

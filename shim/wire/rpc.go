@@ -221,10 +221,19 @@ func (c *Client) receive() {
 // Call makes a call and waits for the answer, the end of ctx, or of the connection
 // (errdefs.ErrUnavailable). resp may be nil.
 func (c *Client) Call(ctx context.Context, service, method string, req, resp Message) error {
-	if err := ctx.Err(); err != nil {
+	b, err := c.CallRaw(ctx, service, method, Marshal(req))
+	if err != nil || resp == nil {
 		return err
 	}
-	r := request{Service: service, Method: method, Payload: Marshal(req), Metadata: c.header}
+	return Unmarshal(b, resp)
+}
+
+// CallRaw is Call with encoded messages.
+func (c *Client) CallRaw(ctx context.Context, service, method string, req []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r := request{Service: service, Method: method, Payload: req, Metadata: c.header}
 	if d, ok := ctx.Deadline(); ok {
 		r.TimeoutNano = max(1, int64(time.Until(d)))
 	}
@@ -232,7 +241,7 @@ func (c *Client) Call(ctx context.Context, service, method string, req, resp Mes
 	c.mu.Lock()
 	if c.mu.err != nil {
 		defer c.mu.Unlock()
-		return c.mu.err
+		return nil, c.mu.err
 	}
 	id := c.mu.next
 	c.mu.next += 2 // a client's streams are odd
@@ -248,32 +257,25 @@ func (c *Client) Call(ctx context.Context, service, method string, req, resp Mes
 	err := writeFrame(c.conn, id, typeRequest, &r)
 	c.write.Unlock()
 	if errors.Is(err, errdefs.ErrResourceExhausted) {
-		return err
+		return nil, err
 	} else if err != nil {
 		c.conn.Close() // receive reports it
 	}
 	select {
 	case got := <-ch:
-		return got.result(resp)
+		return got.Payload, got.Status.error()
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, ctx.Err()
 	case <-c.done:
 		select {
 		case got := <-ch: // the answer came with the end
-			return got.result(resp)
+			return got.Payload, got.Status.error()
 		default:
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		return c.mu.err
+		return nil, c.mu.err
 	}
-}
-
-func (r *response) result(m Message) error {
-	if err := r.Status.error(); err != nil || m == nil {
-		return err
-	}
-	return Unmarshal(r.Payload, m)
 }
 
 // Done is closed when the connection is lost.

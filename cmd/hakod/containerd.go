@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/hako-engine/hako/api/containerd"
+	"github.com/hako-engine/hako/api/cri"
+	"github.com/hako-engine/hako/api/stream"
+	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/image"
+	"github.com/hako-engine/hako/internal/events"
+	"github.com/hako-engine/hako/internal/version"
+	"github.com/hako-engine/hako/store"
+)
+
+// containerdRooms are what the containerd API shows.
+type containerdRooms struct {
+	store        *store.Store
+	snapshotters map[string]snapshots.Snapshotter
+	images       *image.Service
+	engine       *engine.Engine
+	bus          *events.Bus
+	cri          *cri.Server // nil: not on this socket
+}
+
+// ttrpcSocket is where shims report to; "" without the API.
+func ttrpcSocket(cfg config) string {
+	if cfg.ContainerdSocket == "" {
+		return ""
+	}
+	return cfg.ContainerdSocket + ".ttrpc"
+}
+
+// serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
+func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r containerdRooms, log *slog.Logger) error {
+	info, err := r.engine.Info(ctx)
+	if err != nil {
+		return err
+	}
+	o := containerd.Options{
+		Content: r.store.Content(), Images: r.store.Images(), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
+		Snapshotters: r.snapshotters, DefaultSnapshotter: cfg.Snapshotter, Bus: r.bus,
+		Differ: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
+	}
+	if r.cri != nil {
+		o.Guests = append(o.Guests, func(reg grpc.ServiceRegistrar) { r.cri.Register(reg) })
+	}
+	srv, err := containerd.New(o)
+	if err != nil {
+		return err
+	}
+	l, err := stream.Listen(cfg.ContainerdSocket, cfg.SocketGroup)
+	if err != nil {
+		return err
+	}
+	shims, err := stream.Listen(ttrpcSocket(cfg), cfg.SocketGroup)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	g.Go(func() error { return srv.Serve(l) })
+	g.Go(func() error { return srv.ServeTTRPC(shims) })
+	g.Go(func() error {
+		<-ctx.Done()
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownLimit)
+		defer cancel()
+		srv.Shutdown(limit)
+		return nil
+	})
+	return nil
+}

@@ -1,0 +1,223 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/api/runtime/sandbox/v1"
+	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/hako-engine/hako/shim/wire"
+)
+
+// serviceSandbox is the optional service of shims that know sandboxes.
+const serviceSandbox = "containerd.runtime.sandbox.v1.Sandbox"
+
+// Task is a connection to a shim of anybody, with the messages of containerd's shim v2
+// protocol. It is safe for concurrent use. Errors carry the class that they had in the shim; a
+// lost connection is errdefs.ErrUnavailable. It implements the generated task.TTRPCTaskService
+// (version 3 of the service; the messages of version 2 are the same) and sandbox.TTRPCSandboxService.
+type Task struct {
+	// invoke makes a call of the connection's protocol.
+	invoke  func(ctx context.Context, service, method string, req, resp proto.Message) error
+	service string
+	done    <-chan struct{}
+	close   func() error
+
+	bootstrap Bootstrap
+}
+
+var (
+	_ task.TTRPCTaskService       = (*Task)(nil)
+	_ sandbox.TTRPCSandboxService = (*Task)(nil)
+)
+
+// Task is the same connection with the messages of the protocol.
+func (s *Shim) Task() *Task {
+	return newTask(s.rpc, Bootstrap{Version: 3, Address: "unix://" + s.path, Protocol: "ttrpc"})
+}
+
+func newTask(rpc *wire.Client, b Bootstrap) *Task {
+	t := &Task{service: taskService(b.Version), done: rpc.Done(), close: rpc.Close, bootstrap: b}
+	t.invoke = func(ctx context.Context, service, method string, req, resp proto.Message) error {
+		in, err := proto.Marshal(req)
+		if err != nil {
+			return err
+		}
+		out, err := rpc.CallRaw(ctx, service, method, in)
+		if err != nil {
+			return err
+		}
+		return proto.Unmarshal(out, resp)
+	}
+	return t
+}
+
+func taskService(version int) string {
+	if version >= 3 {
+		return wire.ServiceTaskV3
+	}
+	return wire.ServiceTaskV2
+}
+
+// Bootstrap is how the shim is reached.
+func (t *Task) Bootstrap() Bootstrap { return t.bootstrap }
+
+// Gone is closed when the connection is lost.
+func (t *Task) Gone() <-chan struct{} { return t.done }
+
+// Close ends the connection, and leaves the shim alone.
+func (t *Task) Close() error { return t.close() }
+
+// call is one call of the task service.
+func call[T any, P interface {
+	*T
+	proto.Message
+}](ctx context.Context, t *Task, service, method string, req proto.Message) (P, error) {
+	resp := P(new(T))
+	if err := t.invoke(ctx, service, method, req, resp); err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+// The methods of the task service.
+
+func (t *Task) State(ctx context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+	return call[task.StateResponse](ctx, t, t.service, "State", r)
+}
+
+func (t *Task) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+	return call[task.CreateTaskResponse](ctx, t, t.service, "Create", r)
+}
+
+func (t *Task) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	return call[task.StartResponse](ctx, t, t.service, "Start", r)
+}
+
+func (t *Task) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	return call[task.DeleteResponse](ctx, t, t.service, "Delete", r)
+}
+
+func (t *Task) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+	return call[task.PidsResponse](ctx, t, t.service, "Pids", r)
+}
+
+func (t *Task) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Pause", r)
+}
+
+func (t *Task) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Resume", r)
+}
+
+func (t *Task) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Checkpoint", r)
+}
+
+func (t *Task) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Kill", r)
+}
+
+func (t *Task) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Exec", r)
+}
+
+func (t *Task) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "ResizePty", r)
+}
+
+func (t *Task) CloseIO(ctx context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "CloseIO", r)
+}
+
+func (t *Task) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Update", r)
+}
+
+func (t *Task) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+	return call[task.WaitResponse](ctx, t, t.service, "Wait", r)
+}
+
+func (t *Task) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
+	return call[task.StatsResponse](ctx, t, t.service, "Stats", r)
+}
+
+func (t *Task) Connect(ctx context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
+	return call[task.ConnectResponse](ctx, t, t.service, "Connect", r)
+}
+
+// Shutdown ends the shim if it holds no container. Its end may come before the answer.
+func (t *Task) Shutdown(ctx context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+	return call[emptypb.Empty](ctx, t, t.service, "Shutdown", r)
+}
+
+// Reserve asks a shim of hako's to stay for a container that is going to be created; of
+// others it is errdefs.ErrNotImplemented.
+func (t *Task) Reserve(ctx context.Context) error {
+	_, err := call[emptypb.Empty](ctx, t, wire.ServiceHako, "Reserve", &emptypb.Empty{})
+	return err
+}
+
+// The methods of the sandbox service. Of a shim without it they are errdefs.ErrNotImplemented.
+
+func (t *Task) CreateSandbox(ctx context.Context, r *sandbox.CreateSandboxRequest) (*sandbox.CreateSandboxResponse, error) {
+	return call[sandbox.CreateSandboxResponse](ctx, t, serviceSandbox, "CreateSandbox", r)
+}
+
+func (t *Task) StartSandbox(ctx context.Context, r *sandbox.StartSandboxRequest) (*sandbox.StartSandboxResponse, error) {
+	return call[sandbox.StartSandboxResponse](ctx, t, serviceSandbox, "StartSandbox", r)
+}
+
+func (t *Task) Platform(ctx context.Context, r *sandbox.PlatformRequest) (*sandbox.PlatformResponse, error) {
+	return call[sandbox.PlatformResponse](ctx, t, serviceSandbox, "Platform", r)
+}
+
+func (t *Task) StopSandbox(ctx context.Context, r *sandbox.StopSandboxRequest) (*sandbox.StopSandboxResponse, error) {
+	return call[sandbox.StopSandboxResponse](ctx, t, serviceSandbox, "StopSandbox", r)
+}
+
+func (t *Task) WaitSandbox(ctx context.Context, r *sandbox.WaitSandboxRequest) (*sandbox.WaitSandboxResponse, error) {
+	return call[sandbox.WaitSandboxResponse](ctx, t, serviceSandbox, "WaitSandbox", r)
+}
+
+func (t *Task) SandboxStatus(ctx context.Context, r *sandbox.SandboxStatusRequest) (*sandbox.SandboxStatusResponse, error) {
+	return call[sandbox.SandboxStatusResponse](ctx, t, serviceSandbox, "SandboxStatus", r)
+}
+
+func (t *Task) PingSandbox(ctx context.Context, r *sandbox.PingRequest) (*sandbox.PingResponse, error) {
+	return call[sandbox.PingResponse](ctx, t, serviceSandbox, "PingSandbox", r)
+}
+
+func (t *Task) ShutdownSandbox(ctx context.Context, r *sandbox.ShutdownSandboxRequest) (*sandbox.ShutdownSandboxResponse, error) {
+	return call[sandbox.ShutdownSandboxResponse](ctx, t, serviceSandbox, "ShutdownSandbox", r)
+}
+
+func (t *Task) SandboxMetrics(ctx context.Context, r *sandbox.SandboxMetricsRequest) (*sandbox.SandboxMetricsResponse, error) {
+	return call[sandbox.SandboxMetricsResponse](ctx, t, serviceSandbox, "SandboxMetrics", r)
+}
+
+func (t *Task) UpdateSandbox(ctx context.Context, r *sandbox.UpdateSandboxRequest) (*sandbox.UpdateSandboxResponse, error) {
+	return call[sandbox.UpdateSandboxResponse](ctx, t, serviceSandbox, "UpdateSandbox", r)
+}
+
+// check makes sure that somebody answers: a process that is dying may still hold its socket.
+func (t *Task) check(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	if _, err := t.Connect(ctx, &task.ConnectRequest{ID: id}); err != nil {
+		return fmt.Errorf("connect to shim at %s: %w", t.bootstrap.Address, err)
+	}
+	return nil
+}
+
+func timestamp(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}

@@ -1,0 +1,386 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	bolt "go.etcd.io/bbolt"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// containerStore implements containerd's containers.Store: what clients of its API say of
+// their containers.
+type containerStore Store
+
+var _ containers.Store = (*containerStore)(nil)
+
+// Containers is the store of container records.
+func (s *Store) Containers() containers.Store { return (*containerStore)(s) }
+
+// anyRecord is a message of any type, as it came.
+type anyRecord struct {
+	Type  string `json:"type"`
+	Value []byte `json:"value,omitempty"`
+}
+
+type containerRecord struct {
+	Labels         map[string]string     `json:"labels,omitempty"`
+	Image          string                `json:"image,omitempty"`
+	Runtime        string                `json:"runtime"`
+	RuntimeOptions *anyRecord            `json:"runtimeOptions,omitempty"`
+	Spec           *anyRecord            `json:"spec,omitempty"`
+	Snapshotter    string                `json:"snapshotter,omitempty"`
+	SnapshotKey    string                `json:"snapshotKey,omitempty"`
+	Sandbox        string                `json:"sandbox,omitempty"`
+	Extensions     map[string]*anyRecord `json:"extensions,omitempty"`
+	Created        time.Time             `json:"created"`
+	Updated        time.Time             `json:"updated"`
+}
+
+func recordAny(a typeurl.Any) *anyRecord {
+	if a == nil || a.GetTypeUrl() == "" && len(a.GetValue()) == 0 {
+		return nil
+	}
+	return &anyRecord{a.GetTypeUrl(), a.GetValue()}
+}
+
+func (r *anyRecord) any() typeurl.Any {
+	if r == nil {
+		return nil
+	}
+	return &anypb.Any{TypeUrl: r.Type, Value: r.Value}
+}
+
+func recordAnys(m map[string]typeurl.Any) map[string]*anyRecord {
+	var out map[string]*anyRecord
+	for k, v := range m {
+		if r := recordAny(v); r != nil {
+			if out == nil {
+				out = map[string]*anyRecord{}
+			}
+			out[k] = r
+		}
+	}
+	return out
+}
+
+func anys(m map[string]*anyRecord) map[string]typeurl.Any {
+	var out map[string]typeurl.Any
+	for k, v := range m {
+		if v != nil {
+			if out == nil {
+				out = map[string]typeurl.Any{}
+			}
+			out[k] = v.any()
+		}
+	}
+	return out
+}
+
+func recordContainer(c containers.Container) containerRecord {
+	return containerRecord{
+		Labels: c.Labels, Image: c.Image, Runtime: c.Runtime.Name, RuntimeOptions: recordAny(c.Runtime.Options), Spec: recordAny(c.Spec),
+		Snapshotter: c.Snapshotter, SnapshotKey: c.SnapshotKey, Sandbox: c.SandboxID, Extensions: recordAnys(c.Extensions),
+		Created: c.CreatedAt, Updated: c.UpdatedAt,
+	}
+}
+
+func (r containerRecord) container(id string) containers.Container {
+	return containers.Container{
+		ID: id, Labels: r.Labels, Image: r.Image, Runtime: containers.RuntimeInfo{Name: r.Runtime, Options: r.RuntimeOptions.any()}, Spec: r.Spec.any(),
+		Snapshotter: r.Snapshotter, SnapshotKey: r.SnapshotKey, SandboxID: r.Sandbox, Extensions: anys(r.Extensions),
+		CreatedAt: r.Created, UpdatedAt: r.Updated,
+	}
+}
+
+func (s *containerStore) Get(ctx context.Context, id string) (c containers.Container, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return c, err
+	}
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		r, err := readContainer(NamespaceBucket(tx, ns, sectionContainers), id)
+		c = r.container(id)
+		return err
+	})
+	if err != nil {
+		return containers.Container{}, wrap(err, "container %q in namespace %q", id, ns)
+	}
+	return c, nil
+}
+
+func (s *containerStore) List(ctx context.Context, fs ...string) (list []containers.Container, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	filter, err := ParseFilters(fs)
+	if err != nil {
+		return nil, err
+	}
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		list = nil
+		b := NamespaceBucket(tx, ns, sectionContainers)
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			var r containerRecord
+			if err := decode(v, &r); err != nil {
+				s.log.Error("skipped a damaged container record", "namespace", ns, "container", string(k), "error", err)
+				return nil
+			}
+			if c := r.container(string(k)); filter.Match(AdaptContainer(c)) {
+				list = append(list, c)
+			}
+			return nil
+		})
+	})
+	return list, wrap(err, "list containers")
+}
+
+// AdaptContainer lets containerd's filters look at a container.
+func AdaptContainer(c containers.Container) filters.Adaptor {
+	return filters.AdapterFunc(func(p []string) (string, bool) {
+		if len(p) == 0 {
+			return "", false
+		}
+		switch p[0] {
+		case "id":
+			return c.ID, c.ID != ""
+		case "runtime":
+			if len(p) > 1 && p[1] == "name" {
+				return c.Runtime.Name, c.Runtime.Name != ""
+			}
+		case "image":
+			return c.Image, c.Image != ""
+		case "snapshotter":
+			return c.Snapshotter, c.Snapshotter != ""
+		case "snapshotkey":
+			return c.SnapshotKey, c.SnapshotKey != ""
+		case "sandbox":
+			return c.SandboxID, c.SandboxID != ""
+		case "labels":
+			return LabelField(c.Labels, p[1:])
+		}
+		return "", false
+	})
+}
+
+func (s *containerStore) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return containers.Container{}, err
+	}
+	if err := validateContainer(c); err != nil {
+		return containers.Container{}, wrap(err, "create container %q", c.ID)
+	}
+	c.Labels, c.Extensions = maps.Clone(c.Labels), maps.Clone(c.Extensions)
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b, err := MakeNamespaceBucket(tx, ns, sectionContainers)
+		if err != nil {
+			return err
+		}
+		if b.Get([]byte(c.ID)) != nil {
+			return errdefs.ErrAlreadyExists
+		}
+		c.CreatedAt = now()
+		c.UpdatedAt = c.CreatedAt
+		return (*Store)(s).putContainer(b, ns, c)
+	})
+	if err != nil {
+		return containers.Container{}, wrap(err, "container %q", c.ID)
+	}
+	(*Store)(s).Publish(ctx, "/containers/create", &apievents.ContainerCreate{
+		ID: c.ID, Image: c.Image, Runtime: &apievents.ContainerCreate_Runtime{Name: c.Runtime.Name, Options: typeurl.MarshalProto(c.Runtime.Options)},
+	})
+	return c, nil
+}
+
+func (s *containerStore) Update(ctx context.Context, c containers.Container, fieldpaths ...string) (out containers.Container, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return out, err
+	}
+	if c.ID == "" {
+		return out, fmt.Errorf("update container: id is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionContainers)
+		r, err := readContainer(b, c.ID)
+		if err != nil {
+			return err
+		}
+		out = r.container(c.ID)
+		paths := fieldpaths
+		if len(paths) == 0 {
+			switch {
+			case c.Snapshotter != out.Snapshotter:
+				return fmt.Errorf("the snapshotter cannot be changed: %w", errdefs.ErrInvalidArgument)
+			case c.Runtime.Name != out.Runtime.Name:
+				return fmt.Errorf("the runtime cannot be changed: %w", errdefs.ErrInvalidArgument)
+			}
+			paths = []string{"labels", "spec", "extensions", "image", "snapshotkey"}
+		}
+		for _, p := range paths {
+			if err := updateContainerField(&out, c, p); err != nil {
+				return err
+			}
+		}
+		if err := validateContainer(out); err != nil {
+			return err
+		}
+		out.UpdatedAt = now()
+		return (*Store)(s).putContainer(b, ns, out)
+	})
+	if err != nil {
+		return containers.Container{}, wrap(err, "update container %q", c.ID)
+	}
+	(*Store)(s).Publish(ctx, "/containers/update", &apievents.ContainerUpdate{ID: out.ID, Image: out.Image, Labels: out.Labels, SnapshotKey: out.SnapshotKey})
+	s.gc.schedule() // of the snapshot that it had
+	return out, nil
+}
+
+func updateContainerField(have *containers.Container, want containers.Container, path string) error {
+	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
+		have.Labels = l
+		return nil
+	}
+	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
+		have.Extensions = ext
+		return nil
+	}
+	switch path {
+	case "spec":
+		have.Spec = want.Spec
+	case "image":
+		have.Image = want.Image
+	case "snapshotkey":
+		have.SnapshotKey = want.SnapshotKey
+	default:
+		return fmt.Errorf("field %q cannot be updated: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// updateExtensions is UpdateLabels of "extensions" and "extensions.KEY".
+func updateExtensions(have, want map[string]typeurl.Any, path string) (_ map[string]typeurl.Any, ok bool) {
+	if path == "extensions" {
+		return maps.Clone(want), true
+	}
+	key, ok := strings.CutPrefix(path, "extensions.")
+	if !ok {
+		return have, false
+	}
+	out := maps.Clone(have)
+	if v := want[key]; v != nil {
+		if out == nil {
+			out = map[string]typeurl.Any{}
+		}
+		out[key] = v
+	} else {
+		delete(out, key)
+	}
+	return out, true
+}
+
+func (s *containerStore) Delete(ctx context.Context, id string) error {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionContainers)
+		if b == nil || id == "" || b.Get([]byte(id)) == nil {
+			return errdefs.ErrNotFound
+		}
+		return b.Delete([]byte(id))
+	})
+	if err != nil {
+		return wrap(err, "container %q in namespace %q", id, ns)
+	}
+	(*Store)(s).Publish(ctx, "/containers/delete", &apievents.ContainerDelete{ID: id})
+	s.gc.schedule()
+	return nil
+}
+
+// putContainer also tells a collection under way that the container is there.
+func (s *Store) putContainer(b *bolt.Bucket, ns string, c containers.Container) error {
+	raw, err := encode(recordContainer(c))
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxRecord {
+		return fmt.Errorf("%d bytes, at most %d are possible: %w", len(raw), maxRecord, errdefs.ErrInvalidArgument)
+	}
+	s.Touch(Node{Type: resourceContainers, Namespace: ns, ID: c.ID})
+	return b.Put([]byte(c.ID), raw)
+}
+
+func readContainer(b *bolt.Bucket, id string) (r containerRecord, err error) {
+	var raw []byte
+	if b != nil && id != "" {
+		raw = b.Get([]byte(id))
+	}
+	if raw == nil {
+		return r, errdefs.ErrNotFound
+	}
+	return r, decode(raw, &r)
+}
+
+func validateContainer(c containers.Container) error {
+	if err := identifiers.Validate(c.ID); err != nil {
+		return fmt.Errorf("id: %w", err)
+	}
+	if err := ValidateLabels(c.Labels); err != nil {
+		return err
+	}
+	for k := range c.Extensions {
+		if k == "" {
+			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	switch {
+	case c.Runtime.Name == "":
+		return fmt.Errorf("the runtime's name is missing: %w", errdefs.ErrInvalidArgument)
+	case c.Spec == nil:
+		return fmt.Errorf("the specification is missing: %w", errdefs.ErrInvalidArgument)
+	case c.SnapshotKey != "" && c.Snapshotter == "":
+		return fmt.Errorf("a snapshot without a snapshotter: %w", errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// markContainers adds what containers hold.
+func (s *Store) markContainers(tx *bolt.Tx, ns string, w *walk) {
+	b := NamespaceBucket(tx, ns, sectionContainers)
+	if b == nil {
+		return
+	}
+	_ = b.ForEach(func(k, v []byte) error {
+		var r containerRecord
+		if err := decode(v, &r); err != nil {
+			s.damage(w, ns, resourceContainers, string(k), err)
+			return nil
+		}
+		w.roots = append(w.roots, containerRefs(ns, r)...)
+		return nil
+	})
+}
+
+func containerRefs(ns string, r containerRecord) []Node {
+	refs := labelRefs(ns, r.Labels)
+	if r.SnapshotKey != "" && r.Snapshotter != "" {
+		refs = append(refs, SnapshotNode(r.Snapshotter, ns, r.SnapshotKey))
+	}
+	return refs
+}
