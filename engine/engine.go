@@ -99,6 +99,7 @@ type Engine struct {
 	events     bus
 	apparmor   *apparmor
 	accounts   accountCache
+	patience   *patience // of the start
 
 	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 
