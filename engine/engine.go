@@ -102,6 +102,8 @@ type Engine struct {
 	execs      execRegistry
 	events     bus
 	apparmor   *apparmor
+	accounts   accountCache
+	patience   *patience // of the start
 
 	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 
