@@ -19,6 +19,8 @@ import (
 	"github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"github.com/hako-engine/hako/internal/version"
 )
 
 // Exit codes that are not the container's own, as docker(1) has them.
@@ -43,6 +45,10 @@ func (e *exitError) Error() string { return e.msg }
 type Options struct {
 	// Demo opens the archive of the demo image; nil if the program carries none.
 	Demo func() (io.Reader, error)
+	// Images gives the tools for images beyond the daemon; nil if the program has none.
+	Images func(ImagesConfig) Images
+	// Verify checks signatures; nil if the program cannot.
+	Verify Verifier
 }
 
 // app is what all commands share.
@@ -52,6 +58,9 @@ type app struct {
 	host  string
 	debug bool
 	c     *client.Client
+	i     Images
+	// registryDir and containerd are flags of the image tools.
+	registryDir, containerd string
 	// noHelp is why help was asked for in vain: a command that does not exist.
 	noHelp error
 }
@@ -64,6 +73,9 @@ func Main(args []string, s Streams, o Options) int {
 	root := a.root()
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
+	if a.i != nil {
+		a.i.Close()
+	}
 	if a.c != nil {
 		a.c.Close()
 	}
@@ -96,6 +108,7 @@ the default socket, in that order.`,
   hako run -d -p 8080:80 --name web nginx  run a service in the background
   hako ps                                  list running containers
   hako doctor                              check whether this machine is ready`,
+		Version:          version.Version,
 		SilenceErrors:    true,
 		SilenceUsage:     true,
 		TraverseChildren: true,
@@ -109,6 +122,7 @@ the default socket, in that order.`,
 	}
 	root.SetOut(a.Out)
 	root.SetErr(a.Err)
+	root.SetVersionTemplate("hako {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &exitError{exitUsage, fmt.Sprintf("%s\n\nUsage:  %s\n\nRun '%s --help' for more information", err, cmd.UseLine(), cmd.CommandPath())}
 	})
@@ -123,7 +137,7 @@ the default socket, in that order.`,
 	)
 	for group, cmds := range map[string][]*cobra.Command{
 		"container": a.containerCommands(),
-		"image":     a.imageCommands(),
+		"image":     append(a.imageCommands(), a.loginCommand(), a.logoutCommand()),
 		"object":    a.objectCommands(),
 		"system":    a.systemCommands(),
 	} {
@@ -134,7 +148,7 @@ the default socket, in that order.`,
 	}
 	// The long forms that docker's users may be used to: hako container ls, hako image prune.
 	container := group("container", "Manage containers", append(longForms(a.containerCommands(), "ps", "ls"), a.containerPruneCommand())...)
-	image := group("image", "Manage images", append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imageInspectCommand(), a.imagePruneCommand())...)
+	image := group("image", "Manage images", append(append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imagePruneCommand()), a.imageToolCommands()...)...)
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true

@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/spf13/pflag"
+
+	"github.com/hako-engine/hako/internal/version"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -282,6 +284,15 @@ func TestNoDaemonIsExplained(t *testing.T) {
 	}
 	if code, _, errs := runCLI(t, "--host", "unix:///nowhere/hako.sock", "run", "x"); code != 125 {
 		t.Errorf("exit %d, %q", code, errs)
+	}
+}
+
+func TestVersionFlagNeedsNoDaemon(t *testing.T) {
+	for _, flag := range []string{"--version", "-v"} {
+		code, out, errs := runCLI(t, "--host", "unix:///nowhere/hako.sock", flag)
+		if want := "hako " + version.Version + "\n"; code != 0 || out != want || errs != "" {
+			t.Errorf("%s: exit %d, %q, %q; want %q", flag, code, out, errs, want)
+		}
 	}
 }
 

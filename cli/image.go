@@ -418,18 +418,6 @@ func (a *app) historyCommand() *cobra.Command {
 	return cmd
 }
 
-func (a *app) imageInspectCommand() *cobra.Command {
-	var format string
-	cmd := &cobra.Command{Use: "inspect [OPTIONS] IMAGE...", Short: "Show everything about images", Args: needNames("an image"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.inspectAll(args, format, func(c *client.Client, name string) (any, error) {
-				return inspectAny(cmd.Context(), c, name, "image", false)
-			})
-		}}
-	cmd.Flags().StringVarP(&format, "format", "f", "", `"json" or a Go template`)
-	return cmd
-}
-
 func (a *app) imagePruneCommand() *cobra.Command {
 	var all, force bool
 	cmd := &cobra.Command{Use: "prune [OPTIONS]", Short: "Remove images that are not in use", Args: cobra.NoArgs}

@@ -214,7 +214,7 @@ func (a *app) printEvent(m events.Message, format string) error {
 }
 
 func (a *app) systemCommand() *cobra.Command {
-	return group("system", "Manage the engine as a whole", a.dfCommand(), a.systemPruneCommand(), a.infoCommand(), a.eventsCommand())
+	return group("system", "Manage the engine as a whole", a.dfCommand(), a.systemPruneCommand(), a.checkCommand(), a.infoCommand(), a.eventsCommand())
 }
 
 var dfList = list{

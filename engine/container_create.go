@@ -762,5 +762,9 @@ func copyInto(ctx context.Context, root *safepath.Root, m Mount) error {
 		return err
 	}
 	defer dst.Close()
-	return copyTree(ctx, src, dst)
+	if err := copyTree(ctx, src, dst); err != nil {
+		return err
+	}
+	// As durable as the record that is written next.
+	return os.NewSyscallError("syncfs", unix.Syncfs(int(dst.Fd())))
 }

@@ -160,9 +160,12 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 		}
 		return nil
 	})
-	g.Go(func() error { return os.RemoveAll(e.dir(c.id)) })
 	g.Go(func() error { return RemoveBundle(e.bundle(c.id)) })
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	if err == nil { // not before: a container that a crash leaves still has its log
+		err = os.RemoveAll(e.dir(c.id))
+	}
+	if err != nil {
 		_ = c.change(StatusDead, func(s *State) { s.Error = errtext.Plain(err) })
 		c.mu.Lock()
 		c.removing = false

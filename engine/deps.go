@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -101,6 +102,29 @@ type Shims interface {
 	// Reap cleans up after a shim that died (kills what is left of its container, removes its cgroup)
 	// and gives how its container ended, from the exit file if there is one.
 	Reap(ctx context.Context, o client.StartOptions) (client.Exit, error)
+}
+
+// TaskShim is one live shim, of anybody, with the messages of containerd's shim v2 protocol.
+type TaskShim interface {
+	taskapi.TTRPCTaskService
+	// Bootstrap is how others reach it.
+	Bootstrap() client.Bootstrap
+	// Reserve asks it to stay for a container that is going to be created.
+	Reserve(ctx context.Context) error
+	// Gone is closed when the connection to the shim is lost.
+	Gone() <-chan struct{}
+	Close() error
+}
+
+// TaskShims starts shims for tasks and finds them again.
+type TaskShims interface {
+	StartTask(ctx context.Context, o client.TaskOptions) (TaskShim, error)
+	// JoinTask connects to a shim that is there, on behalf of another bundle.
+	JoinTask(ctx context.Context, o client.TaskOptions, b client.Bootstrap) (TaskShim, error)
+	// ConnectTask finds the shim of a bundle after a restart: errdefs.ErrNotFound when there is none any more.
+	ConnectTask(ctx context.Context, o client.TaskOptions) (TaskShim, error)
+	// ReapTask cleans up after a shim that died, and gives how its container ended.
+	ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error)
 }
 
 // Records is durable storage of small JSON records (store.Records). Writes have

@@ -24,6 +24,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -45,6 +48,14 @@ type Options struct {
 	Volumes    Records
 	Settings   Records
 	Sandboxes  Records
+	// ContainerRecords are the containers of containerd's clients (store.Store.Containers), Content
+	// the blobs that checkpoints go to.
+	ContainerRecords containers.Store
+	Content          content.Store
+	// Publisher is told of what containerd's clients want to hear of; may be nil.
+	Publisher events.Publisher
+	// GRPCAddress and TTRPCAddress are the daemon's sockets for containerd's clients and shims.
+	GRPCAddress, TTRPCAddress string
 
 	Images   Images
 	Networks Networks
@@ -53,6 +64,7 @@ type Options struct {
 	// Hooks is told of pods and their containers; nil: nobody is.
 	Hooks        Hooks
 	Shims        Shims
+	TaskShims    TaskShims
 	Snapshotters map[string]snapshots.Snapshotter
 	Snapshotter  string // name of the default one
 
@@ -64,8 +76,11 @@ type Options struct {
 	Version      string
 	Labels       []string // of the daemon, shown by Info
 	RegistryDir  string
-	Pulled       func(Pull)   // is told of each pull that has ended; may be nil
-	Log          *slog.Logger // nil: discard
+	// Checked are the rooms below that Check looks at, the store first; Garbage is the collector.
+	Checked []Checked
+	Garbage Garbage
+	Pulled  func(Pull)   // is told of each pull that has ended; may be nil
+	Log     *slog.Logger // nil: discard
 }
 
 // Engine owns the objects of one node.
@@ -76,6 +91,7 @@ type Engine struct {
 	id   string // of the node, kept in Settings
 
 	containers registry
+	tasks      tasks
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -120,6 +136,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		byID: map[string]*container{}, names: map[string]string{},
 		beingMade: map[string]string{},
 	}
+	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
 	for dir, mode := range map[string]os.FileMode{
@@ -157,6 +174,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if err := e.restore(e.ns(ctx)); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	if o.TaskShims != nil {
+		e.restoreTasks(e.ctx)
+	}
 	e.takeHooked()
 	return e, nil
 }
@@ -183,6 +203,14 @@ func (e *Engine) Close() error {
 		s.mu.Lock()
 		shim := s.shim
 		s.mu.Unlock()
+		if shim != nil {
+			shim.Close()
+		}
+	}
+	for _, t := range e.tasks.in("") {
+		t.mu.Lock()
+		shim := t.shim
+		t.mu.Unlock()
 		if shim != nil {
 			shim.Close()
 		}

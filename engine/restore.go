@@ -41,6 +41,13 @@ const (
 func (e *Engine) restore(ctx context.Context) error {
 	whole := e.loadContainers(ctx)
 	wholePods := e.loadSandboxes(ctx)
+	if e.volumes.whole {
+		e.finishVolumeRemovals()
+	}
+	e.healVolumes()
+	if whole {
+		e.finishRemovals(ctx)
+	}
 	var g errgroup.Group
 	g.SetLimit(restoreWidth)
 	for _, c := range e.containers.all() {
@@ -65,18 +72,9 @@ func (e *Engine) restore(ctx context.Context) error {
 // loadContainers reads the records. It tells whether all could be read.
 func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
 	err := e.opt.Containers.ForEach(func(id string, raw []byte) error {
-		var r record
-		if err := json.Unmarshal(raw, &r); err != nil {
-			return fmt.Errorf("container %s: %w", id, err)
-		}
-		if r.Version > recordVersion {
-			return fmt.Errorf("container %s: record of version %d, this daemon knows %d: %w", id, r.Version, recordVersion, errdefs.ErrFailedPrecondition)
-		}
-		if r.ID != id || len(id) != 64 || !validName.MatchString(r.Name) {
-			return fmt.Errorf("container %s: damaged record: %w", id, errdefs.ErrDataLoss)
-		}
-		if _, known := transitions[r.State.Status]; !known {
-			return fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
+		r, err := parseRecord(id, raw)
+		if err != nil {
+			return err
 		}
 		for attempt := 1; e.containers.reserve(r.Name, id) != nil; attempt++ {
 			e.log.Error("two containers have one name, the second is renamed", "container", id, "name", r.Name)
@@ -93,6 +91,53 @@ func (e *Engine) loadContainers(ctx context.Context) (whole bool) {
 		e.log.Error("some containers could not be read and are not shown", "error", err)
 	}
 	return err == nil
+}
+
+// parseRecord reads a container's record.
+func parseRecord(id string, raw []byte) (r record, err error) {
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return r, fmt.Errorf("container %s: %w", id, err)
+	}
+	if r.Version > recordVersion {
+		return r, fmt.Errorf("container %s: record of version %d, this daemon knows %d: %w", id, r.Version, recordVersion, errdefs.ErrFailedPrecondition)
+	}
+	if r.ID != id || len(id) != 64 || !validName.MatchString(r.Name) {
+		return r, fmt.Errorf("container %s: damaged record: %w", id, errdefs.ErrDataLoss)
+	}
+	if _, known := transitions[r.State.Status]; !known {
+		return r, fmt.Errorf("container %s: unknown state %q: %w", id, r.State.Status, errdefs.ErrDataLoss)
+	}
+	return r, nil
+}
+
+// finishRemovals ends creations and removals that were cut short between the record and the
+// snapshot, and makes folders anew that a power cut took.
+func (e *Engine) finishRemovals(ctx context.Context) {
+	for _, c := range e.containers.all() {
+		v := c.view()
+		sn := e.opt.Snapshotters[v.Snapshotter]
+		if sn == nil {
+			continue
+		}
+		_, err := sn.Stat(ctx, v.SnapshotKey)
+		if _, berr := os.Lstat(filepath.Join(e.bundle(v.ID), "config.json")); errdefs.IsNotFound(err) && errors.Is(berr, fs.ErrNotExist) {
+			e.log.Warn("a container without a file system is removed: its creation or removal was cut short", "container", v.ID, "name", v.Name)
+			if err := e.opt.Containers.Delete(ctx, v.ID); err != nil {
+				e.log.Error("remove container", "container", v.ID, "error", err)
+				continue
+			}
+			e.containers.remove(c, v.Name)
+			if p := v.Config.Pod; p != nil {
+				e.pods.leave(p.Sandbox, c)
+			}
+			continue
+		}
+		if err := os.Mkdir(e.dir(v.ID), 0o710); err == nil {
+			e.log.Warn("made a container's lost folder anew", "container", v.ID)
+		} else if !errors.Is(err, fs.ErrExist) {
+			e.log.Error("make a container's folder", "container", v.ID, "error", err)
+		}
+	}
 }
 
 // take finds out what a container does and takes it up.
@@ -402,7 +447,6 @@ func (e *Engine) dropStrayFolders(ctx context.Context) {
 			e.log.Error("remove stray folder", "container", id, "error", err)
 		}
 	}
-	e.finishVolumeRemovals()
 }
 
 // dropStraySnapshots removes the file systems of containers whose creation was cut short before

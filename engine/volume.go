@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/internal/undo"
 )
 
@@ -25,19 +27,21 @@ import (
 
 // volumes are the named volumes of the node.
 type volumes struct {
-	mu   sync.Mutex // guards the maps; never held over I/O
-	all  map[string]Volume
-	busy map[string]int // creations of containers under way that use the volume
+	whole bool       // all records could be read
+	mu    sync.Mutex // guards the maps; never held over I/O
+	all   map[string]Volume
+	busy  map[string]int // creations of containers under way that use the volume
 	// removing keeps a volume from being used while its files are being deleted.
 	removing map[string]bool
-	mounts   map[string]*volumeMount // of those with mount options
+	mounts   map[string]*volumeMount  // of those with mount options
+	changing map[string]chan struct{} // names whose volume is being made; closed at the end
 }
 
 // maxVolumeName is the longest name: a folder's.
 const maxVolumeName = 255
 
 func (e *Engine) loadVolumes(ctx context.Context) error {
-	e.volumes = volumes{all: map[string]Volume{}, busy: map[string]int{}, removing: map[string]bool{}, mounts: map[string]*volumeMount{}}
+	e.volumes = volumes{all: map[string]Volume{}, busy: map[string]int{}, removing: map[string]bool{}, mounts: map[string]*volumeMount{}, changing: map[string]chan struct{}{}}
 	err := e.opt.Volumes.ForEach(func(id string, raw []byte) error {
 		var v Volume
 		if err := json.Unmarshal(raw, &v); err != nil {
@@ -47,6 +51,7 @@ func (e *Engine) loadVolumes(ctx context.Context) error {
 		e.volumes.all[id] = v
 		return nil
 	})
+	e.volumes.whole = err == nil
 	if err != nil { // one bad record must not keep the node down
 		e.log.Error("some volumes could not be read and are not shown", "error", err)
 	}
@@ -95,35 +100,93 @@ func (e *Engine) createVolume(ctx context.Context, v Volume) (_ Volume, made boo
 		return have, false, nil
 	}
 
+	unlock, err := e.volumes.lock(ctx, v.Name)
+	if err != nil {
+		return v, false, err
+	}
+	defer unlock()
+	e.volumes.mu.Lock()
+	have, exists = e.volumes.all[v.Name]
+	e.volumes.mu.Unlock()
+	if exists { // somebody else was faster
+		return have, false, nil
+	}
+
 	v.Created = time.Now().UTC()
 	v.Mountpoint = e.volumePath(v.Name)
 	var u undo.Stack
 	defer func() { err = errors.Join(err, u.Run(ctx)) }()
+	// Made under the name of one that is being removed: what a crash leaves of it is
+	// either renamed or deleted, as the record says. A folder that is there already is taken as it is.
 	dir := filepath.Dir(v.Mountpoint)
-	if err := os.Mkdir(dir, 0o710); err != nil && !errors.Is(err, fs.ErrExist) {
+	_, err = os.Lstat(dir)
+	made = errors.Is(err, fs.ErrNotExist)
+	at := dir
+	if made {
+		at = e.doomedPath(v.Name)
+		if err := removeFiles(at); err != nil {
+			return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
+		}
+		u.Add("volume folder", func(context.Context) error { return errors.Join(removeFiles(at), removeFiles(dir)) })
+	}
+	if err := makeVolumeFolder(filepath.Join(at, "_data")); err != nil {
 		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
-	if err := os.Mkdir(v.Mountpoint, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
-	} else if err == nil {
-		u.Add("volume folder", func(context.Context) error { return removeFiles(dir) })
-	}
-	if err := errors.Join(os.Chmod(dir, 0o701), os.Chmod(v.Mountpoint, 0o755)); err != nil {
-		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
-	}
+	u.Add("record", func(ctx context.Context) error { return e.opt.Volumes.Delete(ctx, v.Name) })
 	if err := e.opt.Volumes.Put(ctx, v.Name, &v); err != nil {
 		return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
 	}
-	e.volumes.mu.Lock()
-	if have, exists = e.volumes.all[v.Name]; !exists {
-		e.volumes.all[v.Name] = v
+	if made {
+		if err := os.Rename(at, dir); err != nil {
+			return v, false, fmt.Errorf("create volume %s: %w", v.Name, err)
+		}
 	}
+	e.volumes.mu.Lock()
+	e.volumes.all[v.Name] = v
 	e.volumes.mu.Unlock()
 	u.Release()
-	if exists { // made twice at once: both wrote the same folder, the first one's record stands
-		return have, false, e.opt.Volumes.Put(ctx, v.Name, &have)
-	}
 	return v, true, nil
+}
+
+// makeVolumeFolder makes a volume's folder, if there is none: closed to everybody but root,
+// with the files' own inside.
+func makeVolumeFolder(data string) error {
+	if err := os.Mkdir(filepath.Dir(data), 0o701); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err := os.Mkdir(data, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	} else if err == nil {
+		if err := os.Chmod(data, 0o755); err != nil {
+			return err
+		}
+	}
+	return os.Chmod(filepath.Dir(data), 0o701)
+}
+
+// lock waits until nobody else makes or removes the volume of a name.
+func (v *volumes) lock(ctx context.Context, name string) (unlock func(), err error) {
+	for {
+		v.mu.Lock()
+		busy := v.changing[name]
+		if busy == nil {
+			mine := make(chan struct{})
+			v.changing[name] = mine
+			v.mu.Unlock()
+			return func() {
+				v.mu.Lock()
+				delete(v.changing, name)
+				v.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		v.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // useVolume keeps a volume from being removed until done is called.
@@ -257,8 +320,17 @@ func (e *Engine) removeVolume(ctx context.Context, name string) error {
 	// The folder gets another name first: after a crash it is either renamed back or
 	// deleted, as the record says, and a new volume of this name starts empty.
 	dir, doomed := filepath.Dir(e.volumePath(name)), e.doomedPath(name)
+	unlock, err := e.volumes.lock(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := os.Rename(dir, doomed); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove volume %s: %w", name, err)
+	}
+	// A power cut must not bring the old name back to a volume that has no record.
+	if err := durable.SyncDir(filepath.Dir(dir)); err != nil {
+		return errors.Join(fmt.Errorf("remove volume %s: %w", name, err), os.Rename(doomed, dir))
 	}
 	if err := e.opt.Volumes.Delete(ctx, name); err != nil {
 		return errors.Join(fmt.Errorf("remove volume %s: %w", name, err), os.Rename(doomed, dir))
@@ -280,6 +352,22 @@ const doomedPrefix = ".removing-"
 
 func (e *Engine) doomedPath(name string) string {
 	return filepath.Join(e.opt.Root, "volumes", doomedPrefix+name)
+}
+
+// healVolumes makes the folders anew that a power cut took before they reached the disk: nothing
+// that was to last was in them.
+func (e *Engine) healVolumes() {
+	e.volumes.mu.Lock()
+	names := slices.Collect(maps.Keys(e.volumes.all))
+	e.volumes.mu.Unlock()
+	for _, name := range names {
+		data := e.volumePath(name)
+		if _, err := os.Lstat(data); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		err := makeVolumeFolder(data)
+		e.log.Warn("made a volume's lost folder anew", "volume", name, "error", err)
+	}
 }
 
 // finishVolumeRemovals ends the removals that a crash cut short.

@@ -115,6 +115,18 @@ func (r *chunkReader) Read(b []byte) (int, error) {
 	return n, nil
 }
 
+// Next hands out a chunk as it is, until done is called.
+func (r *chunkReader) Next() (b []byte, done func(), err error) {
+	for r.cur == nil {
+		if _, err := r.Read(nil); err != nil {
+			return nil, nil, err
+		}
+	}
+	c := r.cur
+	r.cur = nil
+	return c.buf[r.off:c.n], c.free, nil
+}
+
 // WriteTo spares io.Copy its buffer.
 func (r *chunkReader) WriteTo(w io.Writer) (total int64, err error) {
 	for {

@@ -175,6 +175,7 @@ func (c *Container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 		kind = rpc.CriuReqType_PRE_DUMP
 	}
 	ownthread.Run(func() {
+		c.r.setTimerSlack()
 		if err = joinShared(s); err != nil {
 			return
 		}

@@ -299,7 +299,7 @@ func (k *creation) setupHooks() bool {
 
 func (k *creation) launch(p *plan.Plan) (err error) {
 	cfg := launch.Config{
-		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1,
+		Stdin: k.o.Stdin, Stdout: k.o.Stdout, Stderr: k.o.Stderr, Preserve: k.o.PreserveFDs, CgroupFD: -1, TimerSlack: k.r.TimerSlack,
 		Overlay: mountOverlay, CopyUp: copyUp, IDMaps: func(pid int) error { return writeMaps(pid, k.spec.Linux) },
 		Place: func(pid int) error { return k.place(pid, p) }, Hooks: k.runSetupHooks, Ready: k.ready,
 		Listener: func(pid int, f *os.File) error {

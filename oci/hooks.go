@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -34,7 +35,7 @@ func (k *creation) runSetupHooks(pid int) (err error) {
 		hooks []specs.Hook
 	}{{"prestart", h.Prestart}, {"createRuntime", h.CreateRuntime}} { //nolint:staticcheck // prestart is deprecated, not gone
 		for i := range list.hooks {
-			if err := runHook(k.ctx, list.name, i, list.hooks[i], st, nil); err != nil {
+			if err := k.r.runHook(k.ctx, list.name, i, list.hooks[i], st, nil); err != nil {
 				return err
 			}
 		}
@@ -65,7 +66,7 @@ func (c *Container) poststart(ctx context.Context, s *specs.Spec) error {
 		return nil
 	}
 	for i := range s.Hooks.Poststart {
-		if err := runHook(ctx, "poststart", i, s.Hooks.Poststart[i], c.specState(Running), nil); err != nil {
+		if err := c.r.runHook(ctx, "poststart", i, s.Hooks.Poststart[i], c.specState(Running), nil); err != nil {
 			return err
 		}
 	}
@@ -87,7 +88,7 @@ func (c *Container) poststop(ctx context.Context, s *specs.Spec) {
 		return
 	}
 	for i := range s.Hooks.Poststop {
-		if err := runHook(ctx, "poststop", i, s.Hooks.Poststop[i], c.specState(Stopped), nil); err != nil {
+		if err := c.r.runHook(ctx, "poststop", i, s.Hooks.Poststop[i], c.specState(Stopped), nil); err != nil {
 			c.r.log().Warn("poststop hook failed", "id", c.ID(), "error", err)
 		}
 	}
@@ -97,14 +98,14 @@ func (c *Container) poststop(ctx context.Context, s *specs.Spec) {
 type hookProcess func(h specs.Hook, stdin, stdout, stderr *os.File) (pid int, err error)
 
 // runHook runs one hook and waits for it. It gets the state on standard input.
-func runHook(ctx context.Context, kind string, i int, h specs.Hook, st specs.State, start hookProcess) (err error) {
+func (r *Runtime) runHook(ctx context.Context, kind string, i int, h specs.Hook, st specs.State, start hookProcess) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("error running %s hook #%d: %s: %w", kind, i, h.Path, err)
 		}
 	}()
 	if start == nil {
-		start = hookOnHost
+		start = r.hookOnHost
 	}
 	raw, err := json.Marshal(st)
 	if err != nil {
@@ -154,7 +155,12 @@ func memoryFile(name string, content []byte) (*os.File, error) {
 	return f, nil
 }
 
-func hookOnHost(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
+func (r *Runtime) hookOnHost(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
+	if r.TimerSlack > 0 {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		r.setTimerSlack()
+	}
 	args := h.Args
 	if len(args) == 0 {
 		args = []string{h.Path}
@@ -165,6 +171,13 @@ func hookOnHost(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
 	}
 	pid := p.Pid
 	return pid, p.Release()
+}
+
+// setTimerSlack gives the calling thread the slack that processes are to inherit from it.
+func (r *Runtime) setTimerSlack() {
+	if r.TimerSlack > 0 {
+		_ = unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(r.TimerSlack), 0, 0, 0)
+	}
 }
 
 // waitHook reaps the hook, and kills it when its time is over.

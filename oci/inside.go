@@ -82,7 +82,7 @@ func (c *Container) Exec(ctx context.Context, o ExecOptions) (*Process, error) {
 	if err := ownStdio(s, &p, o.Stdin, o.Stdout, o.Stderr); err != nil {
 		return nil, fmt.Errorf("exec in container %s: %w", c.ID(), err)
 	}
-	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs}
+	cfg := launch.Config{Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Preserve: o.PreserveFDs, TimerSlack: c.r.TimerSlack}
 	cfg.Listener = func(pid int, f *os.File) error {
 		st, err := c.State()
 		if err != nil {
@@ -288,13 +288,13 @@ func pidInside(pid int) int {
 // hookInside runs a hook in the container's namespaces.
 func (c *Container) hookInside(ctx context.Context, kind string, i int, h specs.Hook, st specs.State) error {
 	st.Pid = pidInside(st.Pid)
-	return runHook(ctx, kind, i, h, st, func(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
+	return c.r.runHook(ctx, kind, i, h, st, func(h specs.Hook, stdin, stdout, stderr *os.File) (int, error) {
 		f, err := c.insideFacts(nil)
 		if err != nil {
 			return 0, err
 		}
 		o := &plan.Options{ID: c.ID()}
-		cfg := launch.Config{Stdin: stdin, Stdout: stdout, Stderr: stderr}
+		cfg := launch.Config{Stdin: stdin, Stdout: stdout, Stderr: stderr, TimerSlack: c.r.TimerSlack}
 		proc, err := c.inside(ctx, c.cgroup(), cfg, o, func(o plan.Options) (*plan.Plan, error) {
 			return plan.Hook(h, fmt.Sprintf("/proc/%d/root", c.state.Pid), f, o)
 		})

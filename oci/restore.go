@@ -110,7 +110,10 @@ func (r *Runtime) Restore(ctx context.Context, id string, o RestoreOptions) (_ *
 	}
 	k.undo.Add("the systemd unit", k.undoUnit)
 	k.undo.Add("the processes", k.kill)
-	ownthread.Run(func() { err = k.converse(program, opts, files) })
+	ownthread.Run(func() {
+		k.r.setTimerSlack()
+		err = k.converse(program, opts, files)
+	})
 	if err != nil {
 		return nil, explainCRIU(err, work, restoreLog, o.WorkPath)
 	}
@@ -365,12 +368,12 @@ func (k *restoration) hooksOnHost() error {
 	}
 	st := k.c.specState(Created)
 	for i := range h.Prestart { //nolint:staticcheck // deprecated, not gone
-		if err := runHook(k.ctx, "prestart", i, h.Prestart[i], st, nil); err != nil { //nolint:staticcheck // deprecated, not gone
+		if err := k.r.runHook(k.ctx, "prestart", i, h.Prestart[i], st, nil); err != nil { //nolint:staticcheck // deprecated, not gone
 			return err
 		}
 	}
 	for i := range h.CreateRuntime {
-		if err := runHook(k.ctx, "createRuntime", i, h.CreateRuntime[i], st, nil); err != nil {
+		if err := k.r.runHook(k.ctx, "createRuntime", i, h.CreateRuntime[i], st, nil); err != nil {
 			return err
 		}
 	}

@@ -43,6 +43,9 @@ type Runtime struct {
 	Root         string // made when missing, with mode 0711
 	CgroupDriver string // "cgroupfs" (or "") and "systemd"
 	Log          *slog.Logger
+	// TimerSlack of processes that are made, in nanoseconds, where the calling process has
+	// another one. 0: they inherit its.
+	TimerSlack int
 }
 
 func (r *Runtime) log() *slog.Logger {

@@ -86,10 +86,12 @@ func (p *process) startOver(to phase) {
 	p.mu.gate = nil
 }
 
-// ended makes the exit known to everybody who asks.
-func (p *process) ended(e Exit) {
+// ended makes the exit known to everybody who asks. The event is queued before anybody can ask
+// for the process to be deleted, so that the events have their order.
+func (p *process) ended(e Exit, publish func()) {
 	p.mu.Lock()
 	p.mu.phase, p.mu.exit = stopped, e
+	publish()
 	p.mu.Unlock()
 	close(p.stopped)
 }
@@ -123,7 +125,7 @@ func (p *process) state() *wire.StateResponse {
 }
 
 // supervise waits for the end of a process and makes it known: the output first,
-// then the exit file, then whoever asks, then the attached clients, then the event.
+// then the exit file, then the event and whoever asks, then the attached clients.
 func (s *Service) supervise(p *process, ch *child) {
 	s.reaper.await(ch)
 	p.mu.Lock()
@@ -156,21 +158,27 @@ func (s *Service) supervise(p *process, ch *child) {
 			s.log.Error("write exit file", "container", p.c.id, "error", err)
 		}
 	}
-	p.ended(e)
-	p.streams.end()
+	s.ended(p, e)
+	s.busy()
+}
+
+// ended tells everybody of the end of a process.
+func (s *Service) ended(p *process, e Exit) {
 	id := p.execID
 	if id == "" {
 		id = p.c.id
 	}
-	s.events.publish(topicExit, "TaskExit", &wire.TaskExit{
-		ContainerID: p.c.id, ID: id, Pid: uint32(e.Pid), ExitStatus: e.Status, ExitedAt: e.ExitedAt,
+	p.ended(e, func() {
+		s.events.publish(topicExit, "TaskExit", &wire.TaskExit{
+			ContainerID: p.c.id, ID: id, Pid: uint32(e.Pid), ExitStatus: e.Status, ExitedAt: e.ExitedAt,
+		})
 	})
-	s.busy()
+	p.streams.end()
 }
 
-// failed ends a process that could not be started.
+// failed ends a process that could not be started. Nobody is told of what never was.
 func (p *process) failed() {
-	p.ended(Exit{Version: fileVersion, Status: statusUnknown, ExitedAt: time.Now().UTC()})
+	p.ended(Exit{Version: fileVersion, Status: statusUnknown, ExitedAt: time.Now().UTC()}, func() {})
 	p.streams.end()
 }
 

@@ -460,6 +460,22 @@ func TestFileAndBinaryURIs(t *testing.T) {
 		b, _ := os.ReadFile(h.bundle + "/logged")
 		t.Errorf("logger wrote %q", b)
 	}
+	// In version 2 of the protocol one that dies is not taken for ready.
+	quitter := filepath.Join(h.bundle, "quitter")
+	os.WriteFile(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
+	if err := h.exec("y", wire.ExecProcessRequest{Stdout: "binary-v2://" + quitter}, "/bin/true"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a logger that died: %v", err)
+	}
+	ready := filepath.Join(h.bundle, "ready")
+	os.WriteFile(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
+	if err := h.exec("z", wire.ExecProcessRequest{Stdout: "binary-v2://" + ready}, "/bin/sh", "-c", "echo out"); err != nil {
+		t.Fatal(err)
+	}
+	h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: "z"}, nil)
+	h.wait("z")
+	if !eventually(func() bool { b, _ := os.ReadFile(h.bundle + "/logged2"); return string(b) == "out\n" }) {
+		t.Error("nothing logged by version 2")
+	}
 }
 
 func TestOOM(t *testing.T) {

@@ -150,7 +150,7 @@ func (s section) each(fn func(key string, r record, err error) error) error {
 // restore finds the directories that no record names, which a crash left, and makes
 // those of active snapshots that a power cut took: what was in them was lost with them.
 func (sn *Snapshotter) restore() error {
-	last, err := sn.sweepDirs(context.Background())
+	last, err := sn.sweepDirs(context.Background(), true)
 	if err != nil {
 		return err
 	}
@@ -184,8 +184,10 @@ func (sn *Snapshotter) known(tx *bolt.Tx) (ids map[uint64]directory, damaged boo
 	return ids, damaged, err
 }
 
-// sweepDirs dooms orphans, makes lost directories anew, and gives the highest id in use.
-func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
+// sweepDirs dooms orphans and gives the highest id in use. With heal it makes lost
+// directories anew: only at the start, when they can be what a power cut took. Later, somebody
+// else took them, and that is for a check to find.
+func (sn *Snapshotter) sweepDirs(ctx context.Context, heal bool) (last uint64, err error) {
 	// The directories first: one that is made later is not looked at.
 	entries, err := os.ReadDir(sn.dir())
 	if err != nil {
@@ -213,7 +215,7 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context) (last uint64, err error) {
 		}
 		for id, d := range ids {
 			last = max(last, id)
-			if _, ok := present[id]; ok || d.r.kind() == snapshots.KindCommitted {
+			if _, ok := present[id]; ok || !heal || d.r.kind() == snapshots.KindCommitted {
 				continue
 			}
 			if lost[id], err = sn.chain(sn.section(tx, d.ns), d.r.Parent); err != nil {
@@ -237,7 +239,11 @@ func (sn *Snapshotter) heal(ctx context.Context, id uint64, parents []layer) {
 	if err := os.Mkdir(string(l), 0o700); err != nil {
 		return // it is there: made, or removed and not yet noticed, a moment ago
 	}
-	err := sn.driver.fill(ctx, l, parents)
+	release, err := sn.driver.show(parents)
+	if err == nil {
+		err = sn.driver.fill(ctx, l, parents)
+		release()
+	}
 	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "error", err)
 }
 
@@ -281,14 +287,19 @@ func (sn *Snapshotter) removeDoomed() error {
 	sn.mu.Unlock()
 	var errs []error
 	for _, id := range ids {
-		errs = append(errs, os.RemoveAll(string(sn.layer(id))))
+		err := sn.driver.drop(sn.layer(id))
+		if err == nil {
+			err = os.RemoveAll(string(sn.layer(id)))
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
 // Cleanup removes the directories of removed snapshots now, and those that a crash left.
 func (sn *Snapshotter) Cleanup(ctx context.Context) error {
-	_, err := sn.sweepDirs(ctx)
+	_, err := sn.sweepDirs(ctx, false)
+	sn.idle()
 	return wrap(errors.Join(err, sn.removeDoomed()), "clean up snapshots")
 }
 
@@ -306,6 +317,7 @@ func (sn *Snapshotter) Close() error {
 	default:
 	}
 	<-sn.removed
+	sn.hideUnused()
 	return nil
 }
 

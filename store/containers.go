@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -199,6 +200,9 @@ func (s *containerStore) Create(ctx context.Context, c containers.Container) (co
 	if err != nil {
 		return containers.Container{}, wrap(err, "container %q", c.ID)
 	}
+	(*Store)(s).Publish(ctx, "/containers/create", &apievents.ContainerCreate{
+		ID: c.ID, Image: c.Image, Runtime: &apievents.ContainerCreate_Runtime{Name: c.Runtime.Name, Options: typeurl.MarshalProto(c.Runtime.Options)},
+	})
 	return c, nil
 }
 
@@ -241,6 +245,7 @@ func (s *containerStore) Update(ctx context.Context, c containers.Container, fie
 	if err != nil {
 		return containers.Container{}, wrap(err, "update container %q", c.ID)
 	}
+	(*Store)(s).Publish(ctx, "/containers/update", &apievents.ContainerUpdate{ID: out.ID, Image: out.Image, Labels: out.Labels, SnapshotKey: out.SnapshotKey})
 	s.gc.schedule() // of the snapshot that it had
 	return out, nil
 }
@@ -303,6 +308,7 @@ func (s *containerStore) Delete(ctx context.Context, id string) error {
 	if err != nil {
 		return wrap(err, "container %q in namespace %q", id, ns)
 	}
+	(*Store)(s).Publish(ctx, "/containers/delete", &apievents.ContainerDelete{ID: id})
 	s.gc.schedule()
 	return nil
 }

@@ -64,6 +64,16 @@ type update struct {
 
 func openDB(path string) (*DB, error) {
 	_, statErr := os.Stat(path)
+	if statErr == nil {
+		// bbolt would end the process.
+		damage, err := checkPages(path)
+		if err != nil {
+			return nil, fmt.Errorf("open metadata %s: %w", path, classify(err))
+		}
+		if len(damage) > 0 {
+			return nil, fmt.Errorf("open metadata %s: %s; \"hakod check --repair\" saves what is left: %w", path, damage[0], errdefs.ErrDataLoss)
+		}
+	}
 	b, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:         openTimeout,
 		InitialMmapSize: mapSize,

@@ -197,8 +197,7 @@ func (s *contentStore) Writer(ctx context.Context, opts ...content.WriterOpt) (_
 // existing looks for a digest: errdefs.ErrAlreadyExists if the namespace has it; a
 // record if another one does.
 func (s *contentStore) existing(ctx context.Context, ns string, d digest.Digest) (*blobRecord, error) {
-	var mine bool
-	var other *blobRecord
+	var mine, other *blobRecord
 	err := s.db.View(ctx, func(tx *bolt.Tx) error {
 		return EachNamespace(tx, func(n string) error {
 			r, err := readBlob(tx, n, d)
@@ -206,7 +205,7 @@ func (s *contentStore) existing(ctx context.Context, ns string, d digest.Digest)
 				return nil
 			}
 			if n == ns {
-				mine = true
+				mine = &r
 				return nil
 			}
 			other = &r
@@ -216,8 +215,11 @@ func (s *contentStore) existing(ctx context.Context, ns string, d digest.Digest)
 	if err != nil {
 		return nil, err
 	}
-	if mine {
+	if mine != nil {
 		err := (*Store)(s).leaseExisting(ctx, ns, d)
+		if size, serr := s.blobs.size(d); err == nil && (errors.Is(serr, fs.ErrNotExist) || serr == nil && size != mine.Size) {
+			return nil, nil // its bytes are welcome
+		}
 		if err == nil {
 			return nil, fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
 		}

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/events"
@@ -12,7 +13,11 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/typeurl/v2"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
+
+	"github.com/hako-engine/hako/engine"
 )
 
 // Options configure a Server. The stores, Bus and Version are needed.
@@ -62,7 +67,28 @@ type Differ interface {
 }
 
 // Backend is what the services of containers, tasks and sandboxes need of the engine.
-type Backend any
+type Backend interface {
+	// ContainerStore are the records of all containers.
+	ContainerStore() containers.Store
+
+	CreateTask(ctx context.Context, id string, c engine.TaskConfig) (pid uint32, err error)
+	StartTask(ctx context.Context, id, execID string) (pid uint32, err error)
+	DeleteTask(ctx context.Context, id string) (engine.TaskExit, error)
+	DeleteTaskProcess(ctx context.Context, id, execID string) (engine.TaskExit, error)
+	Task(ctx context.Context, id, execID string) (engine.TaskProcess, error)
+	Tasks(ctx context.Context) ([]engine.TaskProcess, error)
+	KillTask(ctx context.Context, id, execID string, signal uint32, all bool) error
+	ExecTask(ctx context.Context, id string, x engine.TaskExec) error
+	ResizeTask(ctx context.Context, id, execID string, width, height uint32) error
+	CloseTaskIO(ctx context.Context, id, execID string, stdin bool) error
+	PauseTask(ctx context.Context, id string) error
+	ResumeTask(ctx context.Context, id string) error
+	TaskPids(ctx context.Context, id string) ([]engine.TaskPid, error)
+	CheckpointTask(ctx context.Context, id string, options typeurl.Any) ([]ocispec.Descriptor, error)
+	UpdateTask(ctx context.Context, id string, resources typeurl.Any, annotations map[string]string) error
+	MeasureTasks(ctx context.Context, filters []string) ([]engine.TaskMetrics, error)
+	WaitTask(ctx context.Context, id, execID string) (engine.TaskExit, error)
+}
 
 // Plugin is a part of the daemon that clients look for by type and name.
 type Plugin struct {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	diffapi "github.com/containerd/containerd/api/services/diff/v1"
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
@@ -16,6 +17,7 @@ import (
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
+	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
@@ -77,6 +79,10 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	diffapi.RegisterDiffServer(r, &diffService{Server: s})
 	streamingapi.RegisterStreamingServer(r, &streamingService{Server: s})
 	transferapi.RegisterTransferServer(r, &transferService{Server: s})
+	if s.opt.Backend != nil {
+		containersapi.RegisterContainersServer(r, &containerService{Server: s})
+		tasksapi.RegisterTasksServer(r, &taskService{Server: s})
+	}
 }
 
 // Serve answers gRPC on l until Shutdown.
@@ -93,6 +99,13 @@ func (s *Server) ServeTTRPC(l net.Listener) error {
 		return fmt.Errorf("serve the containerd API to shims: %w", err)
 	}
 	return nil
+}
+
+// untilShutdown ends a call that waits for something with the server.
+func (s *Server) untilShutdown(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.stopped, cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // Shutdown lets calls under way end until ctx does, and ends the rest.

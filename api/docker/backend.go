@@ -109,6 +109,7 @@ type System interface {
 	Events(ctx context.Context, since, until time.Time, f engine.Filters) (<-chan engine.Event, error)
 	Info(ctx context.Context) (engine.Info, error)
 	DiskUsage(ctx context.Context) (engine.DiskUsage, error)
+	Check(ctx context.Context, o engine.CheckOptions) (engine.CheckReport, error)
 }
 
 var _ Backend = (*engine.Engine)(nil)

@@ -158,6 +158,13 @@ func (f *fake) Events(ctx context.Context, since, until time.Time, filters engin
 }
 func (f *fake) Info(context.Context) (engine.Info, error)           { return f.node, nil }
 func (f *fake) DiskUsage(context.Context) (engine.DiskUsage, error) { return f.usage, nil }
+func (f *fake) Check(_ context.Context, o engine.CheckOptions) (engine.CheckReport, error) {
+	o.Progress("hashing blobs", 1, 2)
+	if o.Repair {
+		return engine.CheckReport{}, errdefs.ErrUnavailable
+	}
+	return engine.CheckReport{Deep: o.Deep, Findings: []engine.Finding{{Room: "store", Problem: "blob-missing"}}}, nil
+}
 
 // node is a server on a unix socket with a client for it.
 type node struct {

@@ -67,5 +67,8 @@ func (s *Server) routes() {
 	s.handle("POST /networks/{id}/connect", s.networkConnect)
 	s.handle("POST /networks/{id}/disconnect", s.networkDisconnect)
 
+	// Not Docker's: see docs/check.md.
+	s.handle("POST /hako/v1/check", s.check)
+
 	s.unsupported()
 }

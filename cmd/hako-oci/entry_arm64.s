@@ -4,6 +4,9 @@
 DATA oneProc<>+0(SB)/8, $"GOMAXPRO"
 DATA oneProc<>+8(SB)/8, $"CS=1\x00\x00\x00\x00"
 GLOBL oneProc<>(SB), RODATA|NOPTR, $16
+DATA noGC<>+0(SB)/8, $"GOGC=off"
+DATA noGC<>+8(SB)/8, $"\x00\x00\x00\x00\x00\x00\x00\x00"
+GLOBL noGC<>(SB), RODATA|NOPTR, $16
 
 // entry(SB): see entry_amd64.s.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
@@ -15,6 +18,32 @@ TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
 	MOVD	$const_monitorSlack, R1
 	SVC
 
+	MOVD	$2, R9
+open:
+	MOVD	R9, R0 // fcntl(R9, F_GETFD)
+	MOVD	$1, R1
+	MOVD	$25, R8
+	SVC
+	TBNZ	$63, R0, start
+	SUBS	$1, R9
+	BPL	open
+	MOVD	$0, R0 // prlimit64(0, RLIMIT_NOFILE, nil, &ownFiles)
+	MOVD	$7, R1
+	MOVD	$0, R2
+	MOVD	$·ownFiles(SB), R3
+	MOVD	$261, R8
+	SVC
+	CBNZ	R0, start
+	MOVD	·ownFiles+8(SB), R3
+	MOVD	R3, ·noFiles+8(SB)
+	MOVD	$0, R0 // prlimit64(0, RLIMIT_NOFILE, &noFiles, nil)
+	MOVD	$7, R1
+	MOVD	$·noFiles(SB), R2
+	MOVD	$0, R3
+	MOVD	$261, R8
+	SVC
+
+start:
 	MOVD	0(RSP), R0
 	MOVD	RSP, R1
 	SUB	$16, RSP
@@ -27,5 +56,6 @@ move:
 	CBNZ	R0, move
 	MOVD	$oneProc<>(SB), R3
 	MOVD	R3, 0(R2)
+	MOVD	$noGC<>(SB), R3
 	MOVD	R3, 8(R2)
 	JMP	_rt0_arm64_linux(SB)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -47,6 +48,22 @@ func TestEntry(t *testing.T) {
 		cmd := exec.Command(binary, "--root", dir, "run", "--bundle", c.bundle, c.id)
 		if out, err := cmd.CombinedOutput(); err != nil || string(out) != "50000 <nil>\n" {
 			t.Errorf("the container's timer slack: %v, %q", err, out)
+		}
+	}
+
+	// Hooks too have what our caller has: slack, and descriptors, which were gone meanwhile.
+	// Here the limit is the caller's, and the same again without one of the descriptors 0 to 2.
+	got := filepath.Join(dir, "hook")
+	hook := `cat >/dev/null; { ulimit -Sn; ulimit -Hn; cat /proc/$$/timerslack_ns; } >` + got
+	config := strings.Replace(string(raw), `"process":{`, `"hooks":{"createRuntime":[{"path":"/bin/sh","args":["sh","-c",`+strconv.Quote(hook)+`]}]},"process":{`, 1)
+	if err := os.WriteFile(filepath.Join(c.bundle, "config.json"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, redirection := range []string{"", "<&-"} {
+		cmd := exec.Command("sh", "-c", `ulimit -Sn 99; ulimit -Hn 101; exec "$@" `+redirection, "sh", binary, "--root", dir, "run", "--bundle", c.bundle, c.id)
+		out, err := cmd.CombinedOutput()
+		if hook, herr := os.ReadFile(got); err != nil || herr != nil || string(hook) != "99\n101\n50000\n" {
+			t.Errorf("%q: %v, %q; the hook has %q, %v", redirection, err, out, hook, herr)
 		}
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -48,9 +47,7 @@ type app struct {
 }
 
 func main() {
-	// The process lives for a few milliseconds: a collection would cost more than it gives.
-	debug.SetGCPercent(-1)
-	quietMonitor()
+	returnFiles()
 	growStack()
 	os.Exit(Main(os.Args[1:]))
 }
@@ -118,7 +115,7 @@ func Main(args []string) int {
 		return exitFailure
 	}
 	defer closeLog()
-	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log}}
+	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log, TimerSlack: quietRuntime()}}
 	if *g.systemd {
 		a.rt.CgroupDriver = "systemd"
 	}

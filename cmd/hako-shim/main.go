@@ -119,7 +119,7 @@ func serve(c shim.Command) error {
 		return err
 	}
 	s, err := shim.New(shim.Options{
-		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
+		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults, JoinCgroup: joinCgroup,
 		Log: slog.New(slog.NewTextHandler(shim.Stderr{}, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {

@@ -1,5 +1,6 @@
 // Command hako is the command line of the hako container engine. It speaks to
-// hakod's socket like any other client and links no part of the engine.
+// hakod's sockets like any other client, and to registries by itself; it links no part
+// of the engine.
 package main
 
 import (
@@ -10,5 +11,5 @@ import (
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{Demo: demo.Archive}))
+	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{Demo: demo.Archive, Images: newImages, Verify: verify}))
 }

@@ -28,6 +28,14 @@ type containerdRooms struct {
 	cri          *cri.Server // nil: not on this socket
 }
 
+// ttrpcSocket is where shims report to; "" without the API.
+func ttrpcSocket(cfg config) string {
+	if cfg.ContainerdSocket == "" {
+		return ""
+	}
+	return cfg.ContainerdSocket + ".ttrpc"
+}
+
 // serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
 func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r containerdRooms, log *slog.Logger) error {
 	info, err := r.engine.Info(ctx)
@@ -37,7 +45,7 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 	o := containerd.Options{
 		Content: r.store.Content(), Images: r.store.Images(), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
 		Snapshotters: r.snapshotters, DefaultSnapshotter: cfg.Snapshotter, Bus: r.bus,
-		Differ: r.images, Transfer: r.images, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
+		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
 	}
 	if r.cri != nil {
 		o.Guests = append(o.Guests, func(reg grpc.ServiceRegistrar) { r.cri.Register(reg) })
@@ -50,7 +58,7 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 	if err != nil {
 		return err
 	}
-	shims, err := stream.Listen(cfg.ContainerdSocket+".ttrpc", cfg.SocketGroup)
+	shims, err := stream.Listen(ttrpcSocket(cfg), cfg.SocketGroup)
 	if err != nil {
 		l.Close()
 		return err

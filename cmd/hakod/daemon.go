@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -65,7 +66,12 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		snapshotters["overlayfs"] = overlay
 	}
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	allow, err := pullPolicy(cfg, log)
+	if err != nil {
+		return err
+	}
 	images := image.New(image.Options{
+		Allow:   allow,
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
@@ -110,11 +116,13 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Root: cfg.Root, State: cfg.State,
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
-		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{},
+		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
+		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
-		Version:     version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
+		Checked:     checked(st, images, snapshotters), Garbage: st,
+		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -250,6 +258,33 @@ func (s shims) Kill(ctx context.Context, o client.StartOptions) error { return s
 
 func (s shims) Reap(ctx context.Context, o client.StartOptions) (client.Exit, error) {
 	return s.m.Reap(ctx, o)
+}
+
+// taskShims is the same for the shims of tasks.
+type taskShims struct{ m client.Manager }
+
+// taskShim keeps a nil pointer from becoming an interface that is none.
+func taskShim(t *client.Task, err error) (engine.TaskShim, error) {
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+func (s taskShims) StartTask(ctx context.Context, o client.TaskOptions) (engine.TaskShim, error) {
+	return taskShim(s.m.StartTask(ctx, o))
+}
+
+func (s taskShims) JoinTask(ctx context.Context, o client.TaskOptions, b client.Bootstrap) (engine.TaskShim, error) {
+	return taskShim(o.JoinTask(ctx, b))
+}
+
+func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engine.TaskShim, error) {
+	return taskShim(o.ConnectTask(ctx))
+}
+
+func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
+	return s.m.ReapTask(ctx, o)
 }
 
 func debugHandler() http.Handler {

@@ -2,7 +2,9 @@
 // sockets. In flow flags and a configuration file; the rooms are opened and wired in
 // daemon.go, in one visible place. Containers run on when it ends, however it ends.
 //
-// Exit codes: 0 after SIGTERM or SIGINT, 1 on errors, 2 on wrong usage.
+// Exit codes: 0 after SIGTERM or SIGINT, 1 on errors, 2 on wrong usage. Those of hakod check are
+// 0 for a clean root (or one that was repaired), 1 for problems that are there, 3 if it
+// could not be checked.
 package main
 
 import (
@@ -30,6 +32,10 @@ Usage:
   hakod config check [FILE]  check a configuration file
   hakod cleanup [flags]      end all containers of this root and remove what the daemon
                              made outside its folders: processes, cgroups, networks
+  hakod check [--deep] [--repair] [--format text|json] [flags]
+                             check a root that no daemon has open: records, blobs, snapshots.
+                             --deep reads everything, --repair mends. A daemon that runs is asked with
+                             hako system check. Exit codes: 0 clean, 1 problems, 3 not checked
 
 Each flag is also a key of the configuration file, without the dashes. SIGHUP makes the daemon read
 the file again; log level and runtimes change at once, the rest at the next start.
@@ -45,6 +51,11 @@ func main() {
 	err := run(os.Args[1:], os.Stdout)
 	switch {
 	case err == nil:
+	case errors.Is(err, errFound): // the report said so
+		os.Exit(1)
+	case errors.Is(err, errNotChecked):
+		fmt.Fprintf(os.Stderr, "hakod: %v\n", err)
+		os.Exit(exitNotChecked)
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(os.Stderr, "hakod: %v\n", err)
 		os.Exit(2)
@@ -62,6 +73,8 @@ func run(args []string, out io.Writer) error {
 	path := fs.String("config", defaultConfigPath, "Configuration file; it may be missing.")
 	showVersion := fs.Bool("version", false, "Print the version.")
 	cfg.flags(fs)
+	var cf checkFlags
+	cf.flags(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100))
@@ -97,17 +110,29 @@ func run(args []string, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "%s is valid\n", *path)
 		return nil
-	case len(cmd) == 1 && cmd[0] == "cleanup":
+	case len(cmd) == 1 && cmd[0] == "verify-image":
+		return verifyImage(context.Background(), os.Stdin, out)
+	case len(cmd) == 1 && (cmd[0] == "cleanup" || cmd[0] == "check"):
 	default:
 		return fmt.Errorf("unknown command %q: %w", strings.Join(cmd, " "), errUsage)
 	}
 
+	if fs.Arg(0) != "check" && (fs.Changed("repair") || fs.Changed("deep") || fs.Changed("format")) {
+		return fmt.Errorf("--repair, --deep and --format are of hakod check: %w", errUsage)
+	}
 	given := func() (config, error) { return settings(*path, args) }
 	cfg, err := given()
 	if err != nil {
 		return err
 	}
 	log, level := newLogger(cfg, os.Stderr)
+	if fs.Arg(0) == "check" {
+		err := check(context.Background(), cfg, cf, out, log)
+		if err == nil || errors.Is(err, errFound) || errors.Is(err, errUsage) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errNotChecked, err)
+	}
 	if fs.NArg() == 1 { // cleanup
 		return cleanup(context.Background(), cfg, log)
 	}
@@ -123,6 +148,7 @@ func settings(path string, args []string) (config, error) {
 	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
 	fs.String("config", path, "")
 	fs.Bool("version", false, "")
+	new(checkFlags).flags(fs)
 	cfg.flags(fs)
 	if err := cfg.load(path, false); err != nil {
 		return cfg, err

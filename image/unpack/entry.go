@@ -217,6 +217,7 @@ func (a *applier) describe(name string, fd int, hdr *tar.Header) error {
 		}
 	}
 	a.times[name] = timestamp(hdr.ModTime)
+	a.setgid = a.setgid || hdr.Mode&unix.S_ISGID != 0
 	return wrap(hdr.Name, a.owner(fd, hdr, math.MaxUint32))
 }
 
@@ -235,7 +236,7 @@ func (a *applier) owner(fd int, hdr *tar.Header, has uint32) error {
 		return err
 	}
 	perm := uint32(hdr.Mode) & permissions
-	if uid != 0 || gid != 0 || has == math.MaxUint32 {
+	if uid != 0 || gid != 0 || has == math.MaxUint32 || a.setgid {
 		if err := unix.Fchown(fd, uid, gid); err != nil {
 			return fmt.Errorf("chown to %d:%d: %w", uid, gid, err)
 		}
@@ -320,7 +321,7 @@ func (a *applier) symlink(dir int, base string, hdr *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	if uid != 0 || gid != 0 {
+	if uid != 0 || gid != 0 || a.setgid {
 		if err := unix.Fchownat(dir, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return fmt.Errorf("chown to %d:%d: %w", uid, gid, err)
 		}

@@ -122,6 +122,7 @@ type applier struct {
 	names  int64            // bytes of names held in times and implicit
 	size   int64            // bytes that files will have, with holes
 	missed map[string]struct{}
+	setgid bool // what is made in some directories belongs to their group unless it is given away
 	stale  bool // the cache may hold directories that are not where their names say
 	res    Result
 
@@ -143,7 +144,8 @@ func Apply(ctx context.Context, root *os.File, r io.Reader, o Options) (Result, 
 	bounded := &limitReader{r: r, left: o.Limits.Size}
 	a := &applier{
 		ctx: ctx, o: o, in: bounded, tr: tar.NewReader(bounded), root: int(root.Fd()), umask: umask,
-		buf: make([]byte, copyBuffer), times: map[string]int64{}, missed: map[string]struct{}{".": {}},
+		setgid: o.Mode == Merged,
+		buf:    make([]byte, copyBuffer), times: map[string]int64{}, missed: map[string]struct{}{".": {}},
 	}
 	if o.Mode == Merged {
 		a.made, a.seed = map[uint64]struct{}{}, maphash.MakeSeed()
@@ -335,7 +337,10 @@ func (a *applier) makeParents(dir string) error {
 				return err
 			}
 			a.missed[prefix] = struct{}{}
-			if fd, err = a.dirs.get(prefix); err == nil && a.umask&0o755 != 0 {
+			if fd, err = a.dirs.get(prefix); err == nil && a.setgid {
+				err = unix.Fchown(fd, 0, 0)
+			}
+			if err == nil && (a.setgid || a.umask&0o755 != 0) {
 				err = unix.Fchmod(fd, 0o755)
 			}
 		}

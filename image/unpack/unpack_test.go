@@ -158,7 +158,9 @@ func fingerprint(t testing.TB, root string) string {
 		}
 		var x [256]byte
 		if n, err := unix.Llistxattr(p, x[:]); err == nil && n > 0 {
-			fmt.Fprintf(&out, " %q", x[:n])
+			names := strings.Split(strings.Trim(string(x[:n]), "\x00"), "\x00")
+			slices.Sort(names)
+			fmt.Fprintf(&out, " %q", names)
 		}
 		out.WriteByte('\n')
 		return nil

@@ -28,6 +28,8 @@ type Config struct {
 	Start, Report         *os.File // with plan.Hold: see plan.SlotStart and plan.SlotReport
 	CgroupFD              int      // cgroup v2 directory to clone into, -1 for none
 	TimeOffsets           string   // content of timens_offsets, with plan.NewTime
+	// TimerSlack of the child in nanoseconds. 0: it inherits the calling thread's.
+	TimerSlack int
 
 	Overlay func(plan.Overlay) (*os.File, error)         // mounts it, detached
 	CopyUp  func(root int, dest string, tmpfs int) error // fills a tmpfs
@@ -111,6 +113,7 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 type runner struct {
 	p        *plan.Plan
 	c        Config
+	mem      memory
 	slots    []int64
 	buffers  []byte
 	own      []int // descriptors to close at the end
@@ -126,6 +129,7 @@ func (r *runner) close() {
 		r.listener.Close()
 	}
 	runtime.KeepAlive(r.c)
+	r.mem.release()
 }
 
 // high duplicates a descriptor to a number above those that the program gets.
@@ -147,7 +151,7 @@ func (r *runner) prepare() error {
 	for i := range r.slots {
 		r.slots[i] = -1
 	}
-	r.buffers = make([]byte, (r.p.Buffers+1)*plan.BufferSize)
+	r.buffers = r.mem.alloc((r.p.Buffers + 1) * plan.BufferSize)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("socketpair: %w", err)
@@ -282,11 +286,11 @@ func (r *runner) runHost() error {
 		}
 		r.slots[o.Slot], before[o.Slot] = fd, fd
 	}
-	m := &machine{slots: r.slots}
+	m := &machine{mem: &r.mem, slots: r.slots}
 	if err := m.load(r.p.Host, r.buffers); err != nil {
 		return err
 	}
-	failed, errno := m.run()
+	failed, errno := m.prog.run()
 	runtime.KeepAlive(m)
 	for i, fd := range r.slots {
 		if fd >= 0 && fd != before[i] {
@@ -325,7 +329,7 @@ func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error 
 const maxLazy = 128
 
 func (r *runner) clone() (err error) {
-	m := &machine{slots: append([]int64(nil), r.slots...), lazy: maxLazy}
+	m := &machine{mem: &r.mem, slots: r.mem.words(r.slots), lazy: maxLazy, slack: uintptr(r.c.TimerSlack)}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return err
 	}

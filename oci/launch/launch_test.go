@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -56,14 +57,14 @@ func open(path string, into plan.Slot) plan.Step {
 
 func run(t *testing.T, buffers []byte, s []plan.Step) (*machine, int32, uintptr) {
 	t.Helper()
-	m := &machine{slots: make([]int64, len(fixed))}
+	m := &machine{mem: new(memory), slots: make([]int64, len(fixed))}
 	for i := range m.slots {
 		m.slots[i] = -1
 	}
 	if err := m.load(s, buffers); err != nil {
 		t.Fatal(err)
 	}
-	failed, errno := m.run()
+	failed, errno := m.prog.run()
 	return m, failed, errno
 }
 
@@ -106,8 +107,45 @@ func TestFillingASlotClosesWhatWasThere(t *testing.T) {
 	}
 }
 
+// The child sees nothing of the Go heap.
+func TestChildHasNoHeap(t *testing.T) {
+	t.Parallel()
+	var mem memory
+	defer mem.release()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	defer unix.Close(pair[1])
+	slots := mem.words(make([]int64, len(fixed)))
+	slots[plan.SlotSync] = int64(pair[1])
+	m := &machine{mem: &mem, slots: slots}
+	secret := bytes.Repeat([]byte("heap "), 1<<16)[:11]
+	inHeap, outside := number(uint64(addr(secret))), number(uint64(m.bytes(secret)))
+	write := func(from plan.Arg) plan.Step {
+		return plan.Step{Nr: unix.SYS_WRITE, Args: []plan.Arg{slot(plan.SlotSync), from, number(uint64(len(secret)))}, Fill: plan.NoSlot}
+	}
+	if err := m.load(steps(write(outside), write(inHeap)), nil); err != nil {
+		t.Fatal(err)
+	}
+	pid, err := m.clone(&cloneArgs{exitSignal: uint64(unix.SIGCHLD)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reap(pid)
+	buf := make([]byte, 64)
+	if n, err := unix.Read(pair[0], buf); err != nil || string(buf[:n]) != string(secret) {
+		t.Errorf("of its own memory: %q, %v", buf[:max(n, 0)], err)
+	}
+	if n, err := unix.Read(pair[0], buf); err != nil || n != 8 || *(*[2]int32)(unsafe.Pointer(&buf[0])) != [2]int32{1, int32(unix.EFAULT)} {
+		t.Errorf("of the heap: %q, %v", buf[:max(n, 0)], err)
+	}
+	runtime.KeepAlive(secret)
+}
+
 func TestGaps(t *testing.T) {
-	m := &machine{slots: []int64{5, -1, 9, 6}}
+	m := &machine{mem: new(memory), slots: []int64{5, -1, 9, 6}}
 	_, n := m.gaps(&plan.Step{Op: plan.CloseAll})
 	if n != 3 { // 3-4, 7-8, 10-
 		t.Errorf("%d ranges", n)

@@ -32,31 +32,28 @@ type instr struct {
 	errno    uintptr
 }
 
-// machine is a loaded program. Its memory is not moved: the heap of Go does not move
-// objects, and keep holds what only numbers point to.
-type machine struct {
-	code  []instr
-	slots []int64
-	pair  *[2]int32
-	keep  [][]byte
-	chunk []byte
+// loaded is a program that is laid out. It lies in a memory, as does everything that it points to.
+type loaded struct {
+	code  *instr
+	slots *int64
+	n     int32    // of instructions
+	pair  [2]int32 // of what the child reports
 	// Below lazy, a descriptor whose slot is filled anew stays open: the child closes
 	// them all together at the end.
 	lazy int64
 }
 
-const chunkSize = 16 << 10
-
-func (m *machine) alloc(n int) []byte {
-	n = (n + 7) &^ 7
-	if n > len(m.chunk) {
-		m.chunk = make([]byte, max(n, chunkSize))
-		m.keep = append(m.keep, m.chunk)
-	}
-	out := m.chunk[:n:n]
-	m.chunk = m.chunk[n:]
-	return out
+// machine loads programs. What it points to does not move, also where it is on the Go heap.
+type machine struct {
+	mem   *memory
+	slots []int64 // a child's lie in mem
+	lazy  int64   // see loaded
+	// slack is the timer slack that the child inherits, 0: that of the thread.
+	slack uintptr
+	prog  *loaded
 }
+
+func (m *machine) alloc(n int) []byte { return m.mem.alloc(n) }
 
 func (m *machine) bytes(b []byte) uintptr {
 	if len(b) == 0 {
@@ -77,8 +74,9 @@ func addr(b []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(b))
 
 // load lays out steps. buffers is shared by the programs of one plan.
 func (m *machine) load(steps []plan.Step, buffers []byte) error {
-	m.code = make([]instr, len(steps))
-	m.pair = new([2]int32)
+	code := unsafe.Slice((*instr)(unsafe.Pointer(unsafe.SliceData(m.alloc((len(steps)+1)*int(unsafe.Sizeof(instr{})))))), len(steps))
+	m.prog = (*loaded)(unsafe.Pointer(unsafe.SliceData(m.alloc(int(unsafe.Sizeof(loaded{}))))))
+	m.prog.code, m.prog.slots, m.prog.n, m.prog.lazy = unsafe.SliceData(code), unsafe.SliceData(m.slots), int32(len(steps)), m.lazy
 	lists := map[*string]uintptr{} // a list that two steps share is laid out once
 	empty := m.cstring("")
 	str := func(s string) uintptr {
@@ -88,7 +86,7 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 		return m.cstring(s)
 	}
 	for i := range steps {
-		s, in := &steps[i], &m.code[i]
+		s, in := &steps[i], &code[i]
 		if len(s.Args) > 6 && s.Op != plan.CloseAll || len(s.Accept) > len(in.accept) {
 			return fmt.Errorf("step %d (%s): too many arguments", i, s.Do)
 		}
@@ -146,7 +144,7 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 			}
 		}
 	}
-	return nil
+	return m.mem.err
 }
 
 // message lays out a struct msghdr that passes one descriptor.
@@ -201,7 +199,7 @@ const mismatch = uintptr(syscall.EPROTO)
 //go:nosplit
 func pointer(a uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&a)) }
 
-// run executes the program. It gives the failed step and errno, or len(code) and 0
+// run executes the program. It gives the failed step and errno, or the number of steps and 0
 // when the end was reached (which the child's program never does).
 //
 // It runs in a forked child of a multi-threaded process: no allocation, no growth of
@@ -210,10 +208,10 @@ func pointer(a uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointe
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (m *machine) run() (failed int32, errno uintptr) {
-	n := int32(len(m.code))
-	base := unsafe.Pointer(unsafe.SliceData(m.code))
-	slots := unsafe.Pointer(unsafe.SliceData(m.slots))
+func (m *loaded) run() (failed int32, errno uintptr) {
+	n := m.n
+	base := unsafe.Pointer(m.code)
+	slots := unsafe.Pointer(m.slots)
 	for pc := int32(0); pc < n; {
 		in := (*instr)(unsafe.Add(base, uintptr(pc)*unsafe.Sizeof(instr{})))
 		a0, a1, a2, a3, a4, a5 := in.args[0], in.args[1], in.args[2], in.args[3], in.args[4], in.args[5]

@@ -25,7 +25,9 @@ func userNamespace(uids, gids []specs.LinuxIDMapping) (_ *os.File, err error) {
 	}
 	defer unix.Close(pipe[0])
 	defer unix.Close(pipe[1])
-	m := &machine{slots: []int64{int64(pipe[0])}}
+	var mem memory
+	defer mem.release()
+	m := &machine{mem: &mem, slots: mem.words([]int64{int64(pipe[0])})}
 	next := func(i int, nr uintptr, args ...plan.Arg) plan.Step {
 		return plan.Step{Nr: nr, Args: args, Fill: plan.NoSlot, Expect: -1, OnOK: i + 1}
 	}
@@ -34,7 +36,7 @@ func userNamespace(uids, gids []specs.LinuxIDMapping) (_ *os.File, err error) {
 		next(0, unix.SYS_READ, plan.Arg{Kind: plan.ArgSlot, Slot: wait}, plan.Arg{Kind: plan.ArgBuffer}, num(1)),
 		next(1, unix.SYS_EXIT_GROUP, num(0)),
 	}
-	if err := m.load(steps, make([]byte, plan.BufferSize)); err != nil {
+	if err := m.load(steps, mem.alloc(plan.BufferSize)); err != nil {
 		return nil, err
 	}
 	args := &cloneArgs{flags: unix.CLONE_NEWUSER, exitSignal: uint64(unix.SIGCHLD)}

@@ -1,0 +1,347 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/hako-engine/hako/shim/client"
+)
+
+// watchTask waits for the end of a task, whatever happens to the connection to its shim, and then
+// for the end of the shim. It ends silently with the engine.
+func (e *Engine) watchTask(t *task) {
+	pause := restartFirst
+	for {
+		t.mu.Lock()
+		shim := t.shim
+		t.mu.Unlock()
+		if shim != nil {
+			if _, known := t.ending(); !known {
+				resp, err := shim.Wait(e.ctx, &taskapi.WaitRequest{ID: t.id})
+				if err == nil {
+					t.ended(TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
+					pause = restartFirst
+				} else if e.ctx.Err() == nil && !errdefs.IsUnavailable(err) {
+					e.log.Debug("wait for a task", "task", t.id, "namespace", t.namespace, "error", err)
+				}
+			}
+			if _, known := t.ending(); known {
+				select {
+				case <-shim.Gone():
+				case <-t.gone:
+				case <-e.ctx.Done():
+				}
+			}
+		}
+		if e.taskOver(t, shim) {
+			return
+		}
+		select { // no spinning, whether it broke again or does not answer
+		case <-time.After(pause):
+			pause = min(pause*2, reconnectMost)
+		case <-t.gone:
+			return
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// taskOver looks after a connection that ended. It tells whether there is nothing more to watch.
+func (e *Engine) taskOver(t *task, was TaskShim) bool {
+	// A deletion that is under way ends the connection, too.
+	select {
+	case t.ticket <- struct{}{}:
+	case <-t.gone:
+		return true
+	case <-e.ctx.Done():
+		return true
+	}
+	defer t.release()
+	select {
+	case <-t.gone:
+		return true
+	default:
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
+	defer cancel()
+	next, err := e.opt.TaskShims.ConnectTask(ctx, t.shims)
+	switch {
+	case e.ctx.Err() != nil:
+		if err == nil {
+			next.Close()
+		}
+		return true
+	case errdefs.IsNotFound(err):
+		e.log.Warn("the shim of a task is gone", "task", t.id, "namespace", t.namespace)
+		e.taskLost(t)
+		return true
+	case err != nil:
+		e.log.Warn("the shim of a task does not answer, it is tried again in the background", "task", t.id, "namespace", t.namespace, "error", err)
+		return false
+	}
+	st, err := next.State(ctx, &taskapi.StateRequest{ID: t.id})
+	switch {
+	case errdefs.IsNotFound(err):
+		// The shim lives and does not know it: it was deleted behind our back.
+		next.Close()
+		e.taskLost(t)
+		return true
+	case err != nil:
+		next.Close()
+		return false
+	}
+	if was != nil {
+		was.Close()
+	}
+	t.take(next, st)
+	return false
+}
+
+// take makes a connection the task's, and believes what the shim says of it.
+func (t *task) take(shim TaskShim, st *taskapi.StateResponse) {
+	p := processOf(st)
+	t.mu.Lock()
+	t.shim = shim
+	if p.Pid != 0 {
+		t.pid = p.Pid
+	}
+	switch p.Status {
+	case client.StatusCreated:
+		if t.state == taskCreating {
+			t.state = taskCreated
+		}
+	case client.StatusRunning:
+		if t.state == taskCreating || t.state == taskCreated || t.state == taskPaused {
+			t.state = taskRunning
+		}
+	case client.StatusPaused:
+		if t.state == taskCreating || t.state == taskCreated || t.state == taskRunning {
+			t.state = taskPaused
+		}
+	}
+	t.mu.Unlock()
+	if p.Status == client.StatusStopped {
+		t.ended(p.Exit)
+	}
+}
+
+// taskLost ends a task whose shim is gone: it cleans up after that, tells the end, and forgets the
+// task. The caller holds the ticket.
+func (e *Engine) taskLost(t *task) TaskExit {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), cleanupLimit)
+	defer cancel()
+	x, known := t.ending()
+	var resp *taskapi.DeleteResponse
+	var err error
+	if t.meta.Foreign {
+		err = fmt.Errorf("somebody else's shim is gone: %w", errdefs.ErrUnavailable)
+	} else {
+		resp, err = e.opt.TaskShims.ReapTask(ctx, t.shims)
+	}
+	switch {
+	case err != nil:
+		e.log.Error("clean up after a dead shim", "task", t.id, "namespace", t.namespace, "error", err)
+		if !known {
+			x = TaskExit{Status: exitUnknown}
+		}
+	case !known:
+		x = TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}
+	}
+	if x.At.IsZero() {
+		x.At = time.Now().UTC()
+	}
+	t.ended(x)
+	x, _ = t.ending()
+	if !known {
+		e.announce(t.namespace, "/tasks/exit", &eventsapi.TaskExit{ContainerID: t.id, ID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
+	}
+	e.announce(t.namespace, "/tasks/delete", &eventsapi.TaskDelete{ContainerID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
+	e.forgetTask(t)
+	return x
+}
+
+// forgetTask is the end of a task. The caller holds the ticket.
+func (e *Engine) forgetTask(t *task) {
+	if err := removeTaskBundle(t.bundle); err != nil {
+		e.log.Error("remove bundle", "task", t.id, "namespace", t.namespace, "error", err)
+	}
+	t.mu.Lock()
+	shim := t.shim
+	t.mu.Unlock()
+	e.tasks.remove(t)
+	close(t.gone)
+	if shim != nil {
+		shim.Close()
+	}
+	e.leaveGroup(t)
+}
+
+// DeleteTask takes away a task that was not started or has ended, and gives how it ended.
+func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
+	t, err := e.task(ctx, id)
+	if err != nil {
+		return TaskExit{}, err
+	}
+	if err := t.acquire(ctx); err != nil {
+		return TaskExit{}, err
+	}
+	defer t.release()
+	select {
+	case <-t.gone:
+		return TaskExit{}, noTask(t.taskKey)
+	default:
+	}
+	// It goes on if the client goes away.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	if s := t.status(); s == taskRunning || s == taskPaused {
+		// Its end may be on its way to us, and known to the client already.
+		if shim, err := t.live("look at"); err == nil {
+			if st, err := shim.State(ctx, &taskapi.StateRequest{ID: id}); err == nil {
+				t.take(shim, st)
+			}
+		}
+	}
+	shim, err := t.live("delete")
+	if errdefs.IsUnavailable(err) {
+		return TaskExit{}, err
+	} else if err != nil {
+		return TaskExit{}, fmt.Errorf("task must be stopped before deletion: %w", err)
+	}
+	before := t.status()
+	if err := t.change(taskDeleting); err != nil {
+		return TaskExit{}, err
+	}
+	resp, err := shim.Delete(ctx, &taskapi.DeleteRequest{ID: id})
+	if err != nil && !errdefs.IsNotFound(err) {
+		if e.shimGone(ctx, t, shim) {
+			return e.taskLost(t), nil
+		}
+		t.mu.Lock()
+		t.state = before // the inverse of the change above
+		t.mu.Unlock()
+		return TaskExit{}, fmt.Errorf("delete task %s: %w", id, err)
+	}
+	x, _ := t.ending()
+	if err == nil {
+		x = TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}
+	}
+	t.ended(x)
+	if !t.meta.Foreign {
+		// Of a shim that others use, too, it has no effect.
+		if _, err := shim.Shutdown(ctx, &taskapi.ShutdownRequest{ID: id}); err != nil && !errdefs.IsUnavailable(err) {
+			e.log.Warn("end the shim of a task", "task", id, "namespace", t.namespace, "error", err)
+		}
+	}
+	e.forgetTask(t)
+	return x, nil
+}
+
+// shimGone tells whether nobody is there any more to answer for a task.
+func (e *Engine) shimGone(ctx context.Context, t *task, shim TaskShim) bool {
+	select {
+	case <-shim.Gone():
+	default:
+		return false
+	}
+	next, err := e.opt.TaskShims.ConnectTask(ctx, t.shims)
+	if err == nil {
+		next.Close()
+	}
+	return errdefs.IsNotFound(err)
+}
+
+// DeleteTaskProcess takes away a process that was added and has ended.
+func (e *Engine) DeleteTaskProcess(ctx context.Context, id, execID string) (TaskExit, error) {
+	t, err := e.task(ctx, id)
+	if err != nil {
+		return TaskExit{}, err
+	}
+	if execID == "" {
+		return TaskExit{}, invalidf("which process of task %s?", id)
+	}
+	shim, err := t.live("look at")
+	if err != nil {
+		return TaskExit{}, err
+	}
+	resp, err := shim.Delete(ctx, &taskapi.DeleteRequest{ID: id, ExecID: execID})
+	if err != nil {
+		return TaskExit{}, fmt.Errorf("delete process %s of task %s: %w", execID, id, err)
+	}
+	return TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}, nil
+}
+
+// WaitTask waits for the end of a process. It may be called before the start.
+func (e *Engine) WaitTask(ctx context.Context, id, execID string) (TaskExit, error) {
+	t, err := e.task(ctx, id)
+	if err != nil {
+		return TaskExit{}, err
+	}
+	if execID == "" {
+		select {
+		case <-t.exited:
+			x, _ := t.ending()
+			return x, nil
+		case <-t.gone: // its creation was undone
+			if x, known := t.ending(); known {
+				return x, nil
+			}
+			return TaskExit{}, noTask(t.taskKey)
+		case <-ctx.Done():
+			return TaskExit{}, context.Cause(ctx)
+		case <-e.stopping:
+			return TaskExit{}, errClosed
+		}
+	}
+	for {
+		shim, err := t.live("look at")
+		if err != nil {
+			return TaskExit{}, err
+		}
+		resp, err := shim.Wait(ctx, &taskapi.WaitRequest{ID: id, ExecID: execID})
+		if err == nil {
+			return TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}, nil
+		}
+		if !errdefs.IsUnavailable(err) {
+			return TaskExit{}, fmt.Errorf("wait for process %s of task %s: %w", execID, id, err)
+		}
+		// The connection broke: it is made anew, or the shim is gone with all its processes.
+		select {
+		case <-t.gone:
+			x, _ := t.ending()
+			return TaskExit{Status: 128 + uint32(unix.SIGKILL), At: x.At}, nil
+		case <-time.After(restartFirst):
+		case <-ctx.Done():
+			return TaskExit{}, context.Cause(ctx)
+		case <-e.stopping:
+			return TaskExit{}, errClosed
+		}
+	}
+}
+
+func stamp(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+// announce tells containerd's clients of an event.
+func (e *Engine) announce(namespace, topic string, event any) {
+	if e.opt.Publisher == nil {
+		return
+	}
+	ctx := namespaces.WithNamespace(context.WithoutCancel(e.ctx), namespace)
+	if err := e.opt.Publisher.Publish(ctx, topic, event); err != nil {
+		e.log.Warn("publish an event", "topic", topic, "error", err)
+	}
+}
