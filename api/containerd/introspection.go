@@ -111,6 +111,9 @@ func (s *Server) plugins() []*api.Plugin {
 	add(pluginEvent, "exchange")
 	add(pluginLease, "manager")
 	add(pluginStreaming, "manager")
+	if s.opt.Backend != nil {
+		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here})
+	}
 	if s.opt.Differ != nil {
 		out = append(out, &api.Plugin{Type: pluginDiffer, ID: "walking", Platforms: here})
 	}
