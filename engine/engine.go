@@ -27,6 +27,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/events"
+	sandboxstore "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -52,6 +53,8 @@ type Options struct {
 	// the blobs that checkpoints go to.
 	ContainerRecords containers.Store
 	Content          content.Store
+	// SandboxRecords are the sandboxes of containerd's clients (store.Store.Sandboxes).
+	SandboxRecords sandboxstore.Store
 	// Publisher is told of what containerd's clients want to hear of; may be nil.
 	Publisher events.Publisher
 	// GRPCAddress and TTRPCAddress are the daemon's sockets for containerd's clients and shims.
@@ -92,6 +95,7 @@ type Engine struct {
 
 	containers registry
 	tasks      tasks
+	rooms      shimRooms
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -137,6 +141,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		beingMade: map[string]string{},
 	}
 	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
+	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
 	for dir, mode := range map[string]os.FileMode{
@@ -176,6 +181,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if o.TaskShims != nil {
 		e.restoreTasks(e.ctx)
+		e.restoreRooms(e.ctx)
 	}
 	e.takeHooked()
 	return e, nil
@@ -203,6 +209,14 @@ func (e *Engine) Close() error {
 		s.mu.Lock()
 		shim := s.shim
 		s.mu.Unlock()
+		if shim != nil {
+			shim.Close()
+		}
+	}
+	for _, b := range e.rooms.list() {
+		b.mu.Lock()
+		shim := b.shim
+		b.mu.Unlock()
 		if shim != nil {
 			shim.Close()
 		}
