@@ -14,9 +14,11 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
@@ -59,6 +61,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	snapshotters := sns.byName
 	cfg.Snapshotter = sns.used
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	restartInterval, _ := time.ParseDuration(cfg.RestartInterval)
 	allow, err := pullPolicy(cfg, log)
 	if err != nil {
 		return err
@@ -110,6 +113,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
+		ContainerNamespaces: st.Namespaces().List, RestartInterval: restartInterval,
 		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
@@ -278,6 +282,10 @@ func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engin
 
 func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
 	return s.m.ReapTask(ctx, o)
+}
+
+func (s taskShims) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	return s.m.RuntimeInfo(ctx, program, options, args...)
 }
 
 func debugHandler() http.Handler {
