@@ -144,6 +144,13 @@ func randomLayer(t *testing.T, r *rand.Rand, n int) []byte {
 			continue
 		}
 		used[p] = true
+		for i, c := range p {
+			if up := p[:i]; c == '/' && !used[up] {
+				// A lower layer may have a file there.
+				list = append(list, stamp(dir(up, 0o755)))
+				used[up], used[up+"/"] = true, true
+			}
+		}
 		switch k := r.Intn(12); {
 		case k < 4:
 			list = append(list, stamp(file(p, strings.Repeat(p, r.Intn(3000)))))
