@@ -33,7 +33,12 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 	if longest := layer(filepath.Join(abs, "snapshots", "18446744073709551615")).work(); len(longest) > maxOption {
 		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q: its layers' names would be longer than %d bytes: %w", abs, maxOption, errdefs.ErrInvalidArgument)
 	}
-	return open("overlayfs", abs, s, overlay{options: layerOptions()})
+	sn, err := open("overlayfs", abs, s, overlay{options: layerOptions()})
+	if err != nil {
+		return nil, err
+	}
+	sn.mapsIDs = mapsLayers(abs)
+	return sn, nil
 }
 
 // OverlaySupported tries whether overlayfs works with directories below root, which
