@@ -102,6 +102,8 @@ type Engine struct {
 	execs      execRegistry
 	events     bus
 	apparmor   *apparmor
+	accounts   accountCache
+	patience   *patience // of the start
 
 	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 
@@ -216,10 +218,13 @@ func (e *Engine) Close() error {
 	}
 	for _, t := range e.tasks.in("") {
 		t.mu.Lock()
-		shim := t.shim
+		shim, docker := t.shim, t.docker
 		t.mu.Unlock()
 		if shim != nil {
 			shim.Close()
+		}
+		if docker != nil {
+			docker.Close()
 		}
 	}
 	done := make(chan struct{})

@@ -24,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hako-engine/hako/internal/quiet"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/features"
@@ -105,7 +106,11 @@ func run(args []string, out io.Writer) error {
 	return fmt.Errorf("unknown command %q: want serve, start or delete (see hako-shim --help)", strings.Join(fs.Args(), " "))
 }
 
+// monitorSlack is how late the Go runtime's monitor may wake, in nanoseconds: see internal/quiet.
+const monitorSlack = 2000000
+
 func serve(c shim.Command) error {
+	quiet.Monitor(monitorSlack)
 	runtime.GOMAXPROCS(2)
 	// A daemon that stops its process group must not take the containers along. The
 	// signals are caught and not ignored: a container would inherit that.
