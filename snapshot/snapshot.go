@@ -299,6 +299,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
+	if target := info.Labels[labelTarget]; target != "" && kind == snapshots.KindActive {
+		if err := sn.refuseKnown(ctx, ns, target); err != nil {
+			return nil, err
+		}
+	}
 	mapping, _ := mappingOf(info.Labels)
 	if mapping != nil && !sn.mapsIDs {
 		return nil, fmt.Errorf("labels %s, %s: this snapshotter or kernel does not map ids: %w",
@@ -313,10 +318,6 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 		s := sn.section(tx, ns)
 		if s.has(key) {
 			return errdefs.ErrAlreadyExists
-		}
-		// Whoever unpacks asks in this way whether the layer is there.
-		if target := info.Labels[snapshots.LabelSnapshotRef]; target != "" && target != key && s.has(target) {
-			return fmt.Errorf("there is snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 		}
 		parents, err = sn.chain(s, parent)
 		return err
@@ -363,6 +364,41 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	}
 	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
 	return sn.mounts(r, parents), nil
+}
+
+// labelTarget says what a snapshot that is prepared will be committed as.
+const labelTarget = "containerd.io/snapshot.ref"
+
+// refuseKnown is errdefs.ErrAlreadyExists if there is what the caller is about to unpack: it need
+// not fetch it. The lease of ctx holds it from then on.
+func (sn *Snapshotter) refuseKnown(ctx context.Context, ns, target string) error {
+	known := func(s section) bool {
+		r, err := s.get(target)
+		return err == nil && r.kind() == snapshots.KindCommitted
+	}
+	there := false
+	err := sn.store.DB().View(ctx, func(tx *bolt.Tx) error {
+		there = known(sn.section(tx, ns))
+		return nil
+	})
+	if err != nil || !there {
+		return err
+	}
+	err = sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
+		s, err := sn.makeSection(tx, ns)
+		if err != nil {
+			return err
+		}
+		if there = known(s); !there { // collected meanwhile
+			return nil
+		}
+		sn.store.Touch(store.SnapshotNode(sn.name, ns, target))
+		return store.LeaseResource(ctx, tx, sn.resource(), target)
+	})
+	if err != nil || !there {
+		return err
+	}
+	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 }
 
 // makeLayer makes a directory that no record names yet; settle ends this state.
