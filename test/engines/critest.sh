@@ -31,6 +31,7 @@ cleanup() {
 	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
 	for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
 	cd /; umount -R "$w"/state/* 2>/dev/null || true
+	umount "$w"/cgroup/* 2>/dev/null || true
 	rm -rf --one-file-system "$w" || true
 }
 trap cleanup EXIT
