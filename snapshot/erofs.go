@@ -194,6 +194,20 @@ func unmount(at string) error {
 	return nil
 }
 
+// UnmountAll ends the mounts of a state directory: when no container runs any more, and no
+// snapshotter is open.
+func UnmountAll(state string) error {
+	entries, err := os.ReadDir(state)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	errs := []error{err}
+	for _, e := range entries {
+		errs = append(errs, unmount(filepath.Join(state, e.Name())))
+	}
+	return errors.Join(errs...)
+}
+
 func (d *images) fill(_ context.Context, l layer, parents []layer) error {
 	if err := mkdir(l.fs(), 0o755); err != nil {
 		return err

@@ -3,7 +3,6 @@ package snapshot
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"log/slog"
 	"os"
 	"strconv"
@@ -63,16 +62,7 @@ func newErofs(root string, s *store.Store) (*Snapshotter, error) {
 }
 
 // unmountAll ends what newErofs's snapshotter leaves for those who hold snapshots.
-func unmountAll(root string) error {
-	entries, err := os.ReadDir(root + "/mnt")
-	for _, e := range entries {
-		err = errors.Join(err, unmount(root+"/mnt/"+e.Name()))
-	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
+func unmountAll(root string) error { return UnmountAll(root + "/mnt") }
 
 func TestErofsSuite(t *testing.T) {
 	needsRoot(t)

@@ -106,7 +106,7 @@ func (st *stream) send(m proto.Message) error {
 		return fmt.Errorf("stream is closed: %w", errdefs.ErrFailedPrecondition)
 	default:
 	}
-	a, err := anypb.New(m)
+	a, err := packed(m)
 	if err != nil {
 		return err
 	}

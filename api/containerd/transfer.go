@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	api "github.com/containerd/containerd/api/services/transfer/v1"
 	"github.com/containerd/containerd/api/types"
@@ -198,6 +199,9 @@ func (s *transferService) remote(ctx context.Context, o *transferapi.OCIRegistry
 	return r, done, nil
 }
 
+// askLimit is how long a client may take to answer: there may be a human behind it.
+const askLimit = 5 * time.Minute
+
 // asker asks a client for credentials, once for each host.
 type asker struct {
 	st        *stream
@@ -216,7 +220,9 @@ func (a *asker) ask(host string) (engine.RegistryAuth, error) {
 	if err := a.st.send(&transferapi.AuthRequest{Host: host, Reference: a.reference}); err != nil {
 		return engine.RegistryAuth{}, fmt.Errorf("ask the client for credentials for %s: %w", host, err)
 	}
+	limit := time.AfterFunc(askLimit, a.st.close)
 	m, err := a.st.recv()
+	limit.Stop()
 	if err != nil {
 		return engine.RegistryAuth{}, fmt.Errorf("ask the client for credentials for %s: %w", host, err)
 	}

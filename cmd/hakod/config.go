@@ -47,7 +47,7 @@ type config struct {
 	StreamKey        string                 `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
 	CNIConfDir       string                 `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
-	Snapshotter      string                 `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
+	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
 	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string                 `toml:"log-format" comment:"text or json."`
@@ -56,6 +56,7 @@ type config struct {
 	BridgeSubnet6    string                 `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
 	MTU              int                    `toml:"mtu" comment:"Of new networks."`
 	ShimBinary       string                 `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
+	RestartInterval  string                 `toml:"restart-interval" comment:"How often it is looked for containers of containerd's clients that are to be started again (labels containerd.io/restart.*), e.g. 10s."`
 	InitBinary       string                 `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
 	Runtimes         map[string]string      `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
 	Verify           map[string]verify.Rule `toml:"verify" comment:"Signatures that images need before they are pulled, by registry or the beginning of a repository's name: [verify.\"registry.example.com/team\"] keys = [\"cosign.pub\"]."`
@@ -64,10 +65,10 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
-		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", RestartInterval: "10s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
-		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
+		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
 }
@@ -193,7 +194,7 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("network", c.Network, networkCNI, networkBuiltin),
-		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
+		oneOf("snapshotter", c.Snapshotter, autoSnapshotter, "erofs", "overlayfs", "native"),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
@@ -204,6 +205,9 @@ func (c *config) complete() error {
 	}
 	if d, err := time.ParseDuration(c.PullTimeout); err != nil || d <= 0 {
 		return fmt.Errorf("pull-progress-timeout: %q is not a duration such as 30s or 2m", c.PullTimeout)
+	}
+	if d, err := time.ParseDuration(c.RestartInterval); err != nil || d <= 0 {
+		return fmt.Errorf("restart-interval: %q is not a duration such as 10s or 1m", c.RestartInterval)
 	}
 	if c.CgroupDriver == "" {
 		c.CgroupDriver = cgroupDriver("/")

@@ -32,6 +32,7 @@ func kills(ctx context.Context, s settings, n int) error {
 		return err
 	}
 	defer d.close()
+	d.lie = s.lie
 	socket := filepath.Join(s.work, "nbd")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

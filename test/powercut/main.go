@@ -39,7 +39,7 @@ type settings struct {
 	bin, image, work string
 	diskMB           int
 	load             string // arguments of the clients
-	verbose          bool
+	verbose, lie     bool
 }
 
 func run() error {
@@ -54,6 +54,7 @@ func run() error {
 	fs.IntVar(&s.diskMB, "disk", 256, "size of the disk, in MiB")
 	fs.StringVar(&s.load, "load", "", "more arguments of test/chaos/load")
 	fs.BoolVar(&s.verbose, "v", false, "say what happens")
+	fs.BoolVar(&s.lie, "lie", false, "kill: a disk that forgets what was flushed. A control: something must be lost")
 	n := fs.Int("n", 100, "kill: how often")
 	flushes := fs.Int("flushes", 400, "replay: how long the run is, in flushes")
 	skip := fs.Int("skip", 1, "replay: look at every one of so many flushes")
