@@ -9,6 +9,7 @@ oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI [SHIM]}")
 for p in containerd ctr jq; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
 busybox=$(command -v busybox) || { echo "busybox-static is not installed" >&2; exit 1; }
 w=$(mktemp -d)
+chmod 711 "$w" # a container in a user namespace has its cgroups below it
 # A cgroup v1 hierarchy that exists and is not mounted makes containerd lose all metrics.
 sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
 	grep -q " - cgroup .*[ ,]$c\(,.*\)*$" /proc/self/mountinfo && continue

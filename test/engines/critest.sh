@@ -19,6 +19,7 @@ for p in docker-registry iptables curl ip; do command -v $p >/dev/null || { echo
 mount --make-rshared / # two tests want a host that shares its mounts
 ip link set lo up
 w=$(mktemp -d)
+chmod 711 "$w" # a container in a user namespace has its cgroups below it
 # A cgroup v1 hierarchy that somebody has made and not mounted here makes containerd lose
 # all metrics.
 sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
