@@ -17,6 +17,11 @@ type (
 	LoadedImage  = image.Loaded
 	SaveOptions  = image.SaveOptions
 
+	RemoteImage    = image.Remote
+	StoredImage    = image.Stored
+	ImageNameRule  = image.NameRule
+	ArchiveOptions = image.ArchiveOptions
+
 	Network       = network.Network
 	NetworkConfig = network.Config
 	Subnet        = network.Subnet

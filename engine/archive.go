@@ -138,7 +138,7 @@ func pathError(err error, ref, p string) error {
 
 // StatPath describes a path in a container.
 func (e *Engine) StatPath(ctx context.Context, ref, p string) (PathStat, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return PathStat{}, err
 	}
@@ -204,7 +204,7 @@ func fileMode(m uint32) fs.FileMode {
 
 // GetArchive gives a path of a container as a tar stream. The caller closes it.
 func (e *Engine) GetArchive(ctx context.Context, ref, p string) (io.ReadCloser, PathStat, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return nil, PathStat{}, err
 	}
@@ -246,7 +246,7 @@ func (e *Engine) GetArchive(ctx context.Context, ref, p string) (io.ReadCloser, 
 // Export writes the whole file system of a container as a tar stream, without what is
 // mounted into it.
 func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ import (
 // in the container resolve inside the container. No helper program is executed
 // (CVE-2019-14271).
 func (e *Engine) PutArchive(ctx context.Context, ref, p string, r io.Reader, o PutOptions) error {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return err
 	}

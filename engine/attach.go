@@ -139,9 +139,12 @@ func (a *attachment) Close() error {
 // Attach connects to the streams of a container. One that does not run yet is waited
 // for: the attachment is complete from the first byte of the next run.
 func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (Attachment, error) {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if g != nil {
+		return nil, g.foreignTo("show the streams of")
 	}
 	v := c.view()
 	switch {
@@ -190,7 +193,7 @@ func (e *Engine) Attach(ctx context.Context, ref string, o AttachOptions) (Attac
 
 // ResizeContainer sets the size of a container's terminal, in characters.
 func (e *Engine) ResizeContainer(ctx context.Context, ref string, width, height uint32) error {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -208,9 +211,12 @@ func (e *Engine) ResizeContainer(ctx context.Context, ref string, width, height 
 // Logs reads a container's log file, which its shim writes. With Follow the sequence
 // ends when the container has ended and all was read.
 func (e *Engine) Logs(ctx context.Context, ref string, o LogOptions) (iter.Seq2[LogEntry, error], error) {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if g != nil {
+		return nil, g.foreignTo("show the streams of")
 	}
 	v := c.view()
 	if v.LogPath == "" {

@@ -13,7 +13,7 @@ import (
 
 // Changes gives what a container changed in its image's file system.
 func (e *Engine) Changes(ctx context.Context, ref string) ([]Change, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return nil, err
 	}

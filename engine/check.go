@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -369,6 +370,9 @@ func (c *RecordCheck) InUse(n store.Node) (used bool) {
 	ctx := namespaces.WithNamespace(context.Background(), Namespace)
 	if n.Namespace != Namespace {
 		return true // nothing is known of the containers of other namespaces
+	}
+	if tasks, err := os.ReadDir(filepath.Join(c.State, taskFolder, Namespace)); n.Type != "images" && (len(tasks) > 0 || err != nil && !errors.Is(err, fs.ErrNotExist)) {
+		return true // nor of what tasks have mounted
 	}
 	_ = c.Containers.ForEach(func(id string, raw []byte) error {
 		r, err := parseRecord(id, raw)

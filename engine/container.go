@@ -59,6 +59,10 @@ type container struct {
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
 	failures      int // restarts in a row, for the backoff
+	lastPid       int // of the last run, when it has ended
+
+	// guest, if not nil, is whose container this is one of the moment of; never changed.
+	guest *guest
 
 	// What hooks were told of it last, and whether of its end. Without hooks they are not used.
 	spec     *specs.Spec

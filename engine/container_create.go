@@ -269,6 +269,9 @@ func (r *registry) making(keys []string, snapshotter string, on bool) {
 // reserveName takes the name asked for, or a random one.
 func (e *Engine) reserveName(name, id string) (string, error) {
 	if name != "" {
+		if err := e.nameFree(name); err != nil {
+			return name, err
+		}
 		return name, e.containers.reserve(name, id)
 	}
 	for attempt := 0; ; attempt++ {

@@ -151,6 +151,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 			s.Health = &h
 		}
 		c.run = nil
+		c.lastPid = v.State.Pid
 		c.rec.SandboxKey = ""
 		for _, x := range c.execs {
 			x.ended(exitUnknown)

@@ -14,7 +14,7 @@ import (
 
 // Container gives one container by id, name or unique prefix.
 func (e *Engine) Container(ctx context.Context, ref string) (Container, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return Container{}, err
 	}
@@ -59,6 +59,15 @@ func (e *Engine) Containers(ctx context.Context, o ListOptions) ([]Container, er
 	out := []Container{}
 	for _, c := range e.containers.all() {
 		if v := c.view(); m.fits(v) {
+			out = append(out, v)
+		}
+	}
+	guests, err := e.guests(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range guests {
+		if v := e.guestView(ctx, g); m.fits(v) {
 			out = append(out, v)
 		}
 	}
@@ -211,7 +220,7 @@ func matchPort(want, key string) bool {
 
 // ContainerSize measures a container's own layer, and the whole file system, in bytes.
 func (e *Engine) ContainerSize(ctx context.Context, ref string) (rw, rootfs int64, err error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -242,9 +251,12 @@ func (e *Engine) ContainerSize(ctx context.Context, ref string) (rw, rootfs int6
 
 // RenameContainer changes a container's name, also in DNS.
 func (e *Engine) RenameContainer(ctx context.Context, ref, newName string) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return g.foreignTo("rename")
 	}
 	newName = strings.TrimPrefix(newName, "/")
 	if newName == "" {
@@ -263,6 +275,9 @@ func (e *Engine) RenameContainer(ctx context.Context, ref, newName string) error
 	v := c.view()
 	if v.Name == newName {
 		return invalidf("Renaming a container with the same name as its current name")
+	}
+	if err := e.nameFree(newName); err != nil {
+		return err
 	}
 	if err := e.containers.reserve(newName, c.id); err != nil {
 		return fmt.Errorf("Error when allocating new name: %w", err)
@@ -293,9 +308,12 @@ func (e *Engine) RenameContainer(ctx context.Context, ref, newName string) error
 // UpdateContainer changes the limits and, if p is not nil, the restart policy. Zero
 // limits stay as they are.
 func (e *Engine) UpdateContainer(ctx context.Context, ref string, r Resources, p *RestartPolicy) (warnings []string, err error) {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if g != nil {
+		return nil, g.foreignTo("update")
 	}
 	if err := c.acquire(ctx); err != nil {
 		return nil, err

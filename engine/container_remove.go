@@ -18,9 +18,12 @@ import (
 // RemoveContainer removes a container with its file system and log. It is durable
 // when it returns.
 func (e *Engine) RemoveContainer(ctx context.Context, ref string, o RemoveOptions) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return e.removeGuest(ctx, g, o.Force)
 	}
 	// The removal goes on if the client goes away.
 	work := e.ns(context.WithoutCancel(ctx))

@@ -39,9 +39,15 @@ const (
 
 // StartContainer starts a container that does not run.
 func (e *Engine) StartContainer(ctx context.Context, ref string) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		if g.live() {
+			return notModifiedf("container %s is already running", g.rec.ID)
+		}
+		return g.foreignTo("start")
 	}
 	if err := c.acquire(ctx); err != nil {
 		return fmt.Errorf("start container %s: %w", ref, err)

@@ -25,9 +25,12 @@ const (
 // StopContainer asks a container to end, and kills it after the timeout. Others may
 // stop, kill or remove it meanwhile. A container that does not run is ErrNotModified.
 func (e *Engine) StopContainer(ctx context.Context, ref string, o StopOptions) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return e.stopGuest(ctx, g, o)
 	}
 	if err := c.require("stop"); err != nil {
 		return err
@@ -216,9 +219,12 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 	if err != nil {
 		return err
 	}
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return e.killGuest(ctx, g, sig)
 	}
 	r, err := c.live("kill")
 	if err != nil {
@@ -245,9 +251,12 @@ func (e *Engine) KillContainer(ctx context.Context, ref, signal string) error {
 
 // RestartContainer stops a container if it runs, and starts it.
 func (e *Engine) RestartContainer(ctx context.Context, ref string, o StopOptions) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return g.foreignTo("restart")
 	}
 	if err := c.require("restart"); err != nil {
 		return err
@@ -287,9 +296,12 @@ func (e *Engine) UnpauseContainer(ctx context.Context, ref string) error {
 }
 
 func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(Shim, context.Context, string) error) error {
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if g != nil {
+		return e.freezeGuest(ctx, g, to)
 	}
 	if err := c.acquire(ctx); err != nil {
 		return fmt.Errorf("%s container %s: %w", op, ref, err)

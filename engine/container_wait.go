@@ -21,9 +21,12 @@ func (e *Engine) WaitContainer(ctx context.Context, ref string, cond WaitConditi
 	default:
 		return nil, invalidf("invalid condition: %q", string(cond))
 	}
-	c, err := e.containers.get(ref)
+	c, g, err := e.lookup(ctx, ref)
 	if err != nil {
 		return nil, err
+	}
+	if g != nil {
+		return e.waitGuest(ctx, g, cond), nil
 	}
 	ch := make(chan WaitResult, 1)
 	c.mu.Lock()

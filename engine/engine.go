@@ -52,6 +52,10 @@ type Options struct {
 	// the blobs that checkpoints go to.
 	ContainerRecords containers.Store
 	Content          content.Store
+	// ContainerNamespaces lists the namespaces that those containers may be in; nil: no task is restarted.
+	ContainerNamespaces func(context.Context) ([]string, error)
+	// RestartInterval is how often it is looked for tasks to restart; 0: 10 s.
+	RestartInterval time.Duration
 	// Publisher is told of what containerd's clients want to hear of; may be nil.
 	Publisher events.Publisher
 	// GRPCAddress and TTRPCAddress are the daemon's sockets for containerd's clients and shims.
@@ -178,6 +182,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if o.TaskShims != nil {
 		e.restoreTasks(e.ctx)
+		if e.opt.ContainerNamespaces != nil {
+			e.work.Go(func() { e.monitorTasks(e.ctx) })
+		}
 	}
 	e.takeHooked()
 	return e, nil
@@ -211,10 +218,13 @@ func (e *Engine) Close() error {
 	}
 	for _, t := range e.tasks.in("") {
 		t.mu.Lock()
-		shim := t.shim
+		shim, docker := t.shim, t.docker
 		t.mu.Unlock()
 		if shim != nil {
 			shim.Close()
+		}
+		if docker != nil {
+			docker.Close()
 		}
 	}
 	done := make(chan struct{})

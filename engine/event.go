@@ -186,6 +186,7 @@ func (e *Engine) emit(c *container, action string, pairs ...string) {
 		attrs[pairs[i]] = pairs[i+1]
 	}
 	e.events.publish(Event{Type: "container", Action: action, ID: c.id, Attributes: attrs})
+	e.tellTask(c, action, attrs)
 }
 
 // emitFor publishes an event of another object.

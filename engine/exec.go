@@ -93,6 +93,13 @@ func (r *execRegistry) remove(id string) {
 	delete(r.byID, id)
 }
 
+// removeOf forgets the execs of a guest that is gone.
+func (r *execRegistry) removeOf(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	maps.DeleteFunc(r.byID, func(_ string, x *execution) bool { return x.c.guest != nil && x.c.id == id })
+}
+
 func (r *execRegistry) get(id string) (*execution, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -130,7 +137,7 @@ func (cfg ExecConfig) validate() error {
 
 // CreateExec prepares a process in a running container. Nothing runs yet.
 func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error) {
-	c, err := e.containers.get(cfg.Container)
+	c, err := e.find(ctx, cfg.Container)
 	if err != nil {
 		return "", err
 	}
@@ -286,6 +293,9 @@ func (e *Engine) runExec(ctx context.Context, x *execution, r *run, attach bool)
 // execProcess makes the OCI process of an exec: the container's, with what the client
 // changed.
 func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
+	if x.c.guest != nil {
+		return e.guestProcess(x, r)
+	}
 	v := x.c.view()
 	user := x.cfg.User
 	if user == "" {

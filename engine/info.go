@@ -42,9 +42,20 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 		i.Warnings = append(i.Warnings, "WARNING: No swap limit support")
 	}
 	i.OperatingSystem, i.OSVersion = osRelease()
+	var states []Status
 	for _, c := range e.containers.all() {
+		states = append(states, c.status())
+	}
+	guests, err := e.guests(ctx)
+	if err != nil {
+		return Info{}, fmt.Errorf("list containers: %w", err)
+	}
+	for _, g := range guests {
+		states = append(states, g.state().Status)
+	}
+	for _, s := range states {
 		i.Containers++
-		switch c.status() {
+		switch s {
 		case StatusRunning, StatusRestarting:
 			i.Running++
 		case StatusPaused:
@@ -162,8 +173,9 @@ func (e *Engine) PruneContainers(ctx context.Context, f Filters) (Pruned, error)
 	}
 	p := Pruned{IDs: []string{}}
 	for _, v := range list {
-		// Those of pods are the kubelet's, which still reads how they ended and what they logged.
-		if v.Config.Pod != nil || v.State.live() || v.State.Status == StatusRestarting || !until.IsZero() && !v.Created.Before(until) {
+		// Those of pods are the kubelet's, which still reads how they ended and what they logged; guests
+		// are their clients'.
+		if v.Config.Pod != nil || v.Guest || v.State.live() || v.State.Status == StatusRestarting || !until.IsZero() && !v.Created.Before(until) {
 			continue
 		}
 		rw, _, _ := e.ContainerSize(ctx, v.ID)

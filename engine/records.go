@@ -1,6 +1,199 @@
 package engine
 
-import "github.com/containerd/containerd/v2/core/containers"
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 
-// ContainerStore are the records of all containers, as containerd's clients see them.
-func (e *Engine) ContainerStore() containers.Store { return e.opt.ContainerRecords }
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/hako-engine/hako/store"
+)
+
+// Labels by which node agents tell what a container of the CRI is.
+const (
+	criKind          = "io.cri-containerd.kind"
+	criKindContainer = "container"
+	criKindSandbox   = "sandbox"
+)
+
+// specType names an OCI configuration in an Any.
+const specType = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+// ContainerStore are the records of all containers, as containerd's clients see them: those that
+// they made, and in the namespace that all share also Docker's and the CRI's, and the sandboxes of pods.
+func (e *Engine) ContainerStore() containers.Store { return &recordView{e.opt.ContainerRecords, e} }
+
+// recordView shows the engine's containers beside the records of a store. Whoever made one decides what
+// it is, so only its end can be asked for here.
+type recordView struct {
+	containers.Store
+	e *Engine
+}
+
+func isShared(ctx context.Context) bool {
+	ns, ok := namespaces.Namespace(ctx)
+	return ok && ns == Namespace
+}
+
+func (r *recordView) Get(ctx context.Context, id string) (containers.Container, error) {
+	if isShared(ctx) {
+		if c := r.e.containers.exact(id); c != nil {
+			return r.e.containerRecord(c), nil
+		}
+		if s := r.e.pods.exact(id); s != nil {
+			return sandboxContainer(s.view()), nil
+		}
+	}
+	return r.Store.Get(ctx, id)
+}
+
+func (r *recordView) List(ctx context.Context, fs ...string) ([]containers.Container, error) {
+	list, err := r.Store.List(ctx, fs...)
+	if err != nil || !isShared(ctx) {
+		return list, err
+	}
+	filter, err := store.ParseFilters(fs)
+	if err != nil {
+		return nil, err
+	}
+	add := func(c containers.Container) {
+		if filter.Match(store.AdaptContainer(c)) {
+			list = append(list, c)
+		}
+	}
+	for _, c := range r.e.containers.all() {
+		add(r.e.containerRecord(c))
+	}
+	for _, s := range r.e.pods.all() {
+		add(sandboxContainer(s.view()))
+	}
+	return list, nil
+}
+
+func (r *recordView) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
+	if isShared(ctx) {
+		// A name of Docker's would mean two containers then.
+		if _, err := r.e.containers.byName(c.ID); err == nil {
+			return containers.Container{}, fmt.Errorf("container %q: Docker has one of this name: %w", c.ID, errdefs.ErrAlreadyExists)
+		}
+		if r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil {
+			return containers.Container{}, fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
+		}
+	}
+	return r.Store.Create(ctx, c)
+}
+
+func (r *recordView) Update(ctx context.Context, c containers.Container, fieldpaths ...string) (containers.Container, error) {
+	if isShared(ctx) && (r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil) {
+		return containers.Container{}, failedf("container %q was made by Docker or the CRI, and is changed there", c.ID)
+	}
+	return r.Store.Update(ctx, c, fieldpaths...)
+}
+
+func (r *recordView) Delete(ctx context.Context, id string) error {
+	if isShared(ctx) {
+		if c := r.e.containers.exact(id); c != nil {
+			if err := r.e.RemoveContainer(ctx, id, RemoveOptions{}); err != nil {
+				if errdefs.IsConflict(err) {
+					err = failedf("%v", err)
+				}
+				return err
+			}
+			return nil
+		}
+		if s := r.e.pods.exact(id); s != nil {
+			if s.view().State == SandboxReady {
+				return failedf("sandbox %q is ready: its pod has to be stopped first", id)
+			}
+			return r.e.RemoveSandbox(ctx, id)
+		}
+	}
+	return r.Store.Delete(ctx, id)
+}
+
+// exact finds a container by its whole id.
+func (r *registry) exact(id string) *container {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.byID[id]
+}
+
+func (r *registry) byName(name string) (id string, err error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if id, ok := r.names[name]; ok {
+		return id, nil
+	}
+	return "", errdefs.ErrNotFound
+}
+
+func (r *sandboxes) exact(id string) *sandbox {
+	for _, s := range r.all() {
+		if s.id == id {
+			return s
+		}
+	}
+	return nil
+}
+
+// containerRecord is a container of the engine's in containerd's terms.
+func (e *Engine) containerRecord(c *container) containers.Container {
+	v := c.view()
+	out := containers.Container{
+		ID: v.ID, Labels: maps.Clone(v.Labels), Image: v.ImageName, Runtime: containers.RuntimeInfo{Name: RuntimeHako},
+		Snapshotter: v.Snapshotter, SnapshotKey: v.SnapshotKey, CreatedAt: v.Created, UpdatedAt: v.Created, Spec: e.specOf(v),
+	}
+	if v.Config.Runtime != "" && v.Config.Runtime != "hako" {
+		out.Runtime.Name = v.Config.Runtime
+	}
+	if p := v.Config.Pod; p != nil {
+		out.SandboxID, out.Image = p.Sandbox, p.UserImage
+		if out.Labels == nil {
+			out.Labels = map[string]string{}
+		}
+		out.Labels[criKind] = criKindContainer
+	}
+	return out
+}
+
+// specOf is the OCI configuration of a container: what it runs with, or else what is known before.
+func (e *Engine) specOf(v Container) typeurl.Any {
+	raw, err := os.ReadFile(filepath.Join(e.bundle(v.ID), "config.json"))
+	if err != nil || !json.Valid(raw) {
+		s := specs.Spec{
+			Version: "1.0.2", Hostname: v.Hostname, Annotations: v.Config.Annotations, Root: &specs.Root{Path: "rootfs", Readonly: v.Config.ReadonlyRootfs},
+			Process: &specs.Process{Terminal: v.Config.TTY, Args: append([]string{v.Path}, v.Args...), Env: v.Env, Cwd: workingDir(v.WorkingDir)},
+			Linux:   &specs.Linux{},
+		}
+		if raw, err = json.Marshal(s); err != nil {
+			raw = []byte("{}")
+		}
+	}
+	return &anypb.Any{TypeUrl: specType, Value: raw}
+}
+
+// sandboxContainer is a pod's sandbox in containerd's terms.
+func sandboxContainer(s Sandbox) containers.Container {
+	labels := maps.Clone(s.Config.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	labels[criKind] = criKindSandbox
+	raw, err := json.Marshal(specs.Spec{Version: "1.0.2", Hostname: s.Config.Hostname, Annotations: s.Config.Annotations, Linux: &specs.Linux{}})
+	if err != nil {
+		raw = []byte("{}")
+	}
+	return containers.Container{
+		ID: s.ID, Labels: labels, Runtime: containers.RuntimeInfo{Name: RuntimeHako}, CreatedAt: s.Created, UpdatedAt: s.Created,
+		Spec: &anypb.Any{TypeUrl: specType, Value: raw}, SandboxID: s.ID,
+	}
+}

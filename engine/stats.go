@@ -17,7 +17,7 @@ import (
 // Stats measures a running container from its cgroup's files and its interfaces. A
 // container that does not run gives zero values.
 func (e *Engine) Stats(ctx context.Context, ref string) (Stats, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return Stats{}, err
 	}

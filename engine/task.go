@@ -120,8 +120,10 @@ type task struct {
 	mu    sync.Mutex // guards all below; never held over a call to a shim
 	state taskState
 	shim  TaskShim
-	pid   uint32
-	exit  TaskExit
+	// docker is another connection to the same shim, by which Docker executes in a guest; may be nil.
+	docker Shim
+	pid    uint32
+	exit   TaskExit
 }
 
 // taskMeta is what is kept of a task in its bundle. Fields are only ever added.

@@ -30,11 +30,7 @@ const maxCheckpoint = 1 << 40
 // the OCI configuration. o are containerd.runc.v1.CheckpointOptions, or nil. If they name a folder, the
 // images go there and nothing into the store.
 func (e *Engine) CheckpointTask(ctx context.Context, id string, o typeurl.Any) (_ []ocispec.Descriptor, err error) {
-	t, err := e.task(ctx, id)
-	if err != nil {
-		return nil, err
-	}
-	shim, err := t.live("checkpoint")
+	k, err := keyOf(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -51,17 +47,21 @@ func (e *Engine) CheckpointTask(ctx context.Context, id string, o typeurl.Any) (
 		}
 		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	}
-	if _, err := shim.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: id, Path: dir, Options: typeurl.MarshalProto(o)}); err != nil {
-		return nil, fmt.Errorf("checkpoint task %s: %w", id, err)
+	err = e.onTask(ctx, id, "checkpoint", func(s TaskShim) error {
+		_, err := s.Checkpoint(ctx, &taskapi.CheckpointTaskRequest{ID: id, Path: dir, Options: typeurl.MarshalProto(o)})
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	if opts.ImagePath != "" {
 		return nil, nil
 	}
-	criu, err := e.storeFolder(ctx, "checkpoint-"+t.namespace+"-"+id+"-"+newID()[:12], images.MediaTypeContainerd1Checkpoint, dir)
+	criu, err := e.storeFolder(ctx, "checkpoint-"+k.namespace+"-"+id+"-"+newID()[:12], images.MediaTypeContainerd1Checkpoint, dir)
 	if err != nil {
 		return nil, fmt.Errorf("keep the checkpoint of task %s: %w", id, err)
 	}
-	rec, err := e.opt.ContainerRecords.Get(ctx, id)
+	rec, err := e.ContainerStore().Get(ctx, id)
 	if err != nil {
 		return nil, err
 	}

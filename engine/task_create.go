@@ -35,6 +35,12 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 	if err != nil {
 		return 0, err
 	}
+	if c := e.ours(ctx, id); c != nil {
+		if _, running := ourProcess(c); running {
+			return 0, fmt.Errorf("task %s: %w", id, errdefs.ErrAlreadyExists)
+		}
+		return 0, failedf("container %s was made by Docker or the CRI, and is started there", id)
+	}
 	rec, err := e.opt.ContainerRecords.Get(ctx, id)
 	if err != nil {
 		return 0, err
@@ -365,6 +371,12 @@ func (e *Engine) dropTaskShim(ctx context.Context, t *task, shim TaskShim) error
 
 // StartTask starts the first process of a task (execID ""), or one that was added.
 func (e *Engine) StartTask(ctx context.Context, id, execID string) (pid uint32, err error) {
+	if c := e.ours(ctx, id); c != nil {
+		if execID == "" {
+			return 0, failedf("container %s was made by Docker or the CRI, and is started there", id)
+		}
+		return e.startOurExec(ctx, c, execID)
+	}
 	t, err := e.task(ctx, id)
 	if err != nil {
 		return 0, err

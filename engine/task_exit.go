@@ -175,10 +175,14 @@ func (e *Engine) forgetTask(t *task) {
 		e.log.Error("remove bundle", "task", t.id, "namespace", t.namespace, "error", err)
 	}
 	t.mu.Lock()
-	shim := t.shim
+	shim, docker := t.shim, t.docker
 	t.mu.Unlock()
 	e.tasks.remove(t)
 	close(t.gone)
+	if docker != nil {
+		docker.Close()
+		e.execs.removeOf(t.id)
+	}
 	if shim != nil {
 		shim.Close()
 	}
@@ -187,6 +191,9 @@ func (e *Engine) forgetTask(t *task) {
 
 // DeleteTask takes away a task that was not started or has ended, and gives how it ended.
 func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
+	if c := e.ours(ctx, id); c != nil {
+		return ourExit(c) // the engine has taken it away
+	}
 	t, err := e.task(ctx, id)
 	if err != nil {
 		return TaskExit{}, err
@@ -262,26 +269,35 @@ func (e *Engine) shimGone(ctx context.Context, t *task, shim TaskShim) bool {
 
 // DeleteTaskProcess takes away a process that was added and has ended.
 func (e *Engine) DeleteTaskProcess(ctx context.Context, id, execID string) (TaskExit, error) {
-	t, err := e.task(ctx, id)
-	if err != nil {
-		return TaskExit{}, err
-	}
 	if execID == "" {
 		return TaskExit{}, invalidf("which process of task %s?", id)
 	}
-	shim, err := t.live("look at")
-	if err != nil {
-		return TaskExit{}, err
-	}
-	resp, err := shim.Delete(ctx, &taskapi.DeleteRequest{ID: id, ExecID: execID})
-	if err != nil {
-		return TaskExit{}, fmt.Errorf("delete process %s of task %s: %w", execID, id, err)
-	}
-	return TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}, nil
+	var x TaskExit
+	err := e.onTask(ctx, id, "delete a process of", func(s TaskShim) error {
+		resp, err := s.Delete(ctx, &taskapi.DeleteRequest{ID: id, ExecID: execID})
+		if err == nil {
+			x = TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}
+		}
+		return err
+	})
+	return x, err
 }
 
 // WaitTask waits for the end of a process. It may be called before the start.
-func (e *Engine) WaitTask(ctx context.Context, id, execID string) (TaskExit, error) {
+func (e *Engine) WaitTask(ctx context.Context, id, execID string) (x TaskExit, err error) {
+	if c := e.ours(ctx, id); c != nil {
+		if execID == "" {
+			return e.waitOurs(ctx, c)
+		}
+		err = e.onOurs(ctx, c, func(s TaskShim) error {
+			resp, err := s.Wait(ctx, &taskapi.WaitRequest{ID: id, ExecID: execID})
+			if err == nil {
+				x = TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}
+			}
+			return err
+		})
+		return x, err
+	}
 	t, err := e.task(ctx, id)
 	if err != nil {
 		return TaskExit{}, err

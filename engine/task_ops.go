@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/events"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/filters"
@@ -61,24 +62,30 @@ func processOf(st *taskapi.StateResponse) TaskProcess {
 
 // Task gives a process of a task: its first (execID "") or another one.
 func (e *Engine) Task(ctx context.Context, id, execID string) (TaskProcess, error) {
-	t, err := e.task(ctx, id)
-	if err != nil {
-		return TaskProcess{}, err
+	if c := e.ours(ctx, id); c != nil && execID == "" {
+		p, ok := ourProcess(c)
+		if !ok {
+			return p, noTask(taskKey{Namespace, id})
+		}
+		return p, nil
 	}
 	if execID == "" {
+		t, err := e.task(ctx, id)
+		if err != nil {
+			return TaskProcess{}, err
+		}
 		return t.look(ctx), nil
 	}
-	shim, err := t.live("look at")
-	if err != nil {
-		return TaskProcess{}, err
-	}
-	st, err := shim.State(ctx, &taskapi.StateRequest{ID: id, ExecID: execID})
-	if err != nil {
-		return TaskProcess{}, fmt.Errorf("process %s of task %s: %w", execID, id, err)
-	}
-	p := processOf(st)
-	p.ID, p.ExecID = id, execID
-	return p, nil
+	var p TaskProcess
+	err := e.onTask(ctx, id, "look at", func(s TaskShim) error {
+		st, err := s.State(ctx, &taskapi.StateRequest{ID: id, ExecID: execID})
+		if err == nil {
+			p = processOf(st)
+			p.ID, p.ExecID = id, execID
+		}
+		return err
+	})
+	return p, err
 }
 
 // look asks the shim for the first process, but not for long.
@@ -131,11 +138,21 @@ func (e *Engine) Tasks(ctx context.Context) ([]TaskProcess, error) {
 		})
 	}
 	wg.Wait()
+	if isShared(ctx) {
+		for _, c := range e.containers.all() {
+			if p, ok := ourProcess(c); ok {
+				out = append(out, p)
+			}
+		}
+	}
 	return out, nil
 }
 
 // KillTask sends a signal to a process of a task, or to all of them.
 func (e *Engine) KillTask(ctx context.Context, id, execID string, signal uint32, all bool) error {
+	if c := e.ours(ctx, id); c != nil && execID == "" {
+		return e.killOurs(ctx, c, signal)
+	}
 	return e.onTask(ctx, id, "kill", func(s TaskShim) error {
 		_, err := s.Kill(ctx, &taskapi.KillRequest{ID: id, ExecID: execID, Signal: signal, All: all})
 		return err
@@ -144,6 +161,12 @@ func (e *Engine) KillTask(ctx context.Context, id, execID string, signal uint32,
 
 // onTask makes a call to the shim of a task.
 func (e *Engine) onTask(ctx context.Context, id, op string, call func(TaskShim) error) error {
+	if c := e.ours(ctx, id); c != nil {
+		if err := e.onOurs(ctx, c, call); err != nil {
+			return fmt.Errorf("%s task %s: %w", op, id, err)
+		}
+		return nil
+	}
 	t, err := e.task(ctx, id)
 	if err != nil {
 		return err
@@ -163,12 +186,16 @@ func (e *Engine) ExecTask(ctx context.Context, id string, x TaskExec) error {
 	if x.ExecID == "" {
 		return invalidf("a process that is added to task %s needs an id", id)
 	}
-	return e.onTask(ctx, id, "exec", func(s TaskShim) error {
+	err := e.onTask(ctx, id, "exec", func(s TaskShim) error {
 		_, err := s.Exec(ctx, &taskapi.ExecProcessRequest{
 			ID: id, ExecID: x.ExecID, Terminal: x.Terminal, Stdin: x.Stdin, Stdout: x.Stdout, Stderr: x.Stderr, Spec: typeurl.MarshalProto(x.Spec),
 		})
 		return err
 	})
+	if err == nil && e.ours(ctx, id) != nil {
+		e.announce(Namespace, "/tasks/exec-added", &eventsapi.TaskExecAdded{ContainerID: id, ExecID: x.ExecID})
+	}
+	return err
 }
 
 // ResizeTask sets the size of a terminal, in characters.
@@ -189,6 +216,9 @@ func (e *Engine) CloseTaskIO(ctx context.Context, id, execID string, stdin bool)
 
 // PauseTask freezes a task.
 func (e *Engine) PauseTask(ctx context.Context, id string) error {
+	if c := e.ours(ctx, id); c != nil {
+		return unfit(e.PauseContainer(ctx, id))
+	}
 	return e.freezeTask(ctx, id, "pause", taskPaused, func(s TaskShim) error {
 		_, err := s.Pause(ctx, &taskapi.PauseRequest{ID: id})
 		return err
@@ -197,6 +227,9 @@ func (e *Engine) PauseTask(ctx context.Context, id string) error {
 
 // ResumeTask thaws it.
 func (e *Engine) ResumeTask(ctx context.Context, id string) error {
+	if c := e.ours(ctx, id); c != nil {
+		return unfit(e.UnpauseContainer(ctx, id))
+	}
 	return e.freezeTask(ctx, id, "resume", taskRunning, func(s TaskShim) error {
 		_, err := s.Resume(ctx, &taskapi.ResumeRequest{ID: id})
 		return err
@@ -240,6 +273,9 @@ func (e *Engine) UpdateTask(ctx context.Context, id string, resources typeurl.An
 	if resources == nil {
 		return invalidf("update task %s without resources", id)
 	}
+	if c := e.ours(ctx, id); c != nil {
+		return e.updateOurs(ctx, c, resources)
+	}
 	return e.onTask(ctx, id, "update", func(s TaskShim) error {
 		_, err := s.Update(ctx, &taskapi.UpdateTaskRequest{ID: id, Resources: typeurl.MarshalProto(resources), Annotations: annotations})
 		return err
@@ -263,7 +299,7 @@ func (e *Engine) MeasureTasks(ctx context.Context, fs []string) ([]TaskMetrics, 
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	for _, t := range e.tasks.in(ns) {
-		if !filter.Match(t.adaptor()) {
+		if !filter.Match(taskAdaptor(t.taskKey, t.meta.Runtime)) {
 			continue
 		}
 		wg.Go(func() {
@@ -284,23 +320,50 @@ func (e *Engine) MeasureTasks(ctx context.Context, fs []string) ([]TaskMetrics, 
 			out = append(out, TaskMetrics{t.id, at, r.Stats})
 		})
 	}
+	if isShared(ctx) {
+		for _, c := range e.containers.all() {
+			if _, running := ourProcess(c); !running || !filter.Match(taskAdaptor(taskKey{Namespace, c.id}, RuntimeHako)) {
+				continue
+			}
+			wg.Go(func() {
+				at := time.Now().UTC()
+				_ = e.onOurs(ctx, c, func(s TaskShim) error {
+					r, err := s.Stats(ctx, &taskapi.StatsRequest{ID: c.id})
+					if err == nil {
+						mu.Lock()
+						defer mu.Unlock()
+						out = append(out, TaskMetrics{c.id, at, r.Stats})
+					}
+					return err
+				})
+			})
+		}
+	}
 	wg.Wait()
 	return out, nil
 }
 
-func (t *task) adaptor() filters.Adaptor {
+func taskAdaptor(k taskKey, runtime string) filters.Adaptor {
 	return filters.AdapterFunc(func(p []string) (string, bool) {
 		if len(p) != 1 {
 			return "", false
 		}
 		switch p[0] {
 		case "id":
-			return t.id, true
+			return k.id, true
 		case "namespace":
-			return t.namespace, true
+			return k.namespace, true
 		case "runtime":
-			return t.meta.Runtime, true
+			return runtime, true
 		}
 		return "", false
 	})
+}
+
+// unfit gives an error the class that containerd's clients know for a wrong state.
+func unfit(err error) error {
+	if errdefs.IsConflict(err) || errdefs.IsNotModified(err) {
+		return failedf("%v", err)
+	}
+	return err
 }

@@ -1,11 +1,13 @@
 package engine
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
@@ -63,6 +65,24 @@ func (e *Engine) taskRuntime(name string) (program, binary string, err error) {
 		return "", "", notFoundf("runtime %q: there is no %s in $PATH: not found", name, file)
 	}
 	return "", "", invalidf("runtime %q: want io.containerd.NAME.VERSION, the path of a shim, or the name of a configured runtime", name)
+}
+
+// RuntimeInfo tells what a runtime is and can do, by its name (or a shim's path), with such options.
+func (e *Engine) RuntimeInfo(ctx context.Context, req *types.RuntimeRequest) (*types.RuntimeInfo, error) {
+	name := req.GetRuntimePath()
+	program, binary, err := e.taskRuntime(name)
+	if err != nil {
+		return nil, err
+	}
+	opts := req.GetOptions()
+	var args []string
+	if program == "" {
+		program = e.opt.ShimBinary
+		if binary != "" {
+			args = []string{"-runtime", binary}
+		}
+	}
+	return e.opt.TaskShims.RuntimeInfo(ctx, program, opts, args...)
 }
 
 func executable(path string) bool {

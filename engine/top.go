@@ -25,7 +25,7 @@ const psLimit = 30 * time.Second
 // columns (those of ps -ef) are read from /proc; others come from the host's ps. Nothing
 // of the container is executed (CVE-2022-1227).
 func (e *Engine) TopContainer(ctx context.Context, ref string, psArgs []string) (Top, error) {
-	c, err := e.containers.get(ref)
+	c, err := e.find(ctx, ref)
 	if err != nil {
 		return Top{}, err
 	}

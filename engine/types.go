@@ -303,6 +303,8 @@ type Container struct {
 	ResolvPath   string             `json:"resolvPath,omitempty"`
 	// Adjustment is what plugins made of it; nil: nothing, or nobody was asked.
 	Adjustment *Adjustment `json:"adjustment,omitempty"`
+	// Guest tells that a client of containerd's API made it.
+	Guest bool `json:"-"`
 	// AppArmorProfile is what its processes are confined by; "": nothing, or what confines the daemon.
 	AppArmorProfile string `json:"-"`
 	SizeRw          *int64 `json:"-"` // only when asked for

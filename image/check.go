@@ -172,8 +172,8 @@ func (c *inspection) manifest(ctx context.Context, d ocispec.Descriptor, m *ocis
 	for i, l := range m.Layers {
 		_, err := c.s.o.Content.Info(ctx, l.Digest)
 		if errdefs.IsNotFound(err) {
-			// A client may fetch into a snapshotter alone.
-			if name, ok := c.unpacked(ctx, cfg.chain[i]); ok {
+			// A client may fetch into a snapshotter of its own alone, or let layers go.
+			if name, ok := c.unpacked(ctx, cfg.chain[i]); ok && (!canRebase(c.s.o.Snapshotters[name]) || !c.wanted(ctx, d, l.Digest)) {
 				c.add(ProblemLayer, store.Note, "layer %s is only here as a snapshot of %s: the image runs, but cannot be pushed", l.Digest, name)
 			} else {
 				c.add(ProblemIncomplete, store.Damage, "layer %s is not here", l.Digest)
@@ -201,6 +201,20 @@ func (c *inspection) manifest(ctx context.Context, d ocispec.Descriptor, m *ocis
 			}
 		}
 	}
+}
+
+// wanted tells whether a document's labels keep a blob from being collected.
+func (c *inspection) wanted(ctx context.Context, d ocispec.Descriptor, blob digest.Digest) bool {
+	info, err := c.s.o.Content.Info(ctx, d.Digest)
+	if err != nil {
+		return false
+	}
+	for k, v := range info.Labels {
+		if v == blob.String() && strings.HasPrefix(k, strings.TrimSuffix(labelContent, ".")) {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *inspection) unpacked(ctx context.Context, chain digest.Digest) (string, bool) {
@@ -260,8 +274,11 @@ func (s *Service) Repair(ctx context.Context, f store.Finding, inUse func(store.
 		snapshotter, _, _ = strings.Cut(f.Detail, ":")
 	}
 	localErr := s.restore(ctx, r, nil, snapshotter)
-	if localErr == nil {
+	if localErr == nil && !slices.ContainsFunc(s.checkImage(ctx, r), func(f store.Finding) bool { return f.Severity == store.Damage }) {
 		return "made whole from what is here", nil
+	}
+	if localErr == nil {
+		localErr = errors.New("its bytes are not here")
 	}
 	named, ok := s.source(ctx, r)
 	if ok {
@@ -283,28 +300,18 @@ func (s *Service) Repair(ctx context.Context, f store.Finding, inUse func(store.
 }
 
 // source gives the repository that an image can be fetched from: its name must lead to
-// a registry, and a blob of it say that it came from there.
+// a registry, and a blob say that it came from there. Which one does not matter: those of
+// this image may be what was lost.
 func (s *Service) source(ctx context.Context, r images.Image) (reference.Named, bool) {
 	named, err := reference.ParseNormalizedNamed(r.Name)
 	if err != nil {
 		return nil, false
 	}
 	named = reference.TrimNamed(named)
-	host := (&url.URL{Host: reference.Domain(named)}).Hostname()
-	said := func(d digest.Digest) bool {
-		info, err := s.o.Content.Info(ctx, d)
-		return err == nil && slices.Contains(strings.Split(info.Labels[labelDistribution+host], ","), reference.Path(named))
-	}
-	if said(r.Target.Digest) {
-		return named, true
-	}
-	// The record of the target may be what was lost: then the others tell.
+	label := labelDistribution + (&url.URL{Host: reference.Domain(named)}).Hostname()
 	found := errors.New("found")
-	if info, err := s.o.Content.Info(ctx, r.Target.Digest); err == nil && len(info.Labels) > 0 {
-		return nil, false
-	}
 	err = s.o.Content.Walk(ctx, func(info content.Info) error {
-		if slices.Contains(strings.Split(info.Labels[labelDistribution+host], ","), reference.Path(named)) {
+		if slices.Contains(strings.Split(info.Labels[label], ","), reference.Path(named)) {
 			return found
 		}
 		return nil

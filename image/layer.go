@@ -121,10 +121,12 @@ type layerFlight struct {
 	tell func(Progress)
 	free func()
 
-	key  string // of the active snapshot
-	root string // directory that the layer is unpacked into
+	key  string              // of the active snapshot
+	root string              // directory that the layer is unpacked into
+	file *snapshot.LayerFile // or the image that it becomes; nil: none
 	mode unpack.Mode
 	res  unpack.Result
+	made unpack.ImageResult // of an image
 
 	applied     bool // the layer is in root, and its diff id is right
 	needsParent bool // it cannot be unpacked alone
@@ -159,6 +161,7 @@ func (f *layerFlight) run(ctx context.Context) error {
 	}
 	f.w.fetched.Add(1)
 	defer func() {
+		f.closeFile()
 		if f.key != "" {
 			f.drop(ctx, sn)
 		}
@@ -270,16 +273,27 @@ func (f *layerFlight) prepare(ctx context.Context, sn snapshots.Snapshotter) err
 	if f.l.parent == "" {
 		f.mode = unpack.Base
 	}
-	return nil
+	if own, ok := sn.(*snapshot.Snapshotter); ok {
+		f.file, err = own.NewLayerFile(ctx, key)
+	}
+	return err
 }
 
 func (f *layerFlight) drop(ctx context.Context, sn snapshots.Snapshotter) {
+	f.closeFile()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer cancel()
 	if err := sn.Remove(ctx, f.key); err != nil && !errdefs.IsNotFound(err) {
 		f.w.s.o.Log.Warn("unfinished snapshot stays until its lease expires", "snapshot", f.key, "err", err)
 	}
 	f.key = ""
+}
+
+func (f *layerFlight) closeFile() {
+	if f.file != nil {
+		f.file.Close() // what counts is synced
+		f.file, f.made = nil, unpack.ImageResult{}
+	}
 }
 
 // fetch brings the blob into the store; if there is an empty snapshot and the blob is
@@ -400,13 +414,25 @@ func (d *download) run(ctx context.Context, out *chunkWriter) error {
 	}
 }
 
-// apply unpacks what feed sends into the prepared directory, and checks the diff id.
-func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chunkWriter) error) error {
+// unpack brings a decompressed layer into the prepared image or directory.
+func (f *layerFlight) unpack(ctx context.Context, plain *chunkReader) (err error) {
+	o := unpack.Options{Mode: f.mode, Limits: f.w.s.o.Limits, Writeback: true}
+	if f.file != nil {
+		f.made, err = unpack.Image(ctx, f.file.File, plain, o)
+		f.res = f.made.Result
+		return err
+	}
 	root, err := os.Open(f.root)
 	if err != nil {
 		return err
 	}
 	defer root.Close()
+	f.res, err = unpack.Apply(ctx, root, plain, o)
+	return err
+}
+
+// apply unpacks what feed sends, and checks the diff id.
+func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chunkWriter) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	packed, in := newChunkPipe()
@@ -435,7 +461,7 @@ func (f *layerFlight) apply(ctx context.Context, feed func(context.Context, *chu
 		defer hashed.Close()
 		_, _ = io.Copy(verifier, hashed) // how the stream ended, the others tell
 	}()
-	f.res, applyErr = unpack.Apply(ctx, root, plain, unpack.Options{Mode: f.mode, Limits: f.w.s.o.Limits, Writeback: true})
+	applyErr = f.unpack(ctx, plain)
 	plain.Close()
 	if applyErr != nil {
 		hashed.Close()
@@ -501,7 +527,13 @@ func (f *layerFlight) finish(ctx context.Context, sn snapshots.Snapshotter, alon
 		}
 	}
 	if f.applied {
-		if err := syncFiles(ctx, sn, f.root); err != nil {
+		var err error
+		if f.file != nil {
+			err = f.file.Sync() // what remains to be done after the parent is there, is little
+		} else {
+			err = syncFiles(ctx, sn, f.root)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -510,6 +542,9 @@ func (f *layerFlight) finish(ctx context.Context, sn snapshots.Snapshotter, alon
 	}
 	if f.applied {
 		err := f.inherit(ctx, sn)
+		if err == nil && f.file != nil {
+			err = f.file.Seal()
+		}
 		if err == nil {
 			return f.commit(ctx, sn, true)
 		}
@@ -518,7 +553,7 @@ func (f *layerFlight) finish(ctx context.Context, sn snapshots.Snapshotter, alon
 		}
 	}
 	if f.key != "" {
-		f.drop(ctx, sn)
+		f.drop(ctx, sn) // and with it the image
 	}
 	return f.onParents(ctx, sn)
 }
@@ -641,6 +676,9 @@ func (f *layerFlight) inherit(ctx context.Context, sn snapshots.Snapshotter) err
 			return err
 		}
 		lowers = append(lowers, l)
+	}
+	if f.file != nil {
+		return unpack.InheritImage(f.file.File, f.made, lowers)
 	}
 	root, err := os.Open(f.root)
 	if err != nil {

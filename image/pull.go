@@ -107,6 +107,11 @@ func (s *Service) pull(ctx context.Context, repo *registry.Repository, named ref
 	if err != nil {
 		return Image{}, err
 	}
+	if s.o.Allow != nil {
+		if err := s.o.Allow(ctx, named, r.target, repo); err != nil {
+			return Image{}, fmt.Errorf("pull %s: %w", what, err)
+		}
+	}
 	old, oldErr := s.o.Images.Get(ctx, named.String())
 	ctx, l, err := s.newLease(ctx)
 	if err != nil {

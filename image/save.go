@@ -9,7 +9,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
@@ -248,11 +247,10 @@ func layoutDocuments(list []*saved, format string) (map[string][]byte, error) {
 		di := dockerImage{Config: blob(one.config), Layers: []string{}}
 		for _, name := range one.names {
 			d := one.top
-			_, tag, _ := strings.Cut(name[strings.LastIndexByte(name, '/')+1:], ":")
-			d.Annotations = map[string]string{annotationName: name, ocispec.AnnotationRefName: tag}
+			d.Annotations = nameAnnotations(name)
 			idx.Manifests = append(idx.Manifests, d)
-			if n, err := reference.ParseNormalizedNamed(name); err == nil {
-				di.RepoTags = append(di.RepoTags, reference.FamiliarString(n))
+			if t := dockerTag(name); t != "" {
+				di.RepoTags = append(di.RepoTags, t)
 			}
 		}
 		for _, l := range one.layers {

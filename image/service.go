@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
@@ -44,6 +46,10 @@ type Options struct {
 	// Registry overrides timeouts and retries, for tests and special networks. Dir,
 	// UserAgent and Log are taken from above.
 	Registry registry.Options
+	// Allow decides, when a pull has found out what it would fetch, whether it may: d is the
+	// document that the name leads to, whose bytes were checked and which everything else of
+	// the pull follows from. Its error ends the pull. nil: everything may be pulled.
+	Allow func(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error
 	// Limits of one layer; zero fields mean the defaults.
 	Limits unpack.Limits
 	// Downloads is how many layers of one image are fetched side by side; 0: 5.

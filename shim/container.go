@@ -103,6 +103,14 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	if err != nil {
 		return nil, err
 	}
+	if opts.ShimCgroup != "" {
+		if s.join == nil {
+			return nil, fmt.Errorf("option shim_cgroup: %w", errdefs.ErrNotImplemented)
+		}
+		if err := s.join(opts.ShimCgroup); err != nil {
+			return nil, fmt.Errorf("option shim_cgroup: %w", err)
+		}
+	}
 	s.reaper.calls.RLock() // until everything is taken back, too
 	defer s.reaper.calls.RUnlock()
 	var u undo.Stack
@@ -126,7 +134,7 @@ func (s *Service) create(ctx context.Context, r *wire.CreateTaskRequest) (c *con
 	c = &container{id: r.ID, bundle: r.Bundle, cfg: cfg, ownPIDs: spec.ownPIDs()}
 	c.mu.execs = map[string]*process{}
 	p := &process{c: c, stopped: make(chan struct{}), io: ioRequest{
-		id: r.ID, namespace: s.namespace, terminal: r.Terminal,
+		id: r.ID, namespace: s.namespace, terminal: r.Terminal, uid: int(opts.IoUID), gid: int(opts.IoGID),
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
 	}}
 	c.init = p

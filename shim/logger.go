@@ -16,7 +16,8 @@ const readyTimeout = 10 * time.Second
 type startChild func(path string, argv []string, attr *os.ProcAttr) (*child, error)
 
 // startLogger starts the program of a binary:// URI (containerd's protocol): it
-// reads stdout from its fd 3 and stderr from fd 4, and closes fd 5 when it is ready.
+// reads stdout from its fd 3 and stderr from fd 4, and closes fd 5 when it is ready. That of a
+// binary-v2:// URI writes a byte to it before, so that one which dies is not taken for ready.
 // Each key of the query and its value are arguments.
 func startLogger(u *url.URL, r ioRequest, start startChild) (out, errs sink, err error) {
 	argv := []string{u.Path}
@@ -60,10 +61,19 @@ func startLogger(u *url.URL, r ioRequest, start startChild) (out, errs sink, err
 	defer ours[2].Close()
 	ours[2].SetReadDeadline(time.Now().Add(readyTimeout))
 	var b [1]byte
-	if _, err := ours[2].Read(b[:]); os.IsTimeout(err) {
+	n, err := ours[2].Read(b[:])
+	switch {
+	case os.IsTimeout(err):
+		err = fmt.Errorf("logging binary %s is not ready after %s: %w", u.Path, readyTimeout, errdefs.ErrUnavailable)
+	case n == 0 && u.Scheme == "binary-v2":
+		err = fmt.Errorf("logging binary %s ended before it was ready: %w", u.Path, errdefs.ErrFailedPrecondition)
+	default:
+		err = nil
+	}
+	if err != nil {
 		ours[0].Close()
 		ours[1].Close()
-		return nil, nil, fmt.Errorf("logging binary %s is not ready after %s: %w", u.Path, readyTimeout, errdefs.ErrUnavailable)
+		return nil, nil, err
 	}
 	return ours[0], ours[1], nil
 }

@@ -41,6 +41,9 @@ type Options struct {
 	EventsAddress string
 	// Runtime gives the runtime for a configuration.
 	Runtime func(RuntimeConfig) (Runtime, error)
+	// JoinCgroup moves this process into a cgroup that a container's options name; nil: that is
+	// refused.
+	JoinCgroup func(path string) error
 	// Defaults are used where a request names no runtime.
 	Defaults RuntimeConfig
 	Log      *slog.Logger
@@ -52,6 +55,7 @@ type Service struct {
 	socket    string
 	runtime   func(RuntimeConfig) (Runtime, error)
 	defaults  RuntimeConfig
+	join      func(string) error
 	log       *slog.Logger
 	events    *publisher
 	reaper    *reaper
@@ -79,7 +83,7 @@ func New(o Options) (*Service, error) {
 		return nil, os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
 	}
 	s := &Service{
-		namespace: o.Namespace, socket: o.Socket, runtime: o.Runtime, defaults: o.Defaults, log: o.Log,
+		namespace: o.Namespace, socket: o.Socket, runtime: o.Runtime, defaults: o.Defaults, join: o.JoinCgroup, log: o.Log,
 		events:   newPublisher(o.EventsAddress, o.Namespace, o.Log),
 		reaper:   newReaper(),
 		shutdown: make(chan struct{}),
@@ -367,7 +371,7 @@ func (s *Service) exec(_ context.Context, r *wire.ExecProcessRequest) (wire.Mess
 		return nil, err
 	}
 	p := &process{c: c, execID: r.ExecID, spec: new(specs.Process), stopped: make(chan struct{}), io: ioRequest{
-		id: r.ID, namespace: s.namespace, terminal: r.Terminal,
+		id: r.ID, namespace: s.namespace, terminal: r.Terminal, uid: c.init.io.uid, gid: c.init.io.gid,
 		stdin: r.Stdin, stdout: r.Stdout, stderr: r.Stderr,
 	}}
 	if r.ExecID == "" || r.Spec == nil {
@@ -447,9 +451,9 @@ func (s *Service) delete(ctx context.Context, r *wire.ProcessRequest) (wire.Mess
 	}
 	p.streams.close()
 	st := p.state()
-	s.events.publish(topicDelete, "TaskDelete", &wire.TaskDelete{
-		ContainerID: r.ID, ID: r.ExecID, Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt,
-	})
+	if r.ExecID == "" { // that of an exec is not told by containerd's shim either
+		s.events.publish(topicDelete, "TaskDelete", &wire.TaskDelete{ContainerID: r.ID, Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt})
+	}
 	return &wire.DeleteResponse{Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt, OOMKilled: st.OOMKilled}, nil
 }
 
@@ -541,9 +545,18 @@ func (s *Service) pids(ctx context.Context, r *wire.ProcessRequest) (wire.Messag
 	if err != nil {
 		return nil, fmt.Errorf("processes of container %s: %w", r.ID, err)
 	}
+	execs := map[int]string{}
+	for _, p := range c.all() {
+		if p != nil && p.execID != "" {
+			execs[p.pid()] = p.execID
+		}
+	}
 	out := &wire.PidsResponse{Processes: make([]wire.ProcessInfo, len(pids))}
 	for i, pid := range pids {
 		out.Processes[i].Pid = uint32(pid)
+		if id := execs[pid]; id != "" {
+			out.Processes[i].Info = &wire.Any{TypeURL: wire.ProcessDetailsURL, Value: wire.Marshal(&wire.ProcessDetails{ExecID: id})}
+		}
 	}
 	return out, nil
 }

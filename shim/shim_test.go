@@ -154,6 +154,17 @@ func TestEventOrder(t *testing.T) {
 			t.Errorf("order of %s: %d %d %d", id, at["exec-added"+id], at["exec-started"+id], at["exit"+id])
 		}
 	}
+	// Only the deletion of the task is an event.
+	for i := range n {
+		h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: fmt.Sprint("x", i)}, nil)
+	}
+	h.must("Kill", &wire.KillRequest{ID: "c", Signal: 9}, nil)
+	h.wait("")
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	want := []string{"exit", "delete"}
+	if !eventually(func() bool { l := h.events.list(); return slices.Equal(l[2+3*n:], want) }) {
+		t.Errorf("events after it: %v", h.events.list()[2+3*n:])
+	}
 }
 
 // Events wait for a daemon that is away, and come in order.
@@ -459,6 +470,22 @@ func TestFileAndBinaryURIs(t *testing.T) {
 	if want := "c test key value\nout\nerr\n"; !eventually(func() bool { b, _ := os.ReadFile(h.bundle + "/logged"); return string(b) == want }) {
 		b, _ := os.ReadFile(h.bundle + "/logged")
 		t.Errorf("logger wrote %q", b)
+	}
+	// In version 2 of the protocol one that dies is not taken for ready.
+	quitter := filepath.Join(h.bundle, "quitter")
+	os.WriteFile(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
+	if err := h.exec("y", wire.ExecProcessRequest{Stdout: "binary-v2://" + quitter}, "/bin/true"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a logger that died: %v", err)
+	}
+	ready := filepath.Join(h.bundle, "ready")
+	os.WriteFile(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
+	if err := h.exec("z", wire.ExecProcessRequest{Stdout: "binary-v2://" + ready}, "/bin/sh", "-c", "echo out"); err != nil {
+		t.Fatal(err)
+	}
+	h.must("Start", &wire.ProcessRequest{ID: "c", ExecID: "z"}, nil)
+	h.wait("z")
+	if !eventually(func() bool { b, _ := os.ReadFile(h.bundle + "/logged2"); return string(b) == "out\n" }) {
+		t.Error("nothing logged by version 2")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,6 +27,7 @@ type ioRequest struct {
 	id, namespace         string
 	terminal              bool
 	stdin, stdout, stderr string
+	uid, gid              int // owner of the pipes that the process gets
 }
 
 // streams are the streams of one process. Output flows from a pipe or the console
@@ -33,6 +35,7 @@ type ioRequest struct {
 // from attached clients into a pipe or the console.
 type streams struct {
 	terminal bool
+	uid, gid int // owner of the process's ends
 	// The process's ends; closed after the start.
 	stdinEnd, stdoutEnd, stderrEnd *os.File
 
@@ -54,7 +57,7 @@ type sink interface {
 // openStreams makes the streams that a request describes. start starts a child that
 // the reaper knows (for binary://); busy is called when there is output.
 func openStreams(r ioRequest, start startChild, busy func()) (s *streams, err error) {
-	s = &streams{terminal: r.terminal, busy: busy}
+	s = &streams{terminal: r.terminal, uid: r.uid, gid: r.gid, busy: busy}
 	defer func() {
 		if err != nil {
 			s.closeEnds()
@@ -118,7 +121,7 @@ func (s *streams) openSinks(r ioRequest, start startChild) (out, errs sink, c si
 			return nil, nil, c, fmt.Errorf("open log: %w", err)
 		}
 		return s.log.Stream(log.Stdout), s.log.Stream(log.Stderr), c, nil
-	case "binary":
+	case "binary", "binary-v2":
 		out, errs, err = startLogger(u, r, start)
 		return out, errs, c, err
 	}
@@ -148,6 +151,9 @@ func openSink(name string) (sink, error) {
 	flags := os.O_RDWR | os.O_APPEND | unix.O_NONBLOCK | unix.O_NOCTTY
 	if u.Scheme == "file" {
 		flags |= os.O_CREATE
+		if err := os.MkdirAll(filepath.Dir(u.Path), 0o755); err != nil {
+			return nil, fmt.Errorf("open output: %w", err)
+		}
 	}
 	// A FIFO is opened for both directions: opening never waits for a client, and
 	// writing never fails because one went away; another may come.
@@ -176,6 +182,11 @@ func (s *streams) openInput(r ioRequest, c sinkConfig) error {
 	}
 	end, our, err := pipe(false)
 	if err != nil {
+		return err
+	}
+	if err := s.own(end); err != nil {
+		our.Close()
+		end.Close()
 		return err
 	}
 	s.stdinEnd = end
@@ -208,11 +219,25 @@ func (s *streams) addOutput(frame byte, to sink, end **os.File) error {
 	if err != nil {
 		return err
 	}
+	if err := s.own(theirs); err != nil {
+		ours.Close()
+		theirs.Close()
+		return err
+	}
 	*end = theirs
 	o := newOutput(s, frame, to)
 	o.src = ours
 	s.outputs = append(s.outputs, o)
 	return nil
+}
+
+// own gives a pipe to whom it shall belong, so that the process can open it anew by
+// /dev/stdout.
+func (s *streams) own(f *os.File) error {
+	if s.uid == 0 && s.gid == 0 {
+		return nil
+	}
+	return f.Chown(s.uid, s.gid)
 }
 
 // started begins to copy. console is the pty master, or nil.

@@ -60,7 +60,12 @@ func (sn *Snapshotter) changes(ctx context.Context, key string) ([]Change, error
 	if own == "" {
 		return nil, nil // a view
 	}
-	upper, err := safepath.OpenRoot(own.fs())
+	release, err := sn.driver.show(append([]layer{own}, parents...))
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	upper, err := safepath.OpenRoot(sn.driver.files(own))
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +75,7 @@ func (sn *Snapshotter) changes(ctx context.Context, key string) ([]Change, error
 		if d.whole && i > 0 {
 			break // the nearest parent holds everything
 		}
-		r, err := safepath.OpenRoot(p.fs())
+		r, err := safepath.OpenRoot(sn.driver.files(p))
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -29,7 +30,7 @@ func openTest(t testing.TB, open opener) *Snapshotter {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := sn.Close(); err != nil {
+		if err := errors.Join(sn.Close(), unmountAll(filepath.Join(dir, "sn"))); err != nil {
 			t.Error(err)
 		}
 		if err := s.Close(); err != nil {

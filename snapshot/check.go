@@ -36,12 +36,14 @@ const room = "snapshot"
 const settleTime = 500 * time.Millisecond
 
 // Inspect opens a snapshotter without touching what a crash left, for Check to see it as
-// it is: "overlayfs" or "native".
+// it is: "overlayfs", "erofs" or "native".
 func Inspect(name, root string, s *store.Store) (*Snapshotter, error) {
 	var d driver
 	switch name {
 	case "overlayfs":
 		d = overlay{options: layerOptions()}
+	case "erofs":
+		d = newImages(filepath.Join(root, "mounts"))
 	case "native":
 		d = native{}
 	default:
@@ -183,7 +185,12 @@ func (sn *Snapshotter) check(ctx context.Context, o store.CheckOptions) (found [
 func (sn *Snapshotter) checkLayer(ctx context.Context, id uint64, l layerOf, o store.CheckOptions) (store.Finding, bool) {
 	dir := sn.layer(id)
 	want := []string{dir.fs()}
-	if _, isOverlay := sn.driver.(overlay); isOverlay && l.r.kind() == snapshots.KindActive {
+	_, isOverlay := sn.driver.(overlay)
+	_, isImage := sn.driver.(*images)
+	if isImage && l.r.kind() == snapshots.KindCommitted {
+		return sn.checkImage(dir.image(), l, o)
+	}
+	if (isOverlay || isImage) && l.r.kind() == snapshots.KindActive {
 		want = append(want, dir.work())
 	}
 	for _, d := range want {
@@ -208,6 +215,24 @@ func (sn *Snapshotter) checkLayer(ctx context.Context, id uint64, l layerOf, o s
 		return sn.finding(ProblemUsage, store.Damage, l.ns, l.key, "it has %d files, had %d when it was committed", u.Inodes, l.r.Inodes), true
 	case u.Size < l.r.Size-max(l.r.Size/4, 1<<20):
 		return sn.finding(ProblemUsage, store.Damage, l.ns, l.key, "its files take %d bytes, took %d when it was committed", u.Size, l.r.Size), true
+	}
+	return store.Finding{}, false
+}
+
+// checkImage looks at a committed layer's file.
+func (sn *Snapshotter) checkImage(name string, l layerOf, o store.CheckOptions) (store.Finding, bool) {
+	st, err := os.Lstat(name)
+	if err == nil && !st.Mode().IsRegular() {
+		err = errors.New("it is no file")
+	}
+	if err != nil {
+		return sn.finding(ProblemLost, store.Damage, l.ns, l.key, "its image: %v", err), true
+	}
+	if !o.Deep {
+		return store.Finding{}, false
+	}
+	if err := verifyImage(name, l.r.Inodes); err != nil {
+		return sn.finding(ProblemUsage, store.Damage, l.ns, l.key, "its image: %v", err), true
 	}
 	return store.Finding{}, false
 }
@@ -321,6 +346,11 @@ func (sn *Snapshotter) repairLayer(ctx context.Context, f store.Finding, key str
 	if err := os.RemoveAll(string(l)); err != nil {
 		return "", err
 	}
+	release, err := sn.driver.show(parents)
+	if err != nil {
+		return "", err
+	}
+	defer release()
 	if err := os.Mkdir(string(l), 0o700); err != nil {
 		return "", err
 	}

@@ -290,6 +290,7 @@ func TestRestore(t *testing.T) {
 	for name, open := range drivers {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
+			t.Cleanup(func() { must(t, unmountAll(dir+"/sn")) })
 			ctx := testContext()
 			s := openStore(t, dir+"/store")
 			sn, err := open(dir+"/sn", s)

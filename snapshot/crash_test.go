@@ -97,6 +97,7 @@ func TestCrash(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			root := t.TempDir()
 			state := map[string]string{}
+			defer func() { must(t, unmountAll(root+"/sn")) }()
 			for range 10 {
 				cmd := exec.Command(os.Args[0])
 				cmd.Env = append(os.Environ(), "HAKO_CRASH_ROOT="+root, "HAKO_CRASH_DRIVER="+driver)
@@ -149,7 +150,12 @@ func checkAfterCrash(t *testing.T, root string, open opener, state map[string]st
 		if err != nil {
 			return err
 		}
-		files, err := os.ReadDir(own.fs())
+		release, err := sn.driver.show([]layer{own})
+		if err != nil {
+			return err
+		}
+		defer release()
+		files, err := os.ReadDir(sn.driver.files(own))
 		want := 5
 		if i.Parent != "" && sn.driver.whole() {
 			want = 10

@@ -239,7 +239,11 @@ func (sn *Snapshotter) heal(ctx context.Context, id uint64, parents []layer) {
 	if err := os.Mkdir(string(l), 0o700); err != nil {
 		return // it is there: made, or removed and not yet noticed, a moment ago
 	}
-	err := sn.driver.fill(ctx, l, parents)
+	release, err := sn.driver.show(parents)
+	if err == nil {
+		err = sn.driver.fill(ctx, l, parents)
+		release()
+	}
 	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "error", err)
 }
 
@@ -283,7 +287,11 @@ func (sn *Snapshotter) removeDoomed() error {
 	sn.mu.Unlock()
 	var errs []error
 	for _, id := range ids {
-		errs = append(errs, os.RemoveAll(string(sn.layer(id))))
+		err := sn.driver.drop(sn.layer(id))
+		if err == nil {
+			err = os.RemoveAll(string(sn.layer(id)))
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -291,6 +299,7 @@ func (sn *Snapshotter) removeDoomed() error {
 // Cleanup removes the directories of removed snapshots now, and those that a crash left.
 func (sn *Snapshotter) Cleanup(ctx context.Context) error {
 	_, err := sn.sweepDirs(ctx, false)
+	sn.idle()
 	return wrap(errors.Join(err, sn.removeDoomed()), "clean up snapshots")
 }
 
@@ -308,6 +317,7 @@ func (sn *Snapshotter) Close() error {
 	default:
 	}
 	<-sn.removed
+	sn.hideUnused()
 	return nil
 }
 

@@ -17,7 +17,7 @@ func NewNative(root string, s *store.Store) (*Snapshotter, error) {
 	return open("native", root, s, native{})
 }
 
-type native struct{}
+type native struct{ directories }
 
 func (native) fill(ctx context.Context, l layer, parents []layer) error {
 	if len(parents) == 0 {

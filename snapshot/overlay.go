@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/durable"
@@ -27,11 +26,8 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter overlayfs: %w", err)
 	}
-	if strings.ContainsAny(abs, "\\:,") {
-		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q has a backslash, colon or comma in its name: %w", abs, errdefs.ErrInvalidArgument)
-	}
-	if longest := layer(filepath.Join(abs, "snapshots", "18446744073709551615")).work(); len(longest) > maxOption {
-		return nil, fmt.Errorf("open snapshotter overlayfs: directory %q: its layers' names would be longer than %d bytes: %w", abs, maxOption, errdefs.ErrInvalidArgument)
+	if err := checkOverlayDir(abs); err != nil {
+		return nil, fmt.Errorf("open snapshotter overlayfs: %w", err)
 	}
 	return open("overlayfs", abs, s, overlay{options: layerOptions()})
 }
@@ -62,6 +58,7 @@ func OverlaySupported(root string) (err error) {
 
 // overlay keeps each layer's difference to its parents in overlayfs's own form.
 type overlay struct {
+	directories
 	options []string // of every mount
 }
 
@@ -94,32 +91,51 @@ func (overlay) fill(_ context.Context, l layer, parents []layer) error {
 // rebase gives the root directory the parent's owner and mode, as fill would have.
 // Only if the layer itself did not set them: most layers do not hold their root.
 func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(l.fs(), &st); err != nil {
-		return &os.PathError{Op: "lstat", Path: l.fs(), Err: err}
+	if len(parents) == 0 {
+		return nil
 	}
-	if st.Uid != 0 || st.Gid != 0 || st.Mode&0o7777 != 0o755 || len(parents) == 0 {
+	return inheritRoot(parents[0].fs(), l.fs())
+}
+
+func inheritRoot(from, to string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(to, &st); err != nil {
+		return &os.PathError{Op: "lstat", Path: to, Err: err}
+	}
+	if !defaultRoot(st.Uid, st.Gid, st.Mode&0o7777) {
 		return nil
 	}
 	var parent unix.Stat_t
-	if err := unix.Lstat(parents[0].fs(), &parent); err != nil {
-		return &os.PathError{Op: "lstat", Path: parents[0].fs(), Err: err}
+	if err := unix.Lstat(from, &parent); err != nil {
+		return &os.PathError{Op: "lstat", Path: from, Err: err}
 	}
 	if parent.Uid == st.Uid && parent.Gid == st.Gid && parent.Mode == st.Mode {
 		return nil
 	}
-	if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+	if err := copyRootAttributes(from, to); err != nil {
 		return err
 	}
 	// The caller may have synced the layer before.
-	return durable.SyncDir(l.fs())
+	return durable.SyncDir(to)
 }
+
+// defaultRoot tells whether a layer's root looks as it was made.
+func defaultRoot(uid, gid, perm uint32) bool { return uid == 0 && gid == 0 && perm == 0o755 }
 
 func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }
 
 func (overlay) whole() bool { return false }
 
 func (o overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
+	dirs := make([]string, len(parents))
+	for i, p := range parents {
+		dirs[i] = p.fs()
+	}
+	return o.stack(l, dirs, readonly)
+}
+
+// stack mounts a layer upon directories, the nearest first.
+func (o overlay) stack(l layer, parents []string, readonly bool) []mount.Mount {
 	access := "rw"
 	if readonly {
 		access = "ro"
@@ -128,17 +144,13 @@ func (o overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
 	case len(parents) == 0:
 		return []mount.Mount{{Type: "bind", Source: l.fs(), Options: []string{access, "rbind"}}}
 	case readonly && len(parents) == 1:
-		return []mount.Mount{{Type: "bind", Source: parents[0].fs(), Options: []string{access, "rbind"}}}
+		return []mount.Mount{{Type: "bind", Source: parents[0], Options: []string{access, "rbind"}}}
 	}
 	options := slices.Clone(o.options)
 	if !readonly {
 		options = append(options, "workdir="+l.work(), "upperdir="+l.fs())
 	}
-	dirs := make([]string, len(parents))
-	for i, p := range parents {
-		dirs[i] = p.fs()
-	}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, "lowerdir="+strings.Join(dirs, ":"))}}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, "lowerdir="+strings.Join(parents, ":"))}}
 }
 
 // mkdir makes a directory with exactly this mode, whatever the umask is.

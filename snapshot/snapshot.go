@@ -5,8 +5,9 @@
 // reached the disk before its name can be found. Metadata is in the store, in the
 // namespace of the call; the files are in root/snapshots/N.
 //
-// Two drivers share all the bookkeeping: overlayfs, and plain directories ("native")
-// that are copied, for file systems which overlayfs does not work on.
+// Three drivers share all the bookkeeping: overlayfs; EROFS images below overlays, for
+// kernels that have it; and plain directories ("native") that are copied, for file systems
+// which overlayfs does not work on.
 package snapshot
 
 import (
@@ -55,6 +56,9 @@ type Snapshotter struct {
 	removed chan struct{} // closed when the remover has ended
 	// removing is held while directories are removed; taken before mu.
 	removing sync.Mutex
+	resting  *time.Timer // guarded by mu: runs until unused layers are hidden
+	// hiding is held while they are; taken before mu.
+	hiding sync.Mutex
 }
 
 var (
@@ -82,10 +86,37 @@ type driver interface {
 	tidy(l layer) error
 	// whole tells that a layer holds everything, not only what differs from its parents.
 	whole() bool
+	// show makes the files of committed layers visible: until release is called and no
+	// snapshot builds upon them any more.
+	show(layers []layer) (release func(), err error)
+	// files is the directory with the files of a committed layer that is shown.
+	files(l layer) string
+	// hide ends what show did for layers that used does not hold.
+	hide(used func() (map[layer]bool, error)) error
+	// drop is called before a layer's directory is removed, and when a new one is made.
+	drop(l layer) error
+	// seal gives a layer that is being committed its final form. It may be called again if
+	// the commit failed.
+	seal(ctx context.Context, l layer) (sealed, error)
 	// mounts gives what an active snapshot, or with readonly a view, is mounted with.
 	// A view with parents has no layer of its own ("").
 	mounts(l layer, parents []layer, readonly bool) []mount.Mount
 }
+
+// sealed is what a layer came to.
+type sealed struct {
+	durable bool
+	usage   *snapshots.Usage // nil: to be measured
+}
+
+// directories is what drivers share whose layers are directories all the time.
+type directories struct{}
+
+func (directories) show([]layer) (func(), error)                { return func() {}, nil }
+func (directories) files(l layer) string                        { return l.fs() }
+func (directories) hide(func() (map[layer]bool, error)) error   { return nil }
+func (directories) drop(layer) error                            { return nil }
+func (directories) seal(context.Context, layer) (sealed, error) { return sealed{}, nil }
 
 // open is common to the drivers.
 func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
@@ -113,6 +144,7 @@ func begin(name, root string, s *store.Store, d driver, restore func(*Snapshotte
 		return nil, wrap(err, "open snapshotter %s", name)
 	}
 	go sn.remover()
+	sn.idle() // for what an earlier daemon left
 	s.AddCollector((*collector)(sn))
 	return sn, nil
 }
@@ -223,6 +255,11 @@ func (sn *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, e
 	if err != nil {
 		return nil, wrap(err, "mounts of snapshot %q", key)
 	}
+	release, err := sn.driver.show(parents)
+	if err != nil {
+		return nil, wrap(err, "mounts of snapshot %q", key)
+	}
+	defer release()
 	return sn.mounts(r, parents), nil
 }
 
@@ -276,6 +313,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
+	release, err := sn.driver.show(parents)
+	if err != nil {
+		return nil, err
+	}
+	defer release() // the record keeps them then
 	if kind == snapshots.KindActive || parent == "" {
 		if r.ID, err = sn.makeLayer(ctx, parents); err != nil {
 			return nil, err
@@ -318,7 +360,10 @@ func (sn *Snapshotter) makeLayer(ctx context.Context, parents []layer) (id uint6
 	sn.fresh[id] = true
 	sn.mu.Unlock()
 	l := sn.layer(id)
-	if err = os.Mkdir(string(l), 0o700); err == nil {
+	if err = sn.driver.drop(l); err == nil {
+		err = os.Mkdir(string(l), 0o700)
+	}
+	if err == nil {
 		err = sn.driver.fill(ctx, l, parents)
 	}
 	if err != nil {
@@ -379,6 +424,11 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		return err
 	}
 	l := sn.layer(active.ID)
+	release, err := sn.driver.show(parents)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if info.Parent != active.Parent {
 		if err := sn.driver.rebase(ctx, l, parents); err != nil {
 			return err
@@ -386,6 +436,14 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		if sn.driver.whole() {
 			hints.synced, hints.usage = false, nil // the parent's files came to it
 		}
+	}
+	done, err := sn.driver.seal(ctx, l)
+	if err != nil {
+		return err
+	}
+	hints.synced = hints.synced || done.durable
+	if hints.usage == nil {
+		hints.usage = done.usage
 	}
 	if hints.usage == nil {
 		u, err := DiskUsage(ctx, l.fs())
@@ -456,6 +514,7 @@ func (sn *Snapshotter) Remove(ctx context.Context, key string) (err error) {
 		return err
 	}
 	sn.doom(r.ID)
+	sn.idle()
 	sn.store.Publish(ctx, "/snapshot/remove", &apievents.SnapshotRemove{Key: key, Snapshotter: sn.name})
 	return nil
 }

@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"strconv"
@@ -42,10 +43,7 @@ func suite(open func(root string, s *store.Store) (*Snapshotter, error)) testsui
 			return nil, nil, err
 		}
 		return sn, func() error {
-			if err := sn.Close(); err != nil {
-				return err
-			}
-			return s.Close()
+			return errors.Join(sn.Close(), unmountAll(root+"/sn"), s.Close())
 		}, nil
 	}
 }
@@ -55,7 +53,21 @@ func TestOverlaySuite(t *testing.T) {
 	testsuite.SnapshotterSuite(t, "overlayfs", suite(NewOverlay))
 }
 
-var drivers = map[string]opener{"overlayfs": NewOverlay, "native": NewNative}
+var drivers = map[string]opener{"overlayfs": NewOverlay, "native": NewNative, "erofs": newErofs}
+
+// newErofs mounts beside the layers. Where the kernel cannot, tests fail: this is where they are
+// meant to run.
+func newErofs(root string, s *store.Store) (*Snapshotter, error) {
+	return NewErofs(root, root+"/mnt", s)
+}
+
+// unmountAll ends what newErofs's snapshotter leaves for those who hold snapshots.
+func unmountAll(root string) error { return UnmountAll(root + "/mnt") }
+
+func TestErofsSuite(t *testing.T) {
+	needsRoot(t)
+	testsuite.SnapshotterSuite(t, "erofs", suite(newErofs))
+}
 
 func itoa(n int) string { return strconv.Itoa(n) }
 

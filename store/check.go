@@ -162,6 +162,7 @@ func (s *Store) checkRecords(tx *bolt.Tx, blobs map[digest.Digest]*blobState) (f
 				damaged(ns, resourceImages, string(k), err)
 			}
 		})
+		found = append(found, s.checkContainers(tx, ns)...)
 		found = append(found, s.checkLeases(tx, ns)...)
 		return nil
 	})
@@ -189,6 +190,30 @@ func each(b *bolt.Bucket, fn func(k, v []byte)) {
 		}
 		return nil
 	})
+}
+
+// checkContainers looks at the records that clients of containerd's API keep. What they refer
+// to is these clients' own business.
+func (s *Store) checkContainers(tx *bolt.Tx, ns string) (found []Finding) {
+	_, collectors := s.gc.rooms()
+	each(NamespaceBucket(tx, ns, sectionContainers), func(k, v []byte) {
+		var r containerRecord
+		if err := decode(v, &r); err != nil {
+			found = append(found, Finding{Room: roomStore, Problem: ProblemRecord, Severity: Damage, Namespace: ns, Object: sectionContainers + " " + string(k), Detail: err.Error()})
+			return
+		}
+		c := collectors[resourceSnapshots+r.Snapshotter]
+		if c == nil || r.SnapshotKey == "" {
+			return
+		}
+		if _, err := c.Node(tx, ns, r.SnapshotKey); errdefs.IsNotFound(err) {
+			found = append(found, Finding{
+				Room: roomStore, Problem: ProblemReference, Severity: Note, Namespace: ns, Object: "container " + string(k),
+				Detail: fmt.Sprintf("its snapshot %s of %s is not there", r.SnapshotKey, r.Snapshotter),
+			})
+		}
+	})
+	return found
 }
 
 // checkLeases looks at leases, and at what they hold. To hold what is not there is allowed:
@@ -496,7 +521,7 @@ func (s *Store) dropRecord(ctx context.Context, f Finding) (string, error) {
 				return s.putBlob(tx, f.Namespace, digest.Digest(id), blobRecord{Size: size, Created: t, Updated: t})
 			}
 			return NamespaceBucket(tx, f.Namespace, typ).Delete([]byte(id))
-		case resourceImages:
+		case resourceImages, sectionContainers:
 			return NamespaceBucket(tx, f.Namespace, typ).Delete([]byte(id))
 		case resourceLeases:
 			// What it holds is known all the same; it is kept for a while, as for a new lease.

@@ -633,10 +633,11 @@ func (s *Store) sweepIngest(ctx context.Context, name string, at time.Time) (int
 			last = info.ModTime()
 		}
 	}
-	if at.Sub(last) < ingestGrace {
+	r, size, err := s.blobs.readIngest(name)
+	if err == nil && at.Sub(last) < ingestGrace {
 		return -1, nil
 	}
-	r, size, err := s.blobs.readIngest(name)
+	// One that cannot be taken up is what a crash left at its beginning or its end.
 	if err == nil {
 		held := false
 		err = s.db.View(ctx, func(tx *bolt.Tx) error {

@@ -201,3 +201,24 @@ func TestNamespaces(t *testing.T) {
 	must(t, n.Delete(ctx, "used"))
 	must(t, n.Delete(ctx, "empty"))
 }
+
+func TestNamespaceLabels(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, t.TempDir())
+	ns, ctx := (*Namespaces)(s), inNamespace("a")
+	// A label makes the namespace, as clients count on.
+	must(t, ns.SetLabel(ctx, "new", "k", "v"))
+	must(t, ns.SetLabel(ctx, "new", "l", "w"))
+	must(t, ns.SetLabel(ctx, "new", "k", ""))
+	labels, err := ns.Labels(ctx, "new")
+	must(t, err)
+	if len(labels) != 1 || labels["l"] != "w" {
+		t.Error(labels)
+	}
+	if _, err := ns.Relabel(ctx, "new", nil, "name"); !errdefs.IsInvalidArgument(err) {
+		t.Error(err)
+	}
+	if _, err := ns.Labels(ctx, "other"); !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+}

@@ -43,7 +43,7 @@ func (s *Namespaces) Labels(ctx context.Context, ns string) (labels map[string]s
 	return labels, wrap(err, "namespace %q", ns)
 }
 
-// SetLabel sets one label; an empty value removes it.
+// SetLabel sets one label; an empty value removes it. A namespace that does not exist is made.
 func (s *Namespaces) SetLabel(ctx context.Context, ns, key, value string) error {
 	labels := map[string]string{}
 	if value != "" {
@@ -54,7 +54,8 @@ func (s *Namespaces) SetLabel(ctx context.Context, ns, key, value string) error 
 }
 
 // Relabel replaces labels and gives all that there are then: those that paths ("labels.KEY")
-// name, or all of them ("labels", or no path). A value that is empty removes the label.
+// name, or all of them ("labels", or no path). A value that is empty removes the label. As
+// every write to a namespace does, this one makes it.
 func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]string, paths ...string) (out map[string]string, err error) {
 	if err := errors.Join(validNamespace(ns), ValidateLabels(labels)); err != nil {
 		return nil, wrap(err, "label namespace %q", ns)
@@ -66,7 +67,7 @@ func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]s
 	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		have, err := namespaceLabels(tx, ns)
-		if err != nil {
+		if err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}
 		for _, p := range paths {

@@ -1,12 +1,15 @@
 package containerd
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
@@ -58,6 +61,15 @@ func toPlatform(p *types.Platform) ocispec.Platform {
 	return ocispec.Platform{
 		OS: p.GetOS(), Architecture: p.GetArchitecture(), Variant: p.GetVariant(), OSVersion: p.GetOsVersion(), OSFeatures: p.GetOsFeatures(),
 	}
+}
+
+// packed is a message under its bare name, as containerd's clients compare it.
+func packed(m proto.Message) (*anypb.Any, error) {
+	b, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("pack %T: %w", m, err)
+	}
+	return &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: b}, nil
 }
 
 // toDigest checks what becomes part of a file name.

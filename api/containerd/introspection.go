@@ -13,7 +13,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -79,7 +78,7 @@ func (i *introspectionService) PluginInfo(ctx context.Context, req *api.PluginIn
 	if err != nil {
 		return nil, err
 	}
-	if resp.Extra, err = anypb.New(info); err != nil {
+	if resp.Extra, err = packed(info); err != nil {
 		return nil, fmt.Errorf("information on runtime: %w", err)
 	}
 	return resp, nil
@@ -112,6 +111,9 @@ func (s *Server) plugins() []*api.Plugin {
 	add(pluginEvent, "exchange")
 	add(pluginLease, "manager")
 	add(pluginStreaming, "manager")
+	if s.opt.Backend != nil {
+		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here})
+	}
 	if s.opt.Differ != nil {
 		out = append(out, &api.Plugin{Type: pluginDiffer, ID: "walking", Platforms: here})
 	}

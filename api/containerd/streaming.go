@@ -83,7 +83,7 @@ func (s *streams) remove(ns, id string) {
 	delete(s.m, [2]string{ns, id})
 }
 
-// get finds a stream of the namespace of ctx. Whoever takes one closes it.
+// get finds a stream of the namespace of ctx, and closes it when ctx ends.
 func (s *streams) get(ctx context.Context, id string) (*stream, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
@@ -95,6 +95,7 @@ func (s *streams) get(ctx context.Context, id string) (*stream, error) {
 	if st == nil {
 		return nil, fmt.Errorf("stream %q: %w", id, errdefs.ErrNotFound)
 	}
+	context.AfterFunc(ctx, st.close) // also wakes who waits for a message
 	return st, nil
 }
 
@@ -105,7 +106,7 @@ func (st *stream) send(m proto.Message) error {
 		return fmt.Errorf("stream is closed: %w", errdefs.ErrFailedPrecondition)
 	default:
 	}
-	a, err := anypb.New(m)
+	a, err := packed(m)
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+
+	"github.com/containerd/errdefs"
 
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/shim/ociexec"
@@ -69,6 +72,32 @@ func oomKilled(paths map[string]string) bool {
 func killed(c *cgroup.Cgroup) bool {
 	n, err := c.OOMKills()
 	return err == nil && n > 0
+}
+
+// joinCgroup moves this process into a cgroup that is there, in the hierarchies that have it.
+func joinCgroup(path string) error {
+	layout, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	c, err := layout.At(path)
+	if err != nil {
+		return err
+	}
+	joined := map[string]bool{}
+	for _, dir := range c.Paths() {
+		if _, err := os.Stat(dir); err != nil || joined[dir] {
+			continue
+		}
+		joined[dir] = true
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(os.Getpid()), 10), 0); err != nil {
+			return err
+		}
+	}
+	if len(joined) == 0 {
+		return fmt.Errorf("there is no cgroup %s: %w", path, errdefs.ErrNotFound)
+	}
+	return nil
 }
 
 // metrics encodes statistics as containerd's message.

@@ -9,12 +9,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -25,6 +27,7 @@ import (
 	"github.com/hako-engine/hako/internal/quiet"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/features"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
 	"github.com/hako-engine/hako/shim/pid1"
@@ -88,7 +91,7 @@ func run(args []string, out io.Writer) error {
 		fmt.Fprintf(out, "hako-shim:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Version, version.Revision(), runtime.Version())
 		return nil
 	case *showInfo:
-		return info(out)
+		return info(os.Stdin, c.Defaults.Binary, out)
 	}
 	switch fs.Arg(0) {
 	case "serve":
@@ -124,7 +127,7 @@ func serve(c shim.Command) error {
 		return err
 	}
 	s, err := shim.New(shim.Options{
-		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults,
+		Namespace: c.Namespace, Socket: c.Socket, EventsAddress: c.Events, Runtime: c.Runtime, Defaults: c.Defaults, JoinCgroup: joinCgroup,
 		Log: slog.New(slog.NewTextHandler(shim.Stderr{}, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
@@ -133,12 +136,50 @@ func serve(c shim.Command) error {
 	return s.Serve(l)
 }
 
-func info(w io.Writer) error {
-	_, err := w.Write(wire.Marshal(&wire.RuntimeInfo{
-		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()},
-	}))
+// info tells of the runtime that containerd's options, on in, ask for: binary if they name none.
+func info(in *os.File, binary string, w io.Writer) error {
+	if st, err := in.Stat(); err == nil && st.Mode()&os.ModeCharDevice == 0 {
+		raw, err := io.ReadAll(io.LimitReader(in, maxOptions))
+		if err != nil {
+			return err
+		}
+		var a wire.Any
+		var o wire.RuntimeOptions
+		if err := wire.Unmarshal(raw, &a); err != nil {
+			return fmt.Errorf("options: %w", err)
+		}
+		if strings.HasSuffix(a.TypeURL, wire.RuntimeOptionsURL) {
+			if err := wire.Unmarshal(a.Value, &o); err != nil {
+				return fmt.Errorf("options: %w", err)
+			}
+		}
+		if o.BinaryName != "" {
+			binary = o.BinaryName
+		}
+	}
+	var known []byte
+	var err error
+	if binary != "" {
+		known, err = exec.Command(binary, "features").Output()
+		if err != nil || !json.Valid(known) {
+			known = nil // an older one does not tell
+		}
+	} else if known, err = json.Marshal(features.Get(version.Version)); err != nil {
+		return err
+	}
+	m := &wire.RuntimeInfo{Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()}}
+	if known != nil {
+		m.Features = &wire.Any{TypeURL: featuresURL, Value: known}
+	}
+	_, err = w.Write(wire.Marshal(m))
 	return err
 }
+
+// maxOptions bounds what is read of options, in bytes.
+const maxOptions = 1 << 20
+
+// featuresURL names the document of features.md in an Any.
+const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 // newRuntime wires the runtime that a configuration asks for.
 func newRuntime(cfg shim.RuntimeConfig) (shim.Runtime, error) {

@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+
+	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/shim/wire"
 )
 
 func TestUsage(t *testing.T) {
@@ -24,5 +27,14 @@ func TestUsage(t *testing.T) {
 		if err := run(strings.Fields(args), &out); err == nil || !strings.Contains(err.Error(), want) || out.Len() > 0 {
 			t.Errorf("%q: %v, %q", args, err, out.String())
 		}
+	}
+}
+
+// A reader of metrics takes messages for present that have nothing to tell: one for block
+// devices of a container that has used none.
+func TestMetricsWithoutDevices(t *testing.T) {
+	raw := wire.Marshal(metricsV1(&cgroup.Stats{}))
+	if blkio := []byte{5<<3 | 2, 0}; !bytes.Contains(raw, blkio) { // field 5, a message without fields
+		t.Errorf("%x", raw)
 	}
 }

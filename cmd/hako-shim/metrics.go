@@ -98,7 +98,7 @@ func metricsV1(st *cgroup.Stats) *wire.Record {
 		entry(2, "Read", d.ReadOps)
 		entry(2, "Write", d.WriteOps)
 	}
-	m.Message(5, blkio)
+	m.Always(5, blkio)
 
 	oom := new(wire.Record)
 	oom.Uint(3, st.Memory.OOMKills)

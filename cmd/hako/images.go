@@ -3,17 +3,19 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hako-engine/hako/cli"
 	"github.com/hako-engine/hako/image/convert"
 	"github.com/hako-engine/hako/image/copier"
 	"github.com/hako-engine/hako/image/daemon"
+	"github.com/hako-engine/hako/image/mirror"
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/tools"
+	"github.com/hako-engine/hako/image/transport"
 	"github.com/hako-engine/hako/internal/version"
 )
 
@@ -92,18 +94,49 @@ func (i *images) Login(ctx context.Context, address string, a cli.Access) error 
 	return i.t.Login(ctx, address, access(a))
 }
 
-func (i *images) Sync(ctx context.Context, r cli.SyncRequest) (cli.SyncReport, error) {
-	return cli.SyncReport{}, errdefs.ErrNotImplemented
+func (i *images) Sync(ctx context.Context, r cli.SyncRequest) (rep cli.SyncReport, err error) {
+	c, err := mirror.Parse(r.Name, r.Config)
+	if err != nil {
+		return rep, err
+	}
+	count := map[string]*int{mirror.Copied: &rep.Copied, mirror.UpToDate: &rep.UpToDate, mirror.WouldCopy: &rep.WouldCopy, mirror.Failed: &rep.Failed}
+	err = mirror.Run(ctx, i.t, c, mirror.Options{
+		Destination: r.Destination, Access: access(r.Access), DryRun: r.DryRun, Jobs: r.Jobs, Progress: progress(r.Progress),
+		Report: func(l mirror.Line) {
+			*count[l.Action]++
+			line := cli.SyncLine{Source: l.Source, Destination: l.Destination, Action: l.Action, Digest: l.Digest.String(), Sent: l.Sent}
+			if l.Err != nil {
+				line.Error = l.Err.Error()
+			}
+			r.Report(line)
+		},
+	})
+	return rep, err
 }
 
 func (i *images) Diff(ctx context.Context, a, b string, aa, ba cli.Access, p *ocispec.Platform, files bool) (any, error) {
-	return nil, errdefs.ErrNotImplemented
+	return i.t.Diff(ctx, a, b, access(aa), access(ba), p, files)
 }
 
-func (i *images) Mount(ctx context.Context, name, dir string) error { return errdefs.ErrNotImplemented }
-func (i *images) Unmount(ctx context.Context, dir string) error     { return errdefs.ErrNotImplemented }
-func (i *images) Mounts(ctx context.Context) ([]cli.ImageMount, error) {
-	return nil, errdefs.ErrNotImplemented
+func (i *images) Mount(ctx context.Context, name, dir string) error {
+	r, err := transport.ParseRef(name, transport.Local)
+	if err != nil {
+		return err
+	}
+	if r.Kind != transport.Local {
+		return fmt.Errorf("%s: only the daemon's images are mounted: copy it to local:NAME first", r)
+	}
+	return i.d.Mount(ctx, r.Name, dir)
+}
+
+func (i *images) Unmount(ctx context.Context, dir string) error { return i.d.Unmount(ctx, dir) }
+
+func (i *images) Mounts(ctx context.Context) (out []cli.ImageMount, err error) {
+	list, err := i.d.Mounts(ctx)
+	for _, m := range list {
+		out = append(out, cli.ImageMount(m))
+	}
+	return out, err
 }
 
 // debugHandler passes log lines on to the command line.

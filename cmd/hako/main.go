@@ -11,5 +11,5 @@ import (
 )
 
 func main() {
-	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{Demo: demo.Archive, Images: newImages}))
+	os.Exit(cli.Main(os.Args[1:], cli.OSStreams(), cli.Options{Demo: demo.Archive, Images: newImages, Verify: verify}))
 }

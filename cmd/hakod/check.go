@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -110,13 +111,21 @@ func checkRoot(ctx context.Context, cfg config, f checkFlags, log *slog.Logger) 
 	}
 	defer st.Close()
 	sns := map[string]snapshots.Snapshotter{}
-	for _, name := range []string{"overlayfs", "native"} {
+	for _, name := range []string{"erofs", "overlayfs", "native"} {
+		if _, err := os.Stat(filepath.Join(cfg.Root, name)); name == "erofs" && errors.Is(err, fs.ErrNotExist) {
+			continue // of a root from before there was one
+		}
 		sn, err := snapshot.Inspect(name, filepath.Join(cfg.Root, name), st)
 		if err != nil {
 			return engine.CheckReport{}, err
 		}
 		defer sn.Close()
 		sns[name] = sn
+	}
+	if cfg.Snapshotter == autoSnapshotter {
+		if cfg.Snapshotter, err = chooseSnapshotter(cfg.Snapshotter, sns, nil); err != nil {
+			return engine.CheckReport{}, err
+		}
 	}
 	images := image.New(image.Options{
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: sns, Default: cfg.Snapshotter,

@@ -18,54 +18,57 @@ import (
 
 	"github.com/hako-engine/hako/api/cri/streaming"
 	"github.com/hako-engine/hako/api/trace"
+	"github.com/hako-engine/hako/image/verify"
 )
 
 // config is all that can be set: each field is a flag and a key of the file, of the
 // same name. Where both are given, the flag counts.
 type config struct {
-	Root             string            `toml:"root" comment:"Durable files: images, containers, volumes."`
-	State            string            `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
-	DockerSocket     string            `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
-	ContainerdSocket string            `toml:"containerd-socket" comment:"Unix socket of the containerd API, with the CRI on it; shims report to the same path with .ttrpc added. \"\" turns it off. Default: containerd.sock in the state folder."`
-	CRISocket        string            `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
-	NRISocket        string            `toml:"nri-socket" comment:"Unix socket for NRI plugins, which may change every container of a pod; \"\" turns NRI off."`
-	NRIPluginDir     string            `toml:"nri-plugin-dir" comment:"NRI plugins that are started with the daemon, NN-NAME; the folder may be missing."`
-	NRIConfigDir     string            `toml:"nri-plugin-config-dir" comment:"Their configurations, NN-NAME.conf or NAME.conf."`
-	CDISpecDirs      string            `toml:"cdi-spec-dirs" comment:"Folders with descriptions of devices (CDI), a list separated by colons; in the last ones are those that count."`
-	NRITimeout       int               `toml:"nri-timeout" comment:"Seconds that an NRI plugin may take over a request; then it is dropped."`
-	MetricsAddress   string            `toml:"metrics-address" comment:"IP:PORT for Prometheus, under /metrics; without an IP: this machine only. \"\" turns it off."`
-	TraceEndpoint    string            `toml:"trace-endpoint" comment:"OpenTelemetry collector (OTLP over gRPC) that gets a span of each CRI call, e.g. http://127.0.0.1:4317; \"\": none."`
-	TraceRatio       float64           `toml:"trace-ratio" comment:"Part of the traces that begin here which are sent, 0 to 1; those of a caller that samples are."`
-	DebugSocket      string            `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
-	SocketGroup      int               `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
-	RegistryDir      string            `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
-	PullTimeout      string            `toml:"pull-progress-timeout" comment:"For how long a registry may send nothing before the request is made again, and given up in the end, e.g. 30s."`
-	Network          string            `toml:"network" comment:"Of the pods: cni, or builtin: the default network of the containers."`
-	StreamAddress    string            `toml:"stream-address" comment:"IP:PORT of the server for exec, attach and port-forward of the CRI; one that other machines can reach needs a certificate."`
-	StreamCert       string            `toml:"stream-cert" comment:"Certificate of that server, a PEM file."`
-	StreamKey        string            `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
-	CNIConfDir       string            `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
-	CNIBinDir        string            `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
-	Snapshotter      string            `toml:"snapshotter" comment:"overlayfs, or native: plain copies, for where overlayfs does not work."`
-	CgroupDriver     string            `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
-	LogLevel         string            `toml:"log-level" comment:"debug, info, warn or error."`
-	LogFormat        string            `toml:"log-format" comment:"text or json."`
-	BridgeName       string            `toml:"bridge-name" comment:"Interface of the default network."`
-	BridgeSubnet     string            `toml:"bridge-subnet" comment:"Subnet of the default network, e.g. 10.88.0.0/24; \"\": chosen."`
-	BridgeSubnet6    string            `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
-	MTU              int               `toml:"mtu" comment:"Of new networks."`
-	ShimBinary       string            `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
-	InitBinary       string            `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
-	Runtimes         map[string]string `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
+	Root             string                 `toml:"root" comment:"Durable files: images, containers, volumes."`
+	State            string                 `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
+	DockerSocket     string                 `toml:"docker-socket" comment:"Unix socket of the Docker Engine API; \"\" turns it off. Default: docker.sock in the state folder."`
+	ContainerdSocket string                 `toml:"containerd-socket" comment:"Unix socket of the containerd API, with the CRI on it; shims report to the same path with .ttrpc added. \"\" turns it off. Default: containerd.sock in the state folder."`
+	CRISocket        string                 `toml:"cri-socket" comment:"Unix socket of the Kubernetes CRI; \"\" turns it off. Default: cri.sock in the state folder."`
+	NRISocket        string                 `toml:"nri-socket" comment:"Unix socket for NRI plugins, which may change every container of a pod; \"\" turns NRI off."`
+	NRIPluginDir     string                 `toml:"nri-plugin-dir" comment:"NRI plugins that are started with the daemon, NN-NAME; the folder may be missing."`
+	NRIConfigDir     string                 `toml:"nri-plugin-config-dir" comment:"Their configurations, NN-NAME.conf or NAME.conf."`
+	CDISpecDirs      string                 `toml:"cdi-spec-dirs" comment:"Folders with descriptions of devices (CDI), a list separated by colons; in the last ones are those that count."`
+	NRITimeout       int                    `toml:"nri-timeout" comment:"Seconds that an NRI plugin may take over a request; then it is dropped."`
+	MetricsAddress   string                 `toml:"metrics-address" comment:"IP:PORT for Prometheus, under /metrics; without an IP: this machine only. \"\" turns it off."`
+	TraceEndpoint    string                 `toml:"trace-endpoint" comment:"OpenTelemetry collector (OTLP over gRPC) that gets a span of each CRI call, e.g. http://127.0.0.1:4317; \"\": none."`
+	TraceRatio       float64                `toml:"trace-ratio" comment:"Part of the traces that begin here which are sent, 0 to 1; those of a caller that samples are."`
+	DebugSocket      string                 `toml:"debug-socket" comment:"Unix socket with Go's profiles (net/http/pprof); \"\" turns it off."`
+	SocketGroup      int                    `toml:"socket-group" comment:"Group id whose members may use the sockets: they are as powerful as root."`
+	RegistryDir      string                 `toml:"registry-dir" comment:"Folder with HOST/hosts.toml: mirrors and certificates of registries."`
+	PullTimeout      string                 `toml:"pull-progress-timeout" comment:"For how long a registry may send nothing before the request is made again, and given up in the end, e.g. 30s."`
+	Network          string                 `toml:"network" comment:"Of the pods: cni, or builtin: the default network of the containers."`
+	StreamAddress    string                 `toml:"stream-address" comment:"IP:PORT of the server for exec, attach and port-forward of the CRI; one that other machines can reach needs a certificate."`
+	StreamCert       string                 `toml:"stream-cert" comment:"Certificate of that server, a PEM file."`
+	StreamKey        string                 `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
+	CNIConfDir       string                 `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
+	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
+	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
+	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
+	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
+	LogFormat        string                 `toml:"log-format" comment:"text or json."`
+	BridgeName       string                 `toml:"bridge-name" comment:"Interface of the default network."`
+	BridgeSubnet     string                 `toml:"bridge-subnet" comment:"Subnet of the default network, e.g. 10.88.0.0/24; \"\": chosen."`
+	BridgeSubnet6    string                 `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
+	MTU              int                    `toml:"mtu" comment:"Of new networks."`
+	ShimBinary       string                 `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
+	RestartInterval  string                 `toml:"restart-interval" comment:"How often it is looked for containers of containerd's clients that are to be started again (labels containerd.io/restart.*), e.g. 10s."`
+	InitBinary       string                 `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
+	Runtimes         map[string]string      `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
+	Verify           map[string]verify.Rule `toml:"verify" comment:"Signatures that images need before they are pulled, by registry or the beginning of a repository's name: [verify.\"registry.example.com/team\"] keys = [\"cosign.pub\"]."`
 }
 
 func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
-		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", RestartInterval: "10s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
-		Snapshotter: "overlayfs", LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
+		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		Runtimes: map[string]string{},
 	}
 }
@@ -191,7 +194,7 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("network", c.Network, networkCNI, networkBuiltin),
-		oneOf("snapshotter", c.Snapshotter, "overlayfs", "native"),
+		oneOf("snapshotter", c.Snapshotter, autoSnapshotter, "erofs", "overlayfs", "native"),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
@@ -202,6 +205,9 @@ func (c *config) complete() error {
 	}
 	if d, err := time.ParseDuration(c.PullTimeout); err != nil || d <= 0 {
 		return fmt.Errorf("pull-progress-timeout: %q is not a duration such as 30s or 2m", c.PullTimeout)
+	}
+	if d, err := time.ParseDuration(c.RestartInterval); err != nil || d <= 0 {
+		return fmt.Errorf("restart-interval: %q is not a duration such as 10s or 1m", c.RestartInterval)
 	}
 	if c.CgroupDriver == "" {
 		c.CgroupDriver = cgroupDriver("/")
@@ -218,6 +224,9 @@ func (c *config) complete() error {
 		if !filepath.IsAbs(dir) {
 			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
 		}
+	}
+	if _, err := verify.NewPolicy(c.Verify); err != nil {
+		return err
 	}
 	for name, bin := range c.Runtimes {
 		if !filepath.IsAbs(bin) {

@@ -39,7 +39,7 @@ func TestUnknownNames(t *testing.T) {
 func TestBadValues(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"snapshotter = 'zfs'":                `snapshotter: "zfs" is not one of overlayfs, native`,
+		"snapshotter = 'zfs'":                `snapshotter: "zfs" is not one of auto, erofs, overlayfs, native`,
 		"log-level = 'loud'":                 `log-level: "loud" is not one of debug, info, warn, error`,
 		"bridge-subnet = 'x'":                "bridge-subnet: ",
 		"cgroup-driver = 'x'":                `cgroup-driver: "x" is not one of , cgroupfs, systemd`,

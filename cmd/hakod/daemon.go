@@ -14,10 +14,11 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
@@ -29,7 +30,6 @@ import (
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/network"
 	"github.com/hako-engine/hako/shim/client"
-	"github.com/hako-engine/hako/snapshot"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -53,26 +53,31 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	defer func() { err = errors.Join(err, st.Close()) }()
 	roots := &engineRoots{}
 	st.AddSource(roots)
-	overlay, err := snapshot.NewOverlay(filepath.Join(cfg.Root, "overlayfs"), st)
-	if err != nil && cfg.Snapshotter == "overlayfs" {
-		return fmt.Errorf("%w (--snapshotter native works everywhere, but copies files)", err)
-	}
-	native, err := snapshot.NewNative(filepath.Join(cfg.Root, "native"), st)
+	sns, err := openSnapshotters(cfg, st, log)
 	if err != nil {
 		return err
 	}
-	snapshotters := map[string]snapshots.Snapshotter{"native": native}
-	if overlay != nil {
-		snapshotters["overlayfs"] = overlay
-	}
+	defer func() { err = errors.Join(err, sns.close()) }()
+	snapshotters := sns.byName
+	cfg.Snapshotter = sns.used
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
+	restartInterval, _ := time.ParseDuration(cfg.RestartInterval)
+	allow, err := pullPolicy(cfg, log)
+	if err != nil {
+		return err
+	}
 	images := image.New(image.Options{
+		Allow:   allow,
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
 	})
 	// What pulls of a daemon that was killed held on to; they are resumed, not kept.
-	if err := images.Recover(namespaces.WithNamespace(ctx, engine.Namespace)); err != nil {
+	all, err := st.Namespaces().List(ctx)
+	for _, ns := range all {
+		err = errors.Join(err, images.Recover(namespaces.WithNamespace(ctx, ns)))
+	}
+	if err != nil {
 		log.Warn("release what interrupted pulls left", "error", err)
 	}
 	nets, err := openNetwork(ctx, cfg, st, log)
@@ -108,6 +113,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
+		ContainerNamespaces: st.Namespaces().List, RestartInterval: restartInterval,
 		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
@@ -183,7 +189,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	g.Go(func() error { r.run(gctx, eng); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
-	log.Info("ready", "version", version.Version, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
+	log.Info("ready", "version", version.Version, "snapshotter", cfg.Snapshotter, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")
 	return err
@@ -276,6 +282,10 @@ func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engin
 
 func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
 	return s.m.ReapTask(ctx, o)
+}
+
+func (s taskShims) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	return s.m.RuntimeInfo(ctx, program, options, args...)
 }
 
 func debugHandler() http.Handler {

@@ -110,6 +110,8 @@ func run(args []string, out io.Writer) error {
 		}
 		fmt.Fprintf(out, "%s is valid\n", *path)
 		return nil
+	case len(cmd) == 1 && cmd[0] == "verify-image":
+		return verifyImage(context.Background(), os.Stdin, out)
 	case len(cmd) == 1 && (cmd[0] == "cleanup" || cmd[0] == "check"):
 	default:
 		return fmt.Errorf("unknown command %q: %w", strings.Join(cmd, " "), errUsage)

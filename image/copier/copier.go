@@ -104,26 +104,18 @@ func Copy(ctx context.Context, src transport.Source, dst transport.Destination, 
 	default:
 		return Result{}, fmt.Errorf("format %q is neither oci nor docker: %w", o.Format, errdefs.ErrInvalidArgument)
 	}
-	c := &copying{src: src, dst: dst, o: o, blobs: map[digest.Digest]*flight{}, slots: make(chan struct{}, o.Jobs)}
-	top, raw, err := src.Top(ctx)
+	c := newCopying(src, dst, o)
+	root, err := c.root(ctx)
 	if err != nil {
 		return Result{}, err
 	}
-	c.res.Source = top.Digest
-	root, err := c.tree(ctx, top, raw)
-	if err != nil {
+	before, err := dst.Current(ctx)
+	if err != nil && !errdefs.IsNotFound(err) {
 		return Result{}, err
 	}
-	if len(o.Platforms) > 0 {
-		if root, err = c.choose(root); err != nil {
-			return Result{}, err
-		}
-	}
-	if !o.Changes() && len(o.Platforms) < 2 && !o.Referrers && dst.Complete(ctx, root.desc) {
-		if now, err := dst.Current(ctx); err == nil && now == root.desc.Digest {
-			c.res.Top, c.res.UpToDate = root.desc, true
-			return c.res, nil
-		}
+	if !o.Changes() && !o.Referrers && before == root.desc.Digest && dst.Complete(ctx, root.desc) {
+		c.res.Top, c.res.UpToDate = root.desc, true
+		return c.res, nil
 	}
 	if err := c.image(ctx, root, true); err != nil {
 		return c.res, err
@@ -140,7 +132,41 @@ func Copy(ctx context.Context, src transport.Source, dst transport.Destination, 
 	if err := dst.PutTop(ctx, root.desc, root.doc.Raw); err != nil {
 		return c.res, err
 	}
+	c.res.UpToDate = before == root.desc.Digest && c.res.Present == c.res.Blobs
 	return c.res, dst.Commit(ctx)
+}
+
+func newCopying(src transport.Source, dst transport.Destination, o Options) *copying {
+	return &copying{src: src, dst: dst, o: o, blobs: map[digest.Digest]*flight{}, slots: make(chan struct{}, o.Jobs)}
+}
+
+// Target gives the document that a copy without changes would end with.
+func Target(ctx context.Context, src transport.Source, o Options) (ocispec.Descriptor, error) {
+	if o.Changes() {
+		return ocispec.Descriptor{}, fmt.Errorf("what a conversion gives is known afterwards: %w", errdefs.ErrInvalidArgument)
+	}
+	if o.Jobs <= 0 {
+		o.Jobs = DefaultJobs
+	}
+	root, err := newCopying(src, nil, o).root(ctx)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return root.desc, nil
+}
+
+// root reads the documents of the wanted image.
+func (c *copying) root(ctx context.Context) (*node, error) {
+	top, raw, err := c.src.Top(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c.res.Source = top.Digest
+	root, err := c.tree(ctx, top, raw)
+	if err == nil && len(c.o.Platforms) > 0 {
+		root, err = c.choose(root)
+	}
+	return root, err
 }
 
 // node is a document with what it leads to.

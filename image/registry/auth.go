@@ -44,6 +44,9 @@ func (c *Client) credentials(domain, host string, given Credentials) (Credential
 		}
 		return Credentials{}, nil
 	}
+	if c.o.Ask != nil {
+		return c.o.Ask(host)
+	}
 	if c.o.Anonymous {
 		return Credentials{}, nil
 	}

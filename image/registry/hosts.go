@@ -56,6 +56,9 @@ func (c *Client) hosts(domain string, given Credentials) ([]docker.RegistryHost,
 			return nil
 		},
 	}
+	if c.o.PlainHTTP {
+		o.DefaultScheme = "http"
+	}
 	if c.o.Insecure {
 		// With settings for TLS the library tries it first, and plain http after that.
 		o.DefaultTLS, o.DefaultScheme = &tls.Config{InsecureSkipVerify: true}, "http" //nolint:gosec // this is what was asked for

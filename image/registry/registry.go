@@ -79,6 +79,13 @@ type Options struct {
 	DockerConfig string
 	// Anonymous asks no config.json: hosts get what the client gave, or nothing.
 	Anonymous bool
+	// Ask gives the credentials of a host instead of docker's config.json, when it asks for
+	// some; nil: config.json does.
+	Ask func(host string) (Credentials, error)
+	// PlainHTTP speaks http where hosts.toml does not say otherwise.
+	PlainHTTP bool
+	// Headers are sent with each request.
+	Headers http.Header
 	// Insecure accepts any certificate, and plain http from a host that does not speak TLS.
 	Insecure bool
 	// CertDir has certificates for all hosts (*.crt: authorities, NAME.cert with NAME.key: ours);
@@ -127,6 +134,9 @@ func (c *Client) Repository(name reference.Named, given Credentials) (*Repositor
 	r := &Repository{
 		c: c, name: name, domain: reference.Domain(name), path: reference.Path(name),
 		headers: http.Header{}, secret: !given.empty(),
+	}
+	for k, v := range c.o.Headers {
+		r.headers[http.CanonicalHeaderKey(k)] = v
 	}
 	if c.o.UserAgent != "" {
 		r.headers.Set("User-Agent", c.o.UserAgent)

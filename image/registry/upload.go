@@ -148,6 +148,7 @@ func (r *Repository) PutBlob(ctx context.Context, desc ocispec.Descriptor, mount
 	u := &uploading{r: r, h: h, desc: desc, open: open, tell: tell}
 	for attempt := 1; ; attempt++ {
 		var took bool
+		err = nil
 		if u.location == "" {
 			if took, err = u.begin(ctx, mount); took {
 				return true, nil

@@ -149,10 +149,37 @@ func (t *Tools) Copy(ctx context.Context, src, dst string, o CopyOptions) (copie
 	if err != nil {
 		return copier.Result{}, err
 	}
-	return t.copy(ctx, from, to, o)
+	return t.CopyRef(ctx, from, to, o)
 }
 
-func (t *Tools) copy(ctx context.Context, from, to transport.Ref, o CopyOptions) (res copier.Result, err error) {
+// Pending says what a copy without changes would end with, and whether the destination has
+// it under its name already. Nothing is written.
+func (t *Tools) Pending(ctx context.Context, from, to transport.Ref, o CopyOptions) (d ocispec.Descriptor, pending bool, err error) {
+	s, err := t.open(ctx, from, o.Source)
+	if err != nil {
+		return d, false, err
+	}
+	defer s.Close()
+	if d, err = copier.Target(ctx, s, o.Options); err != nil {
+		return d, false, err
+	}
+	there, err := t.open(ctx, to, o.Destination)
+	if err != nil {
+		if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
+			return d, true, nil // not begun
+		}
+		return d, false, err
+	}
+	defer there.Close()
+	now, _, err := there.Top(ctx)
+	if errdefs.IsNotFound(err) {
+		return d, true, nil
+	}
+	return d, now.Digest != d.Digest, err
+}
+
+// CopyRef copies an image between places.
+func (t *Tools) CopyRef(ctx context.Context, from, to transport.Ref, o CopyOptions) (res copier.Result, err error) {
 	s, err := t.open(ctx, from, o.Source)
 	if err != nil {
 		return res, err

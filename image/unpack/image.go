@@ -70,7 +70,6 @@ func Image(ctx context.Context, f *os.File, in Pieces, o Options) (ImageResult, 
 		dirs: map[string]*erofs.Node{}, implicit: map[string]implicitDir{},
 	}
 	m.implicit["."] = implicitDir{node: m.root}
-	m.res.Inodes = 1
 	if err := m.run(); err != nil {
 		return ImageResult{}, classify(err)
 	}
@@ -81,11 +80,11 @@ func Image(ctx context.Context, f *os.File, in Pieces, o Options) (ImageResult, 
 	if src.release(); src.out.err != nil {
 		return ImageResult{}, classify(src.out.err)
 	}
-	end, err := erofs.Write(f, m.root, src.out.aligned())
+	end, nodes, err := erofs.Write(f, m.root, src.out.aligned())
 	if err != nil {
 		return ImageResult{}, classify(err)
 	}
-	m.res.Disk = end
+	m.res.Disk, m.res.Inodes = end, nodes
 	m.res.Implicit = slices.Sorted(maps.Keys(m.implicit))
 	slices.SortFunc(m.res.Implicit, func(x, y string) int { return depth(x) - depth(y) })
 	return ImageResult{m.res, m.implicit}, nil
@@ -210,7 +209,6 @@ func (m *imager) newNode(hdr *tar.Header, format uint32) (*erofs.Node, error) {
 	if format == unix.S_IFDIR {
 		n.Children = map[string]*erofs.Node{}
 	}
-	m.res.Inodes++
 	return n, m.attributes(n, hdr)
 }
 
@@ -470,7 +468,6 @@ func (m *imager) whiteout(hdr *tar.Header, dirName, base string) error {
 	if len(hidden) > erofs.MaxName {
 		return refused(hdr.Name, "name of %d bytes", len(hidden))
 	}
-	m.res.Inodes++
 	_, err = m.add(dir, hidden, &erofs.Node{Mode: unix.S_IFCHR})
 	return err
 }
@@ -517,8 +514,7 @@ func (m *imager) lookup(dir string, create bool) (*erofs.Node, error) {
 					return nil, unix.ENAMETOOLONG
 				}
 				n := erofs.NewDir(0o755)
-				m.res.Inodes++
-				m.implicit[dir[:i-1]] = implicitDir{n, links > 0}
+							m.implicit[dir[:i-1]] = implicitDir{n, links > 0}
 				if _, err := m.add(at, elem, n); err != nil {
 					return nil, err
 				}

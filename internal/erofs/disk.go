@@ -183,25 +183,37 @@ func SetAttributes(f interface {
 	return nil
 }
 
-// Root reads where the root's inode of an image is that Write has written, and what it says.
-func Root(f io.ReaderAt) (offset int64, a Attributes, err error) {
+// Info is what the superblock and the root's inode of an image say.
+type Info struct {
+	Size       int64 // bytes
+	Nodes      int64 // number of inodes
+	RootOffset int64 // of the root's inode
+	Root       Attributes
+}
+
+// ReadInfo reads it of an image that Write has written.
+func ReadInfo(f io.ReaderAt) (info Info, err error) {
 	block := make([]byte, BlockSize)
 	if _, err := f.ReadAt(block, 0); err != nil {
-		return 0, a, fmt.Errorf("read superblock: %w", err)
+		return info, fmt.Errorf("read superblock: %w", err)
 	}
 	s := block[superOffset:]
 	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(block) {
-		return 0, a, errors.New("not an EROFS image")
+		return info, errors.New("not an EROFS image")
 	}
-	offset = int64(le.Uint32(s[40:]))*BlockSize + int64(le.Uint16(s[14:]))*slotSize
+	info.Size = int64(le.Uint32(s[36:])) * BlockSize
+	info.Nodes = int64(le.Uint64(s[16:]))
+	info.RootOffset = int64(le.Uint32(s[40:]))*BlockSize + int64(le.Uint16(s[14:]))*slotSize
 	var i [inodeSize]byte
-	if _, err := f.ReadAt(i[:], offset); err != nil {
-		return 0, a, fmt.Errorf("read inode: %w", err)
+	if _, err := f.ReadAt(i[:], info.RootOffset); err != nil {
+		return info, fmt.Errorf("read inode: %w", err)
 	}
-	a.Perm = uint32(le.Uint16(i[4:])) & 0o7777
-	a.UID, a.GID = le.Uint32(i[24:]), le.Uint32(i[28:])
-	a.Mtime = int64(le.Uint64(i[32:]))*1e9 + int64(le.Uint32(i[40:]))
-	return offset, a, nil
+	info.Root = Attributes{
+		Perm: uint32(le.Uint16(i[4:])) & 0o7777,
+		UID:  le.Uint32(i[24:]), GID: le.Uint32(i[28:]),
+		Mtime: int64(le.Uint64(i[32:]))*1e9 + int64(le.Uint32(i[40:])),
+	}
+	return info, nil
 }
 
 // entries gives a directory's names in their order on disk, its own and its parent's among them.
@@ -316,6 +328,12 @@ func splitXattr(name string) (index byte, rest string, err error) {
 		if rest, ok := strings.CutPrefix(name, p.prefix); ok && rest != "" && len(rest) <= 255 {
 			return p.index, rest, nil
 		}
+	}
+	switch name {
+	case "system.posix_acl_access":
+		return 2, "", nil
+	case "system.posix_acl_default":
+		return 3, "", nil
 	}
 	return 0, "", fmt.Errorf("extended attribute %q: %w", name, errTree)
 }

@@ -118,24 +118,24 @@ func (n *Node) Xattr(name string) string {
 var errTree = errors.New("not a tree that can be written")
 
 // Write writes the metadata of a tree at the offset at (a multiple of BlockSize, behind the
-// data) and the superblock, and returns where the image ends. The tree must not change
+// data) and the superblock, and returns where the image ends and how many inodes it has. The tree must not change
 // any more afterwards.
-func Write(w io.WriterAt, root *Node, at int64) (end int64, err error) {
+func Write(w io.WriterAt, root *Node, at int64) (end, nodes int64, err error) {
 	if at%BlockSize != 0 || at < DataStart || !root.IsDir() {
-		return 0, errTree
+		return 0, 0, errTree
 	}
 	l := layout{meta: at, pos: at + rootOffset}
 	if err := l.plan(root); err != nil {
-		return 0, fmt.Errorf("write EROFS image: %w", err)
+		return 0, 0, fmt.Errorf("write EROFS image: %w", err)
 	}
 	l.placeData()
 	if l.end/BlockSize >= 1<<32-1 {
-		return 0, fmt.Errorf("write EROFS image: %d bytes: %w", l.end, errTree)
+		return 0, 0, fmt.Errorf("write EROFS image: %d bytes: %w", l.end, errTree)
 	}
 	if err := l.write(w, root); err != nil {
-		return 0, fmt.Errorf("write EROFS image: %w", err)
+		return 0, 0, fmt.Errorf("write EROFS image: %w", err)
 	}
-	return l.end, nil
+	return l.end, int64(len(l.nodes)), nil
 }
 
 // rootOffset is where the root's inode is in the metadata. Not at its beginning: a node's

@@ -122,7 +122,7 @@ func Supported(dir string) (err error) {
 	if _, err := f.WriteAt([]byte("data"), DataStart); err != nil {
 		return fmt.Errorf("try EROFS: %w", err)
 	}
-	if _, err := Write(f, root, 2*DataStart); err != nil {
+	if _, _, err := Write(f, root, 2*DataStart); err != nil {
 		return fmt.Errorf("try EROFS: %w", err)
 	}
 	m, err := Mount(image)

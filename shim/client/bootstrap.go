@@ -20,6 +20,7 @@ import (
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -326,6 +327,29 @@ func (o TaskOptions) run(ctx context.Context, action string, in []byte) ([]byte,
 		return nil, fmt.Errorf("%s %s: %w", filepath.Base(o.Program), action, err)
 	}
 	return out.Bytes(), nil
+}
+
+// RuntimeInfo asks the program of a shim what it is and can do, for the options of a task (nil: none). The
+// arguments come before containerd's own.
+func (Manager) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
+	in, err := proto.Marshal(options)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "-info")...)
+	cmd.WaitDelay = time.Second
+	out, errs := &limited{max: maxAnswer}, &limited{max: maxAnswer}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), out, errs
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s -info: %w: %s", filepath.Base(program), err, strings.TrimSpace(errs.text()))
+	}
+	var info types.RuntimeInfo
+	if err := proto.Unmarshal(out.Bytes(), &info); err != nil {
+		return nil, fmt.Errorf("%s -info: %w", filepath.Base(program), err)
+	}
+	return &info, nil
 }
 
 // limited keeps the beginning of what is written.

@@ -200,6 +200,15 @@ func (m *ProcessInfo) fields(c *coder) {
 	optional(c, 2, &m.Info)
 }
 
+// ProcessDetails is containerd.runc.v1.ProcessDetails: it says in a ProcessInfo which added
+// process one is.
+type ProcessDetails struct{ ExecID string }
+
+// ProcessDetailsURL names ProcessDetails in an Any.
+const ProcessDetailsURL = "containerd.runc.v1.ProcessDetails"
+
+func (m *ProcessDetails) fields(c *coder) { c.string(1, &m.ExecID) }
+
 // PidsResponse lists the processes of a container.
 type PidsResponse struct{ Processes []ProcessInfo }
 
@@ -336,6 +345,7 @@ func (m *CheckpointOptions) fields(c *coder) {
 // RuntimeOptions is containerd.runc.v1.Options, the options of a task.
 type RuntimeOptions struct {
 	NoPivotRoot, NoNewKeyring   bool
+	ShimCgroup                  string // of the shim itself
 	IoUID, IoGID                uint32
 	BinaryName, Root            string
 	SystemdCgroup               bool
@@ -348,6 +358,7 @@ const RuntimeOptionsURL = "containerd.runc.v1.Options"
 func (m *RuntimeOptions) fields(c *coder) {
 	c.bool(1, &m.NoPivotRoot)
 	c.bool(2, &m.NoNewKeyring)
+	c.string(3, &m.ShimCgroup)
 	c.uint32(4, &m.IoUID)
 	c.uint32(5, &m.IoGID)
 	c.string(6, &m.BinaryName)
@@ -421,7 +432,7 @@ type (
 		ContainerID string
 		Pid         uint32
 	}
-	// TaskDelete is published when a process was deleted; ID is the exec's.
+	// TaskDelete is published when a task was deleted.
 	TaskDelete struct {
 		ContainerID     string
 		Pid, ExitStatus uint32

@@ -26,12 +26,14 @@ type Load struct {
 	Journal  *Journal
 	// Pause is how long a client rests between two things; 0: not at all.
 	Pause time.Duration
-	// Complain gets what must never happen while the daemon answers.
+	// Complain, if set, gets what the daemon refused. Much of it is right: clients ask for what
+	// is not there.
 	Complain func(format string, args ...any)
 
-	http  *http.Client
-	Done  atomic.Int64 // acknowledged operations
-	Tried atomic.Int64
+	http    *http.Client
+	remotes remotes
+	Done    atomic.Int64 // acknowledged operations
+	Tried   atomic.Int64
 }
 
 // errNotDone is a definite no.
@@ -72,6 +74,9 @@ func (l *Load) request(ctx context.Context, method, path, body string) ([]byte, 
 func (l *Load) Ready(ctx context.Context) error {
 	for {
 		_, err := l.request(ctx, "GET", "/_ping", "")
+		if err == nil {
+			err = l.remoteState(ctx, State{})
+		}
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
@@ -90,6 +95,9 @@ func (l *Load) Run(ctx context.Context) {
 				err := p.step(ctx)
 				switch {
 				case err == nil, errors.Is(err, errNotDone):
+					if err != nil && l.Complain != nil {
+						l.Complain("%v", err)
+					}
 					if l.Pause > 0 {
 						time.Sleep(time.Duration(p.rng.Int64N(int64(2 * l.Pause))))
 					}
@@ -131,9 +139,11 @@ func (p *player) step(ctx context.Context) error {
 	ask := func(method, path, body string) func() error {
 		return func() error { _, err := l.request(ctx, method, path, body); return err }
 	}
-	switch n := p.rng.IntN(100); {
-	case n < 25:
+	switch n := p.rng.IntN(125); {
+	case n < 20:
 		return p.do("image/"+p.image(i), l.Images.ID(i), func() error { return p.pull(ctx, p.image(i)) })
+	case n < 25:
+		return p.do("image/"+p.image(i), l.Images.ID(i), func() error { return p.pullCRI(ctx, p.image(i)) })
 	case n < 38:
 		return p.do("image/"+p.image(i), "", gone(ask("DELETE", "/images/"+p.image(i), "")))
 	case n < 48:
@@ -167,9 +177,11 @@ func (p *player) step(ctx context.Context) error {
 	case n < 98:
 		name := fmt.Sprintf("c%d/commit:%d", p.n, slot)
 		return p.do("image/"+name, "", gone(ask("DELETE", "/images/"+name, "")))
-	default:
+	case n < 100:
 		_, err := l.request(ctx, "POST", "/images/prune", "")
 		return err
+	default:
+		return p.snapshotStep(ctx)
 	}
 }
 
@@ -238,7 +250,7 @@ func (l *Load) State(ctx context.Context) (State, error) {
 	for _, v := range volumes.Volumes {
 		s["volume/"+v.Name] = "1"
 	}
-	return s, nil
+	return s, l.remoteState(ctx, s)
 }
 
 // Finding is what a check of the store found.

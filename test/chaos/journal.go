@@ -20,6 +20,10 @@ type Entry struct {
 	Value  string `json:"v,omitempty"`
 }
 
+// leasedKind is of objects that go some time after what holds them has gone: that one is
+// there does not say that it will be.
+const leasedKind = "leased/"
+
 // Any stands for some value.
 const Any = "*"
 
@@ -113,7 +117,9 @@ func (m *Model) Judge(s State, lost bool) (wrong []string) {
 				wrong = append(wrong, fmt.Sprintf("%s is %q, may be %q", obj, have, slices.Sorted(maps.Keys(allowed))))
 			}
 		}
-		m.allowed[obj] = map[string]bool{have: true}
+		if !strings.HasPrefix(obj, leasedKind) || !allowed[have] {
+			m.allowed[obj] = map[string]bool{have: true}
+		}
 	}
 	m.pending = map[int]bool{}
 	return wrong

@@ -188,6 +188,9 @@ func (n *node) start() error {
 		"--docker-socket", n.socket, "--containerd-socket", "", "--registry-dir", filepath.Join(n.dir, "certs.d"),
 		"--bridge-name", n.bridge, "--bridge-subnet", n.subnet, "--log-level", "debug",
 	}, append([]string{"--network", "builtin"}, n.flags...)...)
+	if s := os.Getenv("HAKO_TEST_SNAPSHOTTER"); s != "" {
+		args = append(args, "--snapshotter", s)
+	}
 	n.cmd = exec.Command(filepath.Join(workDir, "hakod"), args...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	// Signals of a terminal are for the tests, which stop the daemon themselves.
@@ -395,4 +398,14 @@ func killProcess(t *testing.T, pid string) {
 	if err := exec.Command("kill", "-KILL", pid).Run(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// snapshotter gives the name of the one that the daemon chose.
+func (n *node) snapshotter(t *testing.T) string {
+	t.Helper()
+	name := n.docker(t, "info", "-f", "{{.Driver}}")
+	if name != "erofs" && name != "overlayfs" && name != os.Getenv("HAKO_TEST_SNAPSHOTTER") {
+		t.Errorf("snapshotter %q", name)
+	}
+	return name
 }

@@ -294,7 +294,7 @@ func TestInspectFormats(t *testing.T) {
 		"{{(index .Mounts 0).Type}}":                           "volume",
 		"{{len .NetworkSettings.Networks}}":                    "1",
 		"{{.NetworkSettings.Gateway}}":                         gateway(n),
-		"{{.Driver}}":                                          "overlayfs",
+		"{{.Driver}}":                                          n.snapshotter(t),
 		"{{json (index .NetworkSettings.Ports \"8080/tcp\")}}": "null",
 	} {
 		if got := n.docker(t, "inspect", "-f", format, name); got != want {

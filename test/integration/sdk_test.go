@@ -189,7 +189,7 @@ func TestSDKSystem(t *testing.T) {
 		t.Errorf("%+v %v", v, err)
 	}
 	info, err := c.Info(ctx, client.InfoOptions{})
-	if err != nil || info.Info.Driver != "overlayfs" || info.Info.DefaultRuntime != "hako" || info.Info.NCPU == 0 || info.Info.MemTotal == 0 {
+	if err != nil || info.Info.Driver != n.snapshotter(t) || info.Info.DefaultRuntime != "hako" || info.Info.NCPU == 0 || info.Info.MemTotal == 0 {
 		t.Errorf("%+v %v", info, err)
 	}
 	du, err := c.DiskUsage(ctx, client.DiskUsageOptions{Images: true, Containers: true, Volumes: true, BuildCache: true, Verbose: true})

@@ -23,14 +23,15 @@ import (
 
 func main() {
 	root := flag.String("root", "", "directory of the store; must be empty (default: a temporary one)")
+	name := flag.String("snapshotter", "erofs", "erofs or overlayfs")
 	profile := flag.String("cpuprofile", "", "file to write a CPU profile to")
 	flag.Parse()
-	if err := run(*root, *profile, flag.Arg(0)); err != nil {
+	if err := run(*root, *name, *profile, flag.Arg(0)); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(root, profile, ref string) error {
+func run(root, name, profile, ref string) error {
 	if root == "" {
 		dir, err := os.MkdirTemp("", "hako-pull-")
 		if err != nil {
@@ -44,14 +45,19 @@ func run(root, profile, ref string) error {
 		return err
 	}
 	defer st.Close()
-	sn, err := snapshot.NewOverlay(filepath.Join(root, "overlayfs"), st)
+	var sn *snapshot.Snapshotter
+	if name == "erofs" {
+		sn, err = snapshot.NewErofs(filepath.Join(root, "erofs"), filepath.Join(root, "mounts"), st)
+	} else {
+		sn, err = snapshot.NewOverlay(filepath.Join(root, "overlayfs"), st)
+	}
 	if err != nil {
 		return err
 	}
 	defer sn.Close()
 	svc := image.New(image.Options{
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(),
-		Snapshotters: map[string]snapshots.Snapshotter{"overlayfs": sn}, Default: "overlayfs",
+		Snapshotters: map[string]snapshots.Snapshotter{sn.Name(): sn}, Default: sn.Name(),
 	})
 	if profile != "" {
 		f, err := os.Create(profile)

@@ -176,7 +176,7 @@ func (i image) manifest(h http.Handler, platform, tag string) (ocispec.Descripto
 	if len(parts) == 3 {
 		p.Variant = parts[2]
 	}
-	config := ocispec.Image{Platform: p, Config: i.config, RootFS: ocispec.RootFS{Type: "layers"}}
+	config := ocispec.Image{Created: &created, Platform: p, Config: i.config, RootFS: ocispec.RootFS{Type: "layers"}}
 	m := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
 	for _, l := range i.layers(platform) {
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, digest.FromBytes(l))
@@ -193,7 +193,7 @@ func (i image) manifest(h http.Handler, platform, tag string) (ocispec.Descripto
 			return d, err
 		}
 		m.Layers = append(m.Layers, d)
-		config.History = append(config.History, ocispec.History{CreatedBy: "testimages"})
+		config.History = append(config.History, ocispec.History{Created: &created, CreatedBy: "testimages"})
 	}
 	raw, err := json.Marshal(config)
 	if err != nil {
@@ -235,6 +235,9 @@ func send(h http.Handler, method, path, mediaType string, b []byte) error {
 	}
 	return nil
 }
+
+// created is when all of them say that they were made: some clients want to know.
+var created = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // file is an entry of a layer: a directory if its name ends in a slash, a link if link is set.
 type file struct {

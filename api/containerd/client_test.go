@@ -1,0 +1,688 @@
+package containerd_test
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	ctrd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/transfer"
+	tarchive "github.com/containerd/containerd/v2/core/transfer/archive"
+	timage "github.com/containerd/containerd/v2/core/transfer/image"
+	tregistry "github.com/containerd/containerd/v2/core/transfer/registry"
+	"github.com/containerd/containerd/v2/pkg/epoch"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/containerd/typeurl/v2"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
+	"google.golang.org/grpc"
+)
+
+func sorted(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
+
+// twoLayers is an image whose second layer changes, removes and adds.
+func twoLayers(t *testing.T) v1.Image {
+	return newImage(t, runtime.GOARCH,
+		files{"etc/": "", "etc/a": "one", "etc/b": "two", "bin/": "", "bin/sh": "#!", "lnk": "->etc/a"},
+		files{"etc/": "", "etc/.wh.b": "", "etc/a": "changed", "new": strings.Repeat("x", 100_000)})
+}
+
+// read gives the files of mounts.
+func read(t *testing.T, ms []mount.Mount) files {
+	t.Helper()
+	out := files{}
+	err := mount.WithTempMount(context.Background(), ms, func(root string) error {
+		return filepath.Walk(root, func(p string, info os.FileInfo, err error) error {
+			if err != nil || info.IsDir() {
+				return err
+			}
+			rel, _ := filepath.Rel(root, p)
+			if info.Mode()&os.ModeSymlink != 0 {
+				to, err := os.Readlink(p)
+				out[rel] = "->" + to
+				return err
+			}
+			b, err := os.ReadFile(p)
+			out[rel] = string(b)
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+var afterTwo = files{"etc/a": "changed", "bin/sh": "#!", "lnk": "->etc/a", "new": strings.Repeat("x", 100_000)}
+
+func (r *rig) topOf(t *testing.T, name, snapshotter string) files {
+	t.Helper()
+	img, err := r.GetImage(r.ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := img.IsUnpacked(r.ctx, snapshotter); err != nil || !ok {
+		t.Fatalf("image %s is not unpacked: %v", name, err)
+	}
+	ids, err := img.RootFS(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "view-" + name
+	ms, err := r.SnapshotService(snapshotter).View(r.ctx, key, identity.ChainID(ids).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.SnapshotService(snapshotter).Remove(r.ctx, key)
+	return read(t, ms)
+}
+
+// TestClientPull: the client fetches into the content service, and lets layers be applied.
+func TestClientPull(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := newRegistry(t, map[string]v1.Image{"x/y:1": twoLayers(t)})
+	for _, sn := range []string{"overlayfs", "native"} {
+		_, err := r.Pull(r.ctx, host+"/x/y:1", ctrd.WithPullUnpack, ctrd.WithPullSnapshotter(sn),
+			ctrd.WithResolver(docker.NewResolver(docker.ResolverOptions{PlainHTTP: true})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.topOf(t, host+"/x/y:1", sn); !maps.Equal(got, afterTwo) {
+			t.Errorf("%s: %v", sn, sorted(got))
+		}
+	}
+	img, err := r.GetImage(r.ctx, host+"/x/y:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// And the other way round.
+	if err := r.Push(r.ctx, host+"/z:2", img.Target(), ctrd.WithResolver(docker.NewResolver(docker.ResolverOptions{PlainHTTP: true}))); err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	if err := r.Export(r.ctx, &buf, archive.WithImage(r.ImageService(), img.Name())); err != nil {
+		t.Fatal(err)
+	}
+	other := namespaces.WithNamespace(r.ctx, "other")
+	list, err := r.Import(other, &buf)
+	if err != nil || len(list) != 1 || list[0].Target.Digest != img.Target().Digest {
+		t.Fatalf("import: %v, %v", list, err)
+	}
+}
+
+// TestParallelUnpack: a client that knows of rebasing applies layers onto mounts without their parents.
+func TestParallelUnpack(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := newRegistry(t, map[string]v1.Image{"x/y:1": twoLayers(t)})
+	_, err := r.Pull(r.ctx, host+"/x/y:1", ctrd.WithPullUnpack, ctrd.WithMaxConcurrentDownloads(3), ctrd.WithUnpackOpts([]ctrd.UnpackOpt{ctrd.WithUnpackLimiter(semaphore.NewWeighted(3))}),
+		ctrd.WithResolver(docker.NewResolver(docker.ResolverOptions{PlainHTTP: true})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := r.topOf(t, host+"/x/y:1", "overlayfs"); !maps.Equal(got, afterTwo) {
+		t.Errorf("%v", sorted(got))
+	}
+}
+
+func TestTransfer(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := newRegistry(t, map[string]v1.Image{"x/y:1": twoLayers(t)})
+	if err := r.NamespaceService().Create(r.ctx, "test", map[string]string{"containerd.io/defaults/snapshotter": "native"}); err != nil {
+		t.Fatal(err)
+	}
+	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x/y:1", tregistry.WithDefaultScheme("http"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	here := platforms.DefaultSpec()
+	var saved []string
+	err = r.Transfer(r.ctx, src, timage.NewStore("my/name:1", timage.WithPlatforms(here), timage.WithAllMetadata, timage.WithImageLabels(map[string]string{"a": "b"}),
+		timage.WithUnpack(here, ""), timage.WithUnpack(here, "overlayfs")), transfer.WithProgress(func(p transfer.Progress) {
+		if p.Event == "saved" {
+			saved = append(saved, p.Name)
+		}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, sn := range []string{"native", "overlayfs"} {
+		if got := r.topOf(t, "my/name:1", sn); !maps.Equal(got, afterTwo) {
+			t.Errorf("%s: %v", sn, sorted(got))
+		}
+	}
+	img, err := r.ImageService().Get(r.ctx, "my/name:1")
+	if err != nil || img.Labels["a"] != "b" {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if err := r.Transfer(r.ctx, timage.NewStore("my/name:1"), timage.NewStore("tag:2")); err != nil {
+		t.Fatal(err)
+	}
+	dst, err := tregistry.NewOCIRegistry(r.ctx, host+"/pushed:3", tregistry.WithDefaultScheme("http"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), dst); err != nil {
+		t.Fatal(err)
+	}
+	var buf closable
+	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), tarchive.NewImageExportStream(&buf, "")); err != nil {
+		t.Fatal(err)
+	}
+	archive := buf.wait(t)
+	other := namespaces.WithNamespace(r.ctx, "other")
+	err = r.Transfer(other, tarchive.NewImageImportStream(bytes.NewReader(archive), ""),
+		timage.NewStore("index:1", timage.WithDigestRef("base", true, false), timage.WithUnpack(here, "overlayfs")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := r.ImageService().List(other)
+	var names []string
+	for _, i := range list {
+		names = append(names, strings.SplitN(i.Name, "@", 2)[0])
+	}
+	if want := []string{"base", "base", "index:1", "tag:2"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("imported %v, %v", names, err)
+	}
+	// What is wrong is told by class.
+	missing, _ := tregistry.NewOCIRegistry(r.ctx, host+"/not/there:1", tregistry.WithDefaultScheme("http"))
+	for what, c := range map[string]struct {
+		src, dst any
+		is       func(error) bool
+	}{
+		"no such image in the registry": {missing, timage.NewStore("x"), errdefs.IsNotFound},
+		"no such image in the store":    {timage.NewStore("x"), timage.NewStore("y"), errdefs.IsNotFound},
+		"registry to registry":          {missing, missing, errdefs.IsNotImplemented},
+		"not an archive":                {tarchive.NewImageImportStream(strings.NewReader("x"), ""), timage.NewStore("x"), errdefs.IsInvalidArgument},
+	} {
+		if err := r.Transfer(r.ctx, c.src, c.dst); !c.is(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// closable tells when the client has written all.
+type closable struct {
+	bytes.Buffer
+	done chan struct{}
+}
+
+func (c *closable) Close() error { return nil }
+
+// wait is for the end of the archive: the transfer's answer may overtake the stream.
+func (c *closable) wait(t *testing.T) []byte {
+	t.Helper()
+	for range 200 {
+		if b := bytes.Clone(c.Bytes()); len(b) > 1024 && bytes.Equal(b[len(b)-1024:], make([]byte, 1024)) {
+			return b
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Fatal("the archive has no end")
+	return nil
+}
+
+// asked gives credentials, and counts.
+type asked struct{ hosts []string }
+
+func (a *asked) GetCredentials(_ context.Context, _, host string) (tregistry.Credentials, error) {
+	a.hosts = append(a.hosts, host)
+	return tregistry.Credentials{Username: "u", Secret: "p"}, nil
+}
+
+func TestTransferAsksForCredentials(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := newGuardedRegistry(t, "x:1", twoLayers(t))
+	a := &asked{}
+	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"), tregistry.WithCredentials(a))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Transfer(r.ctx, src, timage.NewStore("x")); err != nil {
+		t.Fatal(err)
+	}
+	if len(a.hosts) != 1 || a.hosts[0] != host {
+		t.Errorf("asked %v", a.hosts)
+	}
+	src, _ = tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
+	if err := r.Transfer(r.ctx, src, timage.NewStore("y")); err == nil {
+		t.Error("pulled without credentials")
+	}
+}
+
+func TestContent(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cs := r.ContentStore()
+	data := bytes.Repeat([]byte("0123456789"), 300_000)
+	d := digest.FromBytes(data)
+	desc := ocispec.Descriptor{Digest: d, Size: int64(len(data)), MediaType: "x"}
+
+	w, err := cs.Writer(r.ctx, content.WithRef("r"), content.WithDescriptor(desc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data[:1000]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cs.Writer(r.ctx, content.WithRef("r")); !errdefs.IsUnavailable(err) {
+		t.Errorf("second writer: %v", err)
+	}
+	st, err := cs.Status(r.ctx, "r")
+	if err != nil || st.Offset != 1000 || st.Total != desc.Size || st.Expected != d {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	if list, err := cs.ListStatuses(r.ctx, "ref==r"); err != nil || len(list) != 1 {
+		t.Errorf("statuses %v, %v", list, err)
+	}
+	// It is taken up again by whoever comes.
+	w.Close()
+	w, err = content.OpenWriter(r.ctx, cs, content.WithRef("r"), content.WithDescriptor(desc))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := content.Copy(r.ctx, w, bytes.NewReader(data), desc.Size, d, content.WithLabels(map[string]string{"a": "b"})); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, err := cs.Writer(r.ctx, content.WithRef("other"), content.WithDescriptor(desc)); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("known content: %v", err)
+	}
+	info, err := cs.Info(r.ctx, d)
+	if err != nil || info.Size != desc.Size || info.Labels["a"] != "b" {
+		t.Errorf("info %+v, %v", info, err)
+	}
+	info.Labels = map[string]string{"c": "d"}
+	if info, err = cs.Update(r.ctx, info, "labels.c"); err != nil || info.Labels["a"] != "b" || info.Labels["c"] != "d" {
+		t.Errorf("updated %+v, %v", info, err)
+	}
+	if _, err := cs.Update(r.ctx, info, "size"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("update of the size: %v", err)
+	}
+	n := 0
+	if err := cs.Walk(r.ctx, func(content.Info) error { n++; return nil }, `labels.c==d`); err != nil || n != 1 {
+		t.Errorf("walk: %d, %v", n, err)
+	}
+	ra, err := cs.ReaderAt(r.ctx, desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 50)
+	if k, err := ra.ReadAt(got, desc.Size-20); k != 20 || err != io.EOF || !bytes.Equal(got[:20], data[len(data)-20:]) {
+		t.Errorf("read %d, %v", k, err)
+	}
+	ra.Close()
+	raw := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface))
+	stream, err := raw.Read(r.ctx, &contentapi.ReadContentRequest{Digest: d.String(), Offset: desc.Size + 1})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err == nil || !strings.Contains(err.Error(), "OutOfRange") {
+		t.Errorf("read behind the end: %v", err)
+	}
+	// The wrong digest at the commit.
+	w, err = cs.Writer(r.ctx, content.WithRef("wrong"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Write([]byte("x"))
+	if err := w.Commit(r.ctx, 0, digest.FromString("y")); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("commit of another digest: %v", err)
+	}
+	if err := cs.Abort(r.ctx, "wrong"); err != nil {
+		t.Errorf("abort: %v", err)
+	}
+	if err := cs.Abort(r.ctx, "wrong"); !errdefs.IsNotFound(err) {
+		t.Errorf("abort again: %v", err)
+	}
+	if err := cs.Delete(r.ctx, d); err != nil {
+		t.Error(err)
+	}
+	if _, err := cs.Info(r.ctx, d); !errdefs.IsNotFound(err) {
+		t.Errorf("deleted: %v", err)
+	}
+}
+
+func TestWriteOffsets(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	conn, err := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface)).Write(r.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(req *contentapi.WriteContentRequest) *contentapi.WriteContentResponse {
+		t.Helper()
+		if err := conn.Send(req); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := conn.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp
+	}
+	write := contentapi.WriteAction_WRITE
+	ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Ref: "r"})
+	ask(&contentapi.WriteContentRequest{Action: write, Data: []byte("abcdef")})
+	if resp := ask(&contentapi.WriteContentRequest{Action: write, Offset: 6, Data: []byte("gh")}); resp.Offset != 8 || resp.Digest != digest.FromString("abcdefgh").String() {
+		t.Errorf("appended: %v", resp)
+	}
+	if resp := ask(&contentapi.WriteContentRequest{Action: write, Data: []byte("again")}); resp.Offset != 5 || resp.Digest != digest.FromString("again").String() {
+		t.Errorf("restarted: %v", resp)
+	}
+	if resp := ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Offset: 5, Total: 5}); resp.Digest != digest.FromString("again").String() {
+		t.Errorf("committed: %v", resp)
+	}
+	if _, err := conn.Recv(); err != io.EOF {
+		t.Errorf("after the commit: %v", err)
+	}
+}
+
+func TestImages(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	is := r.ImageService()
+	target := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString("a"), Size: 3}
+	at := time.Unix(1000, 0).UTC()
+	ctx := epoch.WithSourceDateEpoch(r.ctx, &at)
+	img, err := is.Create(ctx, images.Image{Name: "i", Target: target, Labels: map[string]string{"a": "b", "c": "d"}})
+	if err != nil || !img.CreatedAt.Equal(at) {
+		t.Fatalf("%+v, %v", img, err)
+	}
+	if _, err := is.Create(r.ctx, images.Image{Name: "i", Target: target}); !errdefs.IsAlreadyExists(err) || !strings.Contains(err.Error(), `image "i": already exists`) {
+		t.Errorf("again: %v", err)
+	}
+	if _, err := is.Get(r.ctx, "j"); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), `image "j": not found`) {
+		t.Errorf("unknown: %v", err)
+	}
+	img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"a": "x"}}, "labels.a", "labels.c")
+	if err != nil || len(img.Labels) != 1 || img.Labels["a"] != "x" || img.Target.Digest != target.Digest {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if _, err := is.Update(r.ctx, images.Image{Name: "i"}, "name"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("update of the name: %v", err)
+	}
+	if list, err := is.List(r.ctx, `name==j`, `labels.a==x`); err != nil || len(list) != 1 {
+		t.Errorf("%v, %v", list, err)
+	}
+	wrong := target
+	wrong.Digest = digest.FromString("b")
+	if err := is.Delete(r.ctx, "i", images.DeleteTarget(&wrong)); !errdefs.IsNotFound(err) {
+		t.Errorf("delete of another target: %v", err)
+	}
+	if err := is.Delete(r.ctx, "i", images.DeleteTarget(&target), images.SynchronousDelete()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLeases(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	lm := r.LeasesService()
+	l, err := lm.Create(r.ctx, leases.WithID("l"), leases.WithLabels(map[string]string{"a": "b"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lm.Create(r.ctx, leases.WithID("l")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("again: %v", err)
+	}
+	leased := leases.WithLease(r.ctx, l.ID)
+	d := digest.FromString("x")
+	if err := content.WriteBlob(leased, r.ContentStore(), "x", strings.NewReader("x"), ocispec.Descriptor{Digest: d, Size: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.SnapshotService("overlayfs").Prepare(leased, "s", ""); err != nil {
+		t.Fatal(err)
+	}
+	got, err := lm.ListResources(r.ctx, l)
+	if err != nil || !slices.Contains(got, leases.Resource{ID: d.String(), Type: "content"}) || !slices.Contains(got, leases.Resource{ID: "s", Type: "snapshots/overlayfs"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := lm.AddResource(r.ctx, l, leases.Resource{ID: "x", Type: "nothing"}); !errdefs.IsNotImplemented(err) {
+		t.Errorf("unknown type: %v", err)
+	}
+	if list, err := lm.List(r.ctx, "id==l"); err != nil || len(list) != 1 || list[0].Labels["a"] != "b" {
+		t.Errorf("%v, %v", list, err)
+	}
+	if err := lm.Delete(r.ctx, l, leases.SynchronousDelete); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.ContentStore().Info(r.ctx, d); !errdefs.IsNotFound(err) {
+		t.Errorf("content after its lease: %v", err)
+	}
+	if _, err := r.SnapshotService("overlayfs").Stat(r.ctx, "s"); !errdefs.IsNotFound(err) {
+		t.Errorf("snapshot after its lease: %v", err)
+	}
+	if err := content.WriteBlob(leased, r.ContentStore(), "y", strings.NewReader("y"), ocispec.Descriptor{Digest: digest.FromString("y"), Size: 1}); !errdefs.IsNotFound(err) {
+		t.Errorf("under a lease that has gone: %v", err)
+	}
+}
+
+func TestNamespaces(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ns := r.NamespaceService()
+	if err := ns.Create(r.ctx, "n", map[string]string{"a": "b"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Create(r.ctx, "n", nil); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("again: %v", err)
+	}
+	if err := ns.Create(r.ctx, "no good", nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("bad name: %v", err)
+	}
+	if err := ns.SetLabel(r.ctx, "n", "c", "d"); err != nil {
+		t.Error(err)
+	}
+	if l, err := ns.Labels(r.ctx, "n"); err != nil || l["a"] != "b" || l["c"] != "d" {
+		t.Errorf("%v, %v", l, err)
+	}
+	if err := ns.SetLabel(r.ctx, "n", "c", ""); err != nil {
+		t.Error(err)
+	}
+	if l, err := ns.Labels(r.ctx, "n"); err != nil || len(l) != 1 {
+		t.Errorf("%v, %v", l, err)
+	}
+	if _, err := r.LeasesService().Create(namespaces.WithNamespace(r.ctx, "n"), leases.WithID("l")); err != nil {
+		t.Fatal(err)
+	}
+	if err := ns.Delete(r.ctx, "n"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("not empty: %v", err)
+	}
+	// A call without a namespace.
+	bare, err := ctrd.New(r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Close()
+	if _, err := bare.ImageService().List(context.Background()); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("without a namespace: %v", err)
+	}
+	if v, err := bare.Version(context.Background()); err != nil || v.Version != "1.2.3" || v.Revision != "abc" {
+		t.Errorf("%v, %v", v, err)
+	}
+}
+
+func TestIntrospection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	s, err := r.Server(r.ctx)
+	if err != nil || s.UUID == "" {
+		t.Errorf("%v, %v", s, err)
+	}
+	caps, err := r.GetSnapshotterCapabilities(r.ctx, "overlayfs")
+	if err != nil || !slices.Contains(caps, snapshots.RebaseCap) {
+		t.Errorf("%v, %v", caps, err)
+	}
+	resp, err := r.IntrospectionService().Plugins(r.ctx, "type==io.containerd.snapshotter.v1,id==native")
+	if err != nil || len(resp.Plugins) != 1 || resp.Plugins[0].Exports["root"] == "" || resp.Plugins[0].InitErr != nil {
+		t.Errorf("%v, %v", resp, err)
+	}
+	if ok, err := r.IsServing(r.ctx); err != nil || !ok {
+		t.Errorf("health: %v, %v", ok, err)
+	}
+}
+
+func TestSnapshotsAndDiff(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, name := range []string{"overlayfs", "native"} {
+		sn := r.SnapshotService(name)
+		fill := func(ms []mount.Mount, f files, remove ...string) {
+			t.Helper()
+			err := mount.WithTempMount(r.ctx, ms, func(root string) error {
+				for _, n := range remove {
+					if err := os.RemoveAll(filepath.Join(root, n)); err != nil {
+						return err
+					}
+				}
+				for n, c := range f {
+					if err := os.MkdirAll(filepath.Join(root, filepath.Dir(n)), 0o755); err != nil {
+						return err
+					}
+					if err := os.WriteFile(filepath.Join(root, n), []byte(c), 0o644); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		ms, err := sn.Prepare(r.ctx, "a", "", snapshots.WithLabels(map[string]string{"l": "1"}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill(ms, files{"keep": "k", "dir/x": "x", "dir/y": "y", "gone": "g"})
+		if err := sn.Commit(r.ctx, "base", "a"); err != nil {
+			t.Fatal(err)
+		}
+		ms, err = sn.Prepare(r.ctx, "b", "base")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fill(ms, files{"dir/x": "changed", "new": "n"}, "gone", "dir/y")
+		if err := sn.Remove(r.ctx, "base"); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "cannot remove snapshot with child") {
+			t.Errorf("%s: remove of a parent: %v", name, err)
+		}
+		at := time.Unix(1000, 0)
+		desc, err := rootfs.CreateDiff(r.ctx, "b", sn, r.DiffService())
+		if err != nil {
+			t.Fatal(err)
+		}
+		info, err := r.ContentStore().Info(r.ctx, desc.Digest)
+		if err != nil || info.Labels["containerd.io/uncompressed"] == "" || desc.MediaType != ocispec.MediaTypeImageLayerGzip {
+			t.Errorf("%s: %+v, %+v, %v", name, desc, info, err)
+		}
+		_ = at
+		// Applied upon the same base it makes the same files.
+		ms, err = sn.Prepare(r.ctx, "c", "base")
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, err := r.DiffService().Apply(r.ctx, desc, ms)
+		if err != nil || plain.Digest.String() != info.Labels["containerd.io/uncompressed"] {
+			t.Errorf("%s: applied %v, %v", name, plain, err)
+		}
+		want := files{"keep": "k", "dir/x": "changed", "new": "n"}
+		if got := read(t, ms); !maps.Equal(got, want) {
+			t.Errorf("%s: %v", name, got)
+		}
+		u, err := sn.Usage(r.ctx, "base")
+		if err != nil || u.Inodes < 5 {
+			t.Errorf("%s: usage %v, %v", name, u, err)
+		}
+		n := 0
+		if err := sn.Walk(r.ctx, func(context.Context, snapshots.Info) error { n++; return nil }, "kind==active"); err != nil || n != 2 {
+			t.Errorf("%s: walk %d, %v", name, n, err)
+		}
+		if _, err := sn.Update(r.ctx, snapshots.Info{Name: "b", Labels: map[string]string{"x": "y"}}, "labels.x"); err != nil {
+			t.Error(err)
+		}
+		if i, err := sn.Stat(r.ctx, "b"); err != nil || i.Labels["x"] != "y" || i.Parent != "base" || i.Kind != snapshots.KindActive {
+			t.Errorf("%s: %+v, %v", name, i, err)
+		}
+		for _, k := range []string{"b", "c", "base"} {
+			if err := sn.Remove(r.ctx, k); err != nil {
+				t.Error(err)
+			}
+		}
+		if err := sn.(snapshots.Cleaner).Cleanup(r.ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.SnapshotService("nobody").Stat(r.ctx, "x"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("unknown snapshotter: %v", err)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	ch, errs := r.Subscribe(ctx, `namespace==test`)
+	time.Sleep(200 * time.Millisecond) // until the subscription is there
+	host := newRegistry(t, map[string]v1.Image{"x:1": newImage(t, runtime.GOARCH, files{"a": "b"})})
+	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Transfer(r.ctx, src, timage.NewStore("i", timage.WithUnpack(platforms.DefaultSpec(), "overlayfs"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.ImageService().Delete(r.ctx, "i", images.SynchronousDelete()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.EventService().Publish(r.ctx, "/mine/last", &apievents.ImageDelete{Name: "z"}); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]int{}
+	for seen["/mine/last"] == 0 {
+		select {
+		case e := <-ch:
+			if e.Topic == "/mine/last" {
+				if v, err := typeurl.UnmarshalAny(e.Event); err != nil || v.(*apievents.ImageDelete).Name != "z" {
+					t.Errorf("%v, %v", v, err)
+				}
+			}
+			seen[e.Topic]++
+		case err := <-errs:
+			t.Fatal(err)
+		case <-time.After(10 * time.Second):
+			t.Fatalf("only %v", seen)
+		}
+	}
+	want := map[string]int{"/content/create": 3, "/content/delete": 3, "/images/create": 1, "/images/delete": 1,
+		"/snapshot/prepare": 1, "/snapshot/commit": 1, "/snapshot/remove": 1, "/mine/last": 1}
+	if !maps.Equal(seen, want) {
+		t.Errorf("%v", seen)
+	}
+}

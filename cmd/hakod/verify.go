@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/image/registry"
+	"github.com/hako-engine/hako/image/transport"
+	"github.com/hako-engine/hako/image/verify"
+	"github.com/hako-engine/hako/internal/version"
+)
+
+// pullPolicy makes the image room's question of the configured rules; nil without any.
+func pullPolicy(cfg config, log *slog.Logger) (func(context.Context, reference.Named, ocispec.Descriptor, *registry.Repository) error, error) {
+	if len(cfg.Verify) == 0 {
+		return nil, nil
+	}
+	policy, err := verify.NewPolicy(cfg.Verify)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error {
+		signatures, warn, err := policy.Check(ctx, name, d, transport.OpenRegistry(repo, name))
+		switch {
+		case err != nil:
+			log.Warn("image refused", "image", name.String(), "digest", d.Digest, "error", err)
+		case warn != nil:
+			log.Warn("image without a good signature is pulled: the rule only warns", "image", name.String(), "digest", d.Digest, "error", warn)
+		case len(signatures) > 0:
+			log.Info("image is signed", "image", name.String(), "digest", d.Digest, "key", signatures[0].Key, "subject", signatures[0].Subject)
+		}
+		return err
+	}, nil
+}
+
+// verifyRequest is what 'hako image verify' asks for, as JSON on standard input: the
+// command line does not link what verifying takes.
+type verifyRequest struct {
+	Ref    string
+	Access struct {
+		Username, Password, Token string
+		Anonymous, Insecure       bool
+		CertDir                   string
+	}
+	Keys        []string
+	Identities  []verify.Identity
+	TrustedRoot string
+	Policy      string // configuration file
+	RegistryDir string
+}
+
+// verifyReport is the answer.
+type verifyReport struct {
+	Name       string             `json:"name"`
+	Digest     digest.Digest      `json:"digest"`
+	Signatures []verify.Signature `json:"signatures"`
+	Warning    string             `json:"warning,omitempty"`
+}
+
+const maxVerifyRequest = 1 << 20 // bytes
+
+// verifyImage checks signatures once, without a daemon.
+func verifyImage(ctx context.Context, in io.Reader, out io.Writer) error {
+	raw, err := io.ReadAll(io.LimitReader(in, maxVerifyRequest))
+	if err != nil {
+		return err
+	}
+	var q verifyRequest
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&q); err != nil {
+		return fmt.Errorf("request: %w: %w", err, errUsage)
+	}
+	ref, err := transport.ParseRef(q.Ref, transport.Registry)
+	if err != nil {
+		return err
+	}
+	var src transport.Source
+	switch ref.Kind {
+	case transport.Registry:
+		c := registry.New(registry.Options{Dir: q.RegistryDir, UserAgent: "hako/" + version.Version, Anonymous: q.Access.Anonymous, Insecure: q.Access.Insecure, CertDir: q.Access.CertDir})
+		repo, err := c.Repository(reference.TrimNamed(ref.Name), registry.Credentials{Username: q.Access.Username, Password: q.Access.Password, RegistryToken: q.Access.Token})
+		if err != nil {
+			return err
+		}
+		src = transport.OpenRegistry(repo, ref.Name)
+	case transport.Layout:
+		if src, err = transport.OpenLayout(ref); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("signatures are in registries and OCI layouts, not in %s", ref)
+	}
+	defer src.Close()
+	d, _, err := src.Top(ctx)
+	if err != nil {
+		return err
+	}
+	rep := verifyReport{Name: ref.String(), Digest: d.Digest}
+	if q.Policy == "" {
+		rep.Signatures, err = verify.Verify(ctx, verify.Rule{Keys: q.Keys, Identities: q.Identities, TrustedRoot: q.TrustedRoot}, rep.Name, d.Digest, src)
+	} else {
+		rep, err = verifyByPolicy(ctx, rep, q, ref, d, src)
+	}
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(out).Encode(rep)
+}
+
+func verifyByPolicy(ctx context.Context, rep verifyReport, q verifyRequest, ref transport.Ref, d ocispec.Descriptor, src transport.Source) (verifyReport, error) {
+	if len(q.Keys)+len(q.Identities) > 0 || ref.Name == nil {
+		return rep, errors.New("--policy goes by the name of an image in a registry, and takes no keys and identities besides")
+	}
+	cfg := defaultConfig()
+	if _, err := os.Stat(q.Policy); err != nil {
+		return rep, err
+	}
+	if err := cfg.load(q.Policy, true); err != nil {
+		return rep, err
+	}
+	policy, err := verify.NewPolicy(cfg.Verify)
+	if err != nil {
+		return rep, err
+	}
+	var warn error
+	rep.Signatures, warn, err = policy.Check(ctx, ref.Name, d, src)
+	switch {
+	case warn != nil:
+		rep.Warning = warn.Error()
+	case err == nil && len(rep.Signatures) == 0:
+		rep.Warning = "no rule asks for signatures of this image"
+	}
+	return rep, err
+}
