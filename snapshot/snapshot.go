@@ -297,6 +297,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
+	if target := info.Labels[labelTarget]; target != "" && kind == snapshots.KindActive {
+		if err := sn.refuseKnown(ctx, ns, target); err != nil {
+			return nil, err
+		}
+	}
 	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
 	lease, leased := leases.FromContext(ctx)
 	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}
@@ -347,6 +352,41 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	}
 	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
 	return sn.mounts(r, parents), nil
+}
+
+// labelTarget says what a snapshot that is prepared will be committed as.
+const labelTarget = "containerd.io/snapshot.ref"
+
+// refuseKnown is errdefs.ErrAlreadyExists if there is what the caller is about to unpack: it need
+// not fetch it. The lease of ctx holds it from then on.
+func (sn *Snapshotter) refuseKnown(ctx context.Context, ns, target string) error {
+	known := func(s section) bool {
+		r, err := s.get(target)
+		return err == nil && r.kind() == snapshots.KindCommitted
+	}
+	there := false
+	err := sn.store.DB().View(ctx, func(tx *bolt.Tx) error {
+		there = known(sn.section(tx, ns))
+		return nil
+	})
+	if err != nil || !there {
+		return err
+	}
+	err = sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
+		s, err := sn.makeSection(tx, ns)
+		if err != nil {
+			return err
+		}
+		if there = known(s); !there { // collected meanwhile
+			return nil
+		}
+		sn.store.Touch(store.SnapshotNode(sn.name, ns, target))
+		return store.LeaseResource(ctx, tx, sn.resource(), target)
+	})
+	if err != nil || !there {
+		return err
+	}
+	return fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 }
 
 // makeLayer makes a directory that no record names yet; settle ends this state.
