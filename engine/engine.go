@@ -53,6 +53,8 @@ type Options struct {
 	// the blobs that checkpoints go to.
 	ContainerRecords containers.Store
 	Content          content.Store
+	// Namespaces lists those in which containers are restarted by their labels; nil: none are.
+	Namespaces namespaces.Store
 	// SandboxRecords are the sandboxes of containerd's clients (store.Store.Sandboxes).
 	SandboxRecords sandboxstore.Store
 	// Publisher is told of what containerd's clients want to hear of; may be nil.
@@ -96,6 +98,8 @@ type Engine struct {
 	containers registry
 	tasks      tasks
 	rooms      shimRooms
+	taskEnded  chan struct{} // holds one mark that a task has ended
+	restarts   restarts
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -141,6 +145,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		beingMade: map[string]string{},
 	}
 	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
+	e.taskEnded = make(chan struct{}, 1)
 	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
@@ -184,6 +189,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		e.restoreRooms(e.ctx)
 	}
 	e.takeHooked()
+	if o.TaskShims != nil && o.Namespaces != nil && o.ContainerRecords != nil {
+		e.work.Go(e.restartTasks)
+	}
 	return e, nil
 }
 

@@ -65,6 +65,14 @@ func (e *Engine) taskRuntime(name string) (program, binary string, err error) {
 	return "", "", invalidf("runtime %q: want io.containerd.NAME.VERSION, the path of a shim, or the name of a configured runtime", name)
 }
 
+// anyOrNil keeps a nil pointer from becoming an interface that is none.
+func anyOrNil(a *anypb.Any) typeurl.Any {
+	if a == nil {
+		return nil
+	}
+	return a
+}
+
 func executable(path string) bool {
 	st, err := os.Stat(path)
 	return err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o111 != 0

@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -24,6 +25,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/features"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/ociexec"
 	"github.com/hako-engine/hako/shim/pid1"
@@ -107,7 +109,7 @@ func serve(c shim.Command) error {
 	// A daemon that stops its process group must not take the containers along. The
 	// signals are caught and not ignored: a container would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	shim.RaiseOOMScore()
+	shim.RaiseOOMScore(c.Events != "") // clients of containerd's API expect it
 	shim.SettleFileLimit()
 	shim.ResetSignals()
 	level := slog.LevelInfo
@@ -129,8 +131,13 @@ func serve(c shim.Command) error {
 }
 
 func info(w io.Writer) error {
-	_, err := w.Write(wire.Marshal(&wire.RuntimeInfo{
+	raw, err := json.Marshal(features.Get(version.Version))
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(wire.Marshal(&wire.RuntimeInfo{
 		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()},
+		Features: &wire.Any{TypeURL: "types.containerd.io/opencontainers/runtime-spec/1/features/Features", Value: raw},
 	}))
 	return err
 }

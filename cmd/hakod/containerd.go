@@ -45,7 +45,7 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 	o := containerd.Options{
 		Content: r.store.Content(), Images: r.store.Images(), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
 		Snapshotters: r.snapshotters, DefaultSnapshotter: cfg.Snapshotter, Bus: r.bus,
-		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
+		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log, RuntimeInfo: r.engine.RuntimeInfo,
 	}
 	if r.cri != nil {
 		o.Guests = append(o.Guests, func(reg grpc.ServiceRegistrar) { r.cri.Register(reg) })

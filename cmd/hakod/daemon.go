@@ -110,7 +110,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
-		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
+		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Namespaces: st.Namespaces(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),

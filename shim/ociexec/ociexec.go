@@ -202,14 +202,21 @@ func (r *Runtime) Create(ctx context.Context, id string, o shim.CreateOptions) (
 	return c, nil
 }
 
+// initPid is where the number of a container's first process lies in its bundle, as with
+// containerd's shims: programs that stand in for a runtime look for it.
+const initPid = "init.pid"
+
 // launch runs a command that leaves a process behind, and gives that.
 func (r *Runtime) launch(ctx context.Context, bundle string, args, operands []string, terminal bool, files []*os.File) (p shim.Process, err error) {
-	dir, err := os.MkdirTemp(bundle, ".launch.*")
-	if err != nil {
-		return p, err
+	pidFile := filepath.Join(bundle, initPid)
+	if args[0] != "create" {
+		dir, err := os.MkdirTemp(bundle, ".launch.*")
+		if err != nil {
+			return p, err
+		}
+		defer os.RemoveAll(dir)
+		pidFile = filepath.Join(dir, "pid")
 	}
-	defer os.RemoveAll(dir)
-	pidFile := filepath.Join(dir, "pid")
 	args = append(args, "--pid-file", pidFile)
 	var console *consoleSocket
 	if terminal {
@@ -237,6 +244,7 @@ func (r *Runtime) launch(ctx context.Context, bundle string, args, operands []st
 }
 
 func (r *Runtime) delete(ctx context.Context, id, bundle string) error {
+	defer os.Remove(filepath.Join(bundle, initPid))
 	err := r.run(ctx, &call{args: []string{"delete", "--force", id}, log: bundle})
 	if errdefs.IsNotFound(err) {
 		return nil
