@@ -156,7 +156,7 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 
 	// The snapshot and the record are written side by side, so that they share one
 	// fsync, unless something must be seen of the files in between: the user of a pod's
-	// container, or an image's content that gets into a volume.
+	// container, if its image is not known yet, or an image's content that gets into a volume.
 	put := func(ctx context.Context) error { return e.opt.Containers.Put(ctx, id, &rec) }
 	u.Add("record", func(ctx context.Context) error { return e.opt.Containers.Delete(ctx, id) })
 	u.Add("snapshot", func(ctx context.Context) error { return e.removeSnapshot(ctx, *v) })
@@ -175,41 +175,62 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	}
 	copies := e.copyUps(*v)
 	var member *container
-	inspect := func(ctx context.Context, mounts []mount.Mount) error {
-		if pod != nil {
-			if err := e.checkMember(v, pod, mounts); err != nil {
-				return err
-			}
+	// describe completes what a pod's container is, and tells the plugins of it.
+	describe := func(acs accounts) error {
+		if err := e.checkMember(v, acs); err != nil || e.opt.Hooks == nil {
+			return err
 		}
-		if pod != nil && e.opt.Hooks != nil {
-			member = newContainer(rec)
-			u.Add("plugins", func(ctx context.Context) error { e.tellGone(ctx, member); return nil })
-			updates, err := e.tellCreate(ctx, member, pod)
-			if err != nil {
-				return err
-			}
-			rec = member.rec
-			if err := e.applyUpdates(updates); err != nil {
-				return err
-			}
+		member = newContainer(rec)
+		u.Add("plugins", func(ctx context.Context) error { e.tellGone(ctx, member); return nil })
+		updates, err := e.tellCreate(ctx, member, pod)
+		if err != nil {
+			return err
 		}
-		if len(copies) > 0 {
-			return e.copyUp(ctx, *v, copies)
-		}
-		return nil
+		rec = member.rec
+		return e.applyUpdates(updates)
 	}
-	if len(copies) == 0 && pod == nil {
+	known := pod == nil
+	if pod != nil {
+		var acs accounts
+		if acs, known = e.accounts.get(v.ImageID); known {
+			err = describe(acs)
+		}
+	}
+	switch {
+	case err != nil:
+	case known && len(copies) == 0:
 		g, gctx := errgroup.WithContext(ctx)
 		both := store.Together(gctx, 2)
 		g.Go(func() error { return put(both) })
-		g.Go(func() error { _, err := e.prepareSnapshot(gctx, both, *v, img); return err })
-		err = g.Wait()
-	} else {
-		var mounts []mount.Mount
-		if mounts, err = e.prepareSnapshot(ctx, ctx, *v, img); err == nil {
-			if err = inspect(ctx, mounts); err == nil {
-				err = put(ctx)
+		g.Go(func() error {
+			mounts, err := e.prepareSnapshot(gctx, both, *v, img)
+			if err == nil && pod != nil {
+				err = mapRoot(v, pod, mounts)
 			}
+			return err
+		})
+		err = g.Wait()
+	default:
+		var mounts []mount.Mount
+		if mounts, err = e.prepareSnapshot(ctx, ctx, *v, img); err != nil {
+			break
+		}
+		if pod != nil {
+			if err = mapRoot(v, pod, mounts); err != nil {
+				break
+			}
+		}
+		if !known {
+			var acs accounts
+			if acs, err = e.imageAccounts(v, mounts); err == nil {
+				err = describe(acs)
+			}
+		}
+		if err == nil && len(copies) > 0 {
+			err = e.copyUp(ctx, *v, copies)
+		}
+		if err == nil {
+			err = put(ctx)
 		}
 	}
 	if err != nil {

@@ -7,9 +7,11 @@ import (
 
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/network"
@@ -127,6 +129,8 @@ type TaskShims interface {
 	ConnectTask(ctx context.Context, o client.TaskOptions) (TaskShim, error)
 	// ReapTask cleans up after a shim that died, and gives how its container ended.
 	ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error)
+	// RuntimeInfo asks the program of a shim what it can do for a task with such options.
+	RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error)
 }
 
 // Records is durable storage of small JSON records (store.Records). Writes have

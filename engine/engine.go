@@ -53,8 +53,10 @@ type Options struct {
 	// the blobs that checkpoints go to.
 	ContainerRecords containers.Store
 	Content          content.Store
-	// Namespaces lists those in which containers are restarted by their labels; nil: none are.
-	Namespaces namespaces.Store
+	// ContainerNamespaces lists the namespaces that those containers may be in; nil: no task is restarted.
+	ContainerNamespaces func(context.Context) ([]string, error)
+	// RestartInterval is how often it is looked for tasks to restart; 0: 10 s.
+	RestartInterval time.Duration
 	// SandboxRecords are the sandboxes of containerd's clients (store.Store.Sandboxes).
 	SandboxRecords sandboxstore.Store
 	// Publisher is told of what containerd's clients want to hear of; may be nil.
@@ -98,14 +100,14 @@ type Engine struct {
 	containers registry
 	tasks      tasks
 	rooms      shimRooms
-	taskEnded  chan struct{} // holds one mark that a task has ended
-	restarts   restarts
 	pods       sandboxes
 	told       told
 	volumes    volumes
 	execs      execRegistry
 	events     bus
 	apparmor   *apparmor
+	accounts   accountCache
+	patience   *patience // of the start
 
 	runtimesNow atomic.Pointer[map[string]string] // see SetRuntimes
 
@@ -145,7 +147,6 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		beingMade: map[string]string{},
 	}
 	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
-	e.taskEnded = make(chan struct{}, 1)
 	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
@@ -187,11 +188,11 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.TaskShims != nil {
 		e.restoreTasks(e.ctx)
 		e.restoreRooms(e.ctx)
+		if e.opt.ContainerNamespaces != nil {
+			e.work.Go(func() { e.monitorTasks(e.ctx) })
+		}
 	}
 	e.takeHooked()
-	if o.TaskShims != nil && o.Namespaces != nil && o.ContainerRecords != nil {
-		e.work.Go(e.restartTasks)
-	}
 	return e, nil
 }
 

@@ -68,19 +68,29 @@ func (e *Engine) ExecSync(ctx context.Context, ref string, cmd []string, timeout
 	defer context.AfterFunc(e.ctx, func() { cancel(errClosed) })()
 
 	run := syncExec{e: e, shim: r.shim.get(), id: c.id, execID: x.id, limit: limit}
-	err = run.shim.Exec(ctx, client.ExecOptions{ID: c.id, ExecID: x.id, Spec: proc})
-	if err != nil {
-		if ctx.Err() != nil {
-			run.abandon() // it may have been added all the same
-			return fail(context.Cause(ctx))
+	o := client.ExecOptions{ID: c.id, ExecID: x.id, Spec: proc}
+	err = run.inOne(ctx, o)
+	if run.old {
+		if err = run.shim.Exec(ctx, o); err != nil {
+			if ctx.Err() != nil {
+				run.abandon() // it may have been added all the same
+				return fail(context.Cause(ctx))
+			}
+			return fail(err)
 		}
-		return fail(err)
+		err = run.do(ctx)
 	}
-	err = run.do(ctx)
+	var start *client.StartError
 	switch {
 	case ctx.Err() != nil && !run.ended:
 		run.abandon()
 		return fail(context.Cause(ctx))
+	case errors.As(err, &start):
+		_, err = execError(err)
+		return ExecOutput{}, err
+	case err != nil && !run.started && !run.old:
+		run.abandon() // the shim may do it yet
+		return fail(err)
 	case err != nil && !run.started:
 		run.abandon()
 		_, err = execError(err)
@@ -89,7 +99,9 @@ func (e *Engine) ExecSync(ctx context.Context, ref string, cmd []string, timeout
 		run.abandon()
 		return fail(err)
 	}
-	run.forget()
+	if run.old {
+		run.forget()
+	}
 	out := ExecOutput{ExitCode: run.code}
 	out.Stdout, out.Stderr = fitOutput(run.out[0], run.out[1], limit)
 	return out, nil
@@ -100,7 +112,8 @@ type syncExec struct {
 	e          *Engine
 	shim       Shim
 	id, execID string
-	limit      int // of each stream, in bytes
+	limit      int  // of each stream, in bytes
+	old        bool // the shim does not know how to run a process in one exchange
 
 	pid     int // 0: not known to run
 	began   uint64
@@ -109,6 +122,66 @@ type syncExec struct {
 	ended   bool // code and out are complete
 	code    int
 	out     [2][]byte
+	late    chan runOutcome // of a start that nobody waits for any more
+}
+
+// runner is a shim that adds a process, attaches to it and starts it in one exchange (client.Shim.Run). Each of the three takes a
+// wakeup of the other side and one back, and an exec is short.
+type runner interface {
+	Run(ctx context.Context, o client.ExecOptions) (client.RunStream, int, error)
+}
+
+// runOutcome is what such an exchange comes to.
+type runOutcome struct {
+	s   client.RunStream
+	pid int
+	err error
+}
+
+// inOne runs the process to its end with one exchange. If the shim cannot do that, old is set.
+func (x *syncExec) inOne(ctx context.Context, o client.ExecOptions) error {
+	shim := x.shim
+	if m, ok := shim.(memberShim); ok {
+		shim = m.Shim
+	}
+	r, ok := shim.(runner)
+	if !ok {
+		x.old = true
+		return nil
+	}
+	// Whoever gives up has to know what became of it.
+	outcome := make(chan runOutcome, 1)
+	x.e.background(func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, startLimit)
+		defer cancel()
+		defer context.AfterFunc(x.e.ctx, cancel)()
+		var got runOutcome
+		got.s, got.pid, got.err = r.Run(ctx, o)
+		outcome <- got
+	})
+	var got runOutcome
+	select {
+	case got = <-outcome:
+	case <-ctx.Done():
+		x.late = outcome
+		return context.Cause(ctx)
+	}
+	s, pid, err := got.s, got.pid, got.err
+	var start *client.StartError
+	if errdefs.IsNotFound(err) && !errors.As(err, &start) {
+		x.old = true
+		return nil
+	}
+	x.asked = true
+	if err != nil {
+		return err
+	}
+	x.runs(pid)
+	if err := x.read(ctx, s); err != nil {
+		return err
+	}
+	x.code, x.ended = s.ExitStatus(), true
+	return nil
 }
 
 // do runs the process to its end.
@@ -117,19 +190,38 @@ func (x *syncExec) do(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	defer context.AfterFunc(ctx, func() { s.Close() })()
 	x.asked = true
 	pid, err := x.shim.Start(ctx, x.id, x.execID)
 	if err != nil {
+		s.Close()
 		return err
 	}
+	x.runs(pid)
+	if err := x.read(ctx, s); err != nil {
+		return err
+	}
+	exit, err := x.shim.Wait(ctx, x.id, x.execID) // the end of the output comes after it
+	if err != nil {
+		return err
+	}
+	x.code, x.ended = int(exit.Status), true
+	return nil
+}
+
+// runs notes that the process has been started.
+func (x *syncExec) runs(pid int) {
 	x.pid, x.started = pid, true
 	x.began = processStart(pid)
+}
+
+// read collects the output to its end.
+func (x *syncExec) read(ctx context.Context, s client.Stream) error {
+	defer s.Close()
+	defer context.AfterFunc(ctx, func() { s.Close() })()
 	for {
 		stream, p, err := s.ReadFrame()
 		if errors.Is(err, io.EOF) {
-			break
+			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("read its output: %w", err)
@@ -139,12 +231,6 @@ func (x *syncExec) do(ctx context.Context) error {
 			*buf = append(*buf, p[:min(len(p), x.limit-len(*buf))]...)
 		}
 	}
-	exit, err := x.shim.Wait(ctx, x.id, x.execID) // the end of the output comes after it
-	if err != nil {
-		return err
-	}
-	x.code, x.ended = int(exit.Status), true
-	return nil
 }
 
 // forget makes the shim forget an ended process.
@@ -166,7 +252,13 @@ func (x *syncExec) abandon() {
 		defer close(gone)
 		ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
 		defer cancel()
-		if x.asked && !x.started {
+		switch {
+		case x.late != nil:
+			if got := <-x.late; got.err == nil {
+				x.runs(got.pid)
+				defer got.s.Close()
+			}
+		case x.asked && !x.started:
 			x.find(ctx)
 		}
 		if x.pid > 0 && x.began > 0 {

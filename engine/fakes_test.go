@@ -464,6 +464,7 @@ type node struct {
 	snaps       *fakeSnapshots
 	hooks       Hooks
 	cdiDir      string
+	hierarchies []string // mount points of cgroups
 	e           *Engine
 }
 
@@ -503,6 +504,7 @@ func (n *node) boot() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
+	e.host.Hierarchies = n.hierarchies // nothing is made of the machine's own
 	n.e = e
 }
 

@@ -28,6 +28,8 @@ type hostFacts struct {
 	OOMScoreAdj int
 	Seccomp     bool
 	HugeTLB     bool // huge pages can be limited
+	// Hierarchies are the mount points of the cgroup hierarchies, in which a pod's cgroup is made ahead.
+	Hierarchies []string
 	AppArmor    bool
 	// AppArmorProfile is what confines containers by default; "" with AppArmorWhy if
 	// AppArmor is on and none can.
@@ -81,7 +83,13 @@ func probeHost() (hostFacts, error) {
 		h.FileLimit = min(files.Max, maxFiles)
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
-		_, h.HugeTLB = cgroupMounts(string(mounts))["hugetlb"]
+		points := cgroupMounts(string(mounts))
+		_, h.HugeTLB = points["hugetlb"]
+		for _, m := range points {
+			if !slices.Contains(h.Hierarchies, m.point) {
+				h.Hierarchies = append(h.Hierarchies, m.point)
+			}
+		}
 	}
 	if h.CgroupV2 {
 		h.HugeTLB = slices.Contains(strings.Fields(readLine("/sys/fs/cgroup/cgroup.controllers")), "hugetlb")

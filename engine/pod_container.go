@@ -220,18 +220,23 @@ func (e *Engine) placeInPod(v *Container, s *sandbox) {
 	v.ResolvPath = filepath.Join(dir, "resolv.conf")
 }
 
-// checkMember finds, in the files of a container that is being made, whom it runs as, and
-// makes sure that the start can be asked for what it was given.
-func (e *Engine) checkMember(v *Container, s *sandbox, mounts []mount.Mount) error {
+// imageAccounts reads the account files of a container that has just been made: those of its image.
+func (e *Engine) imageAccounts(v *Container, mounts []mount.Mount) (accounts, error) {
 	root, err := openMounts(mounts, false)
 	if err != nil {
-		return fmt.Errorf("open file system of container %s: %w", v.ID, err)
+		return accounts{}, fmt.Errorf("open file system of container %s: %w", v.ID, err)
 	}
 	defer root.Close()
 	acs, err := readAccounts(root)
-	if err != nil {
-		return err
+	if err == nil {
+		e.accounts.add(v.ImageID, acs)
 	}
+	return acs, err
+}
+
+// checkMember finds whom a container that is being made runs as, and makes sure that the start can be
+// asked for what it was given.
+func (e *Engine) checkMember(v *Container, acs accounts) error {
 	acc, err := acs.resolveMember(v.User, *v.Config.Pod)
 	if err != nil {
 		return err
@@ -239,13 +244,18 @@ func (e *Engine) checkMember(v *Container, s *sandbox, mounts []mount.Mount) err
 	p := *v.Config.Pod
 	p.User = &PodUser{UID: acc.UID, GID: acc.GID, Groups: acc.Groups, Home: acc.Home}
 	v.Config.Pod = &p
-	if u := s.rec.Config.Userns; u != nil {
-		if err := chownRoot(mounts, u); err != nil {
-			return fmt.Errorf("give the file system of container %s to its user namespace: %w", v.ID, err)
-		}
+	_, _, err = lookupDevices(v.Config)
+	return err
+}
+
+// mapRoot gives the file system of a new container to its user namespace, if it has one.
+func mapRoot(v *Container, s *sandbox, mounts []mount.Mount) error {
+	u := s.rec.Config.Userns
+	if u == nil {
+		return nil
 	}
-	if _, _, err := lookupDevices(v.Config); err != nil {
-		return err
+	if err := chownRoot(mounts, u); err != nil {
+		return fmt.Errorf("give the file system of container %s to its user namespace: %w", v.ID, err)
 	}
 	return nil
 }

@@ -17,16 +17,19 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/shim/client"
 )
 
 const (
-	// connectLimit is how long a shim may take to answer at the start of the daemon. One
-	// that is slower is taken up in the background, so that it holds nobody up.
+	// connectLimit is how long a shim may take to answer at the start of the daemon, and how long all of them together
+	// are waited for. One that is slower is taken up in the background, so that it holds nobody up.
 	connectLimit = 3 * time.Second
+	// lateLimit is how long a shim may take that is asked later than that.
+	lateLimit = 300 * time.Millisecond
+	// lendAfter is how long a shim that does not answer keeps another one from being asked.
+	lendAfter = 50 * time.Millisecond
 	// undoLimit is how long a start that nobody waits for any more may take to be undone.
 	undoLimit = 10 * time.Second
 	// restoreWidth is how many shims are connected side by side.
@@ -35,10 +38,49 @@ const (
 	policyWidth = 4
 )
 
+// patience is how the start of the daemon waits for shims: some that do not answer must delay it by connectLimit, and
+// not each by that.
+type patience struct {
+	until time.Time
+	slots chan struct{} // restoreWidth of them are taken up at a time, less those that are waited for
+}
+
+func newPatience() *patience {
+	return &patience{until: time.Now().Add(connectLimit), slots: make(chan struct{}, restoreWidth)}
+}
+
+// each calls f for all of list, and returns when that is done.
+func each[T any](p *patience, list []T, f func(T)) {
+	var wg sync.WaitGroup
+	for _, x := range list {
+		p.slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-p.slots }()
+			f(x)
+		})
+	}
+	wg.Wait()
+}
+
+// left is how long a shim may take that is asked now.
+func (p *patience) left() time.Duration { return max(time.Until(p.until), lateLimit) }
+
+// wait calls f, which asks a shim. If the answer takes long, another one is asked meanwhile.
+func (p *patience) wait(ctx context.Context, f func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, p.left())
+	defer cancel()
+	lend := time.AfterFunc(lendAfter, func() { <-p.slots })
+	f(ctx)
+	if !lend.Stop() {
+		p.slots <- struct{}{}
+	}
+}
+
 // restore takes up the containers: what runs is connected, what ended meanwhile is
 // handled, what a reboot ended is marked, what its policy wants is started. A record or
 // a container that makes trouble is reported and never keeps the others.
 func (e *Engine) restore(ctx context.Context) error {
+	e.patience = newPatience()
 	whole := e.loadContainers(ctx)
 	wholePods := e.loadSandboxes(ctx)
 	if e.volumes.whole {
@@ -48,14 +90,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	if whole {
 		e.finishRemovals(ctx)
 	}
-	var g errgroup.Group
-	g.SetLimit(restoreWidth)
-	for _, c := range e.containers.all() {
-		g.Go(func() error { e.take(ctx, c); return nil })
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
+	each(e.patience, e.containers.all(), func(c *container) { e.take(ctx, c) })
 	if wholePods { // before their namespaces are taken for strays
 		e.dropStraySandboxes(ctx)
 	}
@@ -149,9 +184,9 @@ func (e *Engine) take(ctx context.Context, c *container) {
 		return
 	}
 	rf, rerr := readRunFile(bundle)
-	cctx, cancel := context.WithTimeout(ctx, connectLimit)
-	defer cancel()
-	shim, err := e.connect(cctx, v)
+	var shim Shim
+	var err error
+	e.patience.wait(ctx, func(ctx context.Context) { shim, err = e.connect(ctx, v) })
 	switch {
 	case errdefs.IsNotFound(err):
 		recorded := !v.State.live() && v.State.StartedAt.Equal(rf.StartedAt)
@@ -175,7 +210,8 @@ func (e *Engine) take(ctx context.Context, c *container) {
 		e.watchAdopted(c)
 		return
 	}
-	st, err := shim.State(cctx, c.id, "")
+	var st client.State
+	e.patience.wait(ctx, func(ctx context.Context) { st, err = shim.State(ctx, c.id, "") })
 	switch {
 	case errdefs.IsNotFound(err) && rerr == nil:
 		// It ran, ended and was deleted: the daemon died before it wrote that down.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -276,6 +277,38 @@ func TestHungShim(t *testing.T) {
 	}
 	n.shims.mu.Lock()
 	delete(n.shims.hang, n.e.bundle(hung))
+	n.shims.mu.Unlock()
+}
+
+// TestManyHungShims: they are waited for together.
+func TestManyHungShims(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	const many = 4 * restoreWidth
+	var hung []string
+	for i := range many {
+		hung = append(hung, n.run(fmt.Sprint("hung", i), Config{}))
+	}
+	good := n.run("zz", Config{})
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	n.shims.mu.Lock()
+	for _, id := range hung {
+		n.shims.hang[n.e.bundle(id)] = true
+	}
+	n.shims.mu.Unlock()
+	begin := time.Now()
+	n.boot()
+	if took := time.Since(begin); took > connectLimit+1500*time.Millisecond {
+		t.Errorf("start of the daemon took %v", took)
+	}
+	for _, id := range append(hung, good) {
+		if s := n.state_(id); s.Status != StatusRunning {
+			t.Errorf("%+v", s)
+		}
+	}
+	n.shims.mu.Lock()
+	clear(n.shims.hang)
 	n.shims.mu.Unlock()
 }
 

@@ -59,6 +59,8 @@ type sandboxRun struct {
 	Record    sandboxRecord `json:"record"`
 	NetNS     string        `json:"netns,omitempty"`
 	Addresses PodAddresses  `json:"addresses,omitzero"`
+	// CgroupMade: the cgroup that the client named was not there, and is removed with the sandbox.
+	CgroupMade bool `json:"cgroupMade,omitempty"`
 	// Init is the pid of the init of a shared PID namespace.
 	Init int `json:"init,omitempty"`
 }

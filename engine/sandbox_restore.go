@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/shim/client"
@@ -46,12 +45,7 @@ func (e *Engine) loadSandboxes(ctx context.Context) (whole bool) {
 	if err != nil {
 		e.log.Error("some sandboxes could not be read and are not shown", "error", err)
 	}
-	var g errgroup.Group
-	g.SetLimit(restoreWidth)
-	for _, s := range all {
-		g.Go(func() error { e.takeSandbox(ctx, s); return nil })
-	}
-	_ = g.Wait()
+	each(e.patience, all, func(s *sandbox) { e.takeSandbox(ctx, s) })
 	return err == nil
 }
 
@@ -85,15 +79,16 @@ func (e *Engine) takeSandbox(ctx context.Context, s *sandbox) {
 		return
 	}
 	// What the kernel says of the init, not the record.
-	cctx, cancel := context.WithTimeout(ctx, connectLimit)
-	defer cancel()
-	shim, err := e.reachShim(cctx, s, false)
-	if err == nil {
+	e.patience.wait(ctx, func(ctx context.Context) {
+		var shim Shim
+		if shim, err = e.reachShim(ctx, s, false); err != nil {
+			return
+		}
 		var st client.State
-		if st, err = shim.State(cctx, s.id, ""); err == nil && st.Status == client.StatusStopped {
+		if st, err = shim.State(ctx, s.id, ""); err == nil && st.Status == client.StatusStopped {
 			err = errdefs.ErrNotFound
 		}
-	}
+	})
 	if errdefs.IsNotFound(err) {
 		s.mu.Lock()
 		s.state = SandboxNotReady

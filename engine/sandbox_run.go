@@ -129,7 +129,7 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 // runSandbox makes a sandbox that nobody knows of yet. What does not depend on each other
 // is done side by side.
 //
-//	record ────────────────────────────────────────────┐
+//	record, cgroup ────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
 //	                     ├─ shm, other files ──────────┤
 //	                     └─ shim, init ────────────────┘
@@ -154,12 +154,8 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 		}
 	}
 	u.Add("folder", func(context.Context) error { return RemoveSandboxDir(dir) })
-	u.Add("cgroup", func(context.Context) error { // of the init
-		if c.CgroupParent == "" {
-			e.removePodCgroup(id)
-		}
-		return nil
-	})
+	var cgroupMade bool
+	u.Add("cgroup", func(context.Context) error { e.removePodCgroup(id, c, cgroupMade); return nil })
 	// If the daemon dies in the middle, the next one finds what there is to take back.
 	if err := writeSandboxRun(dir, s.live); err != nil {
 		return fail(err)
@@ -168,9 +164,11 @@ func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, e
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return e.opt.Sandboxes.Put(gctx, id, &s.rec) })
 	g.Go(func() error { return e.raise(gctx, s, dir, &u) })
+	g.Go(func() error { cgroupMade = e.makePodCgroup(id, c); return nil })
 	if err := g.Wait(); err != nil {
 		return fail(err)
 	}
+	s.live.CgroupMade = cgroupMade
 	if e.opt.Hooks != nil {
 		u.Add("plugins", func(ctx context.Context) error { e.tellRemove(ctx, s); return nil })
 	}

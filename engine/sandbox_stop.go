@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -112,9 +113,7 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if c.CgroupParent == "" {
-		e.removePodCgroup(s.id)
-	}
+	e.removePodCgroup(s.id, c, live.CgroupMade)
 	return RemoveSandboxDir(dir)
 }
 
@@ -165,20 +164,52 @@ func (e *Engine) killMembers(ctx context.Context, s *sandbox) error {
 	return g.Wait()
 }
 
+// makePodCgroup makes the cgroup that the containers of a sandbox will lie in, so that none of them has to wait for
+// it: each of the hierarchies of cgroup v1 takes a directory. It says whether it has made one that the client named; that the kubelet
+// has done so is the rule. What fails is for the first container to find.
+func (e *Engine) makePodCgroup(id string, c SandboxConfig) (made bool) {
+	path := e.podCgroup(id, c)
+	if e.opt.CgroupDriver == "systemd" || path == "/" {
+		return false
+	}
+	for _, point := range e.host.Hierarchies {
+		dir := filepath.Join(point, path)
+		err := unix.Mkdir(dir, 0o755)
+		if errors.Is(err, unix.ENOENT) {
+			if err = os.MkdirAll(filepath.Dir(dir), 0o755); err == nil {
+				err = unix.Mkdir(dir, 0o755)
+			}
+		}
+		switch {
+		case err == nil:
+			made = made || c.CgroupParent != ""
+		case !errors.Is(err, unix.EEXIST):
+			e.log.Debug("make the cgroup of a sandbox", "path", dir, "error", err)
+		}
+	}
+	return made
+}
+
 // removePodCgroup removes the cgroup that the engine made as the parent of a sandbox's containers.
-func (e *Engine) removePodCgroup(id string) {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
+func (e *Engine) removePodCgroup(id string, c SandboxConfig, made bool) {
+	if c.CgroupParent != "" && !made {
 		return
 	}
-	seen := map[string]bool{}
-	for _, m := range cgroupMounts(string(mounts)) {
-		dir := m.point + e.podCgroup(id, SandboxConfig{})
-		if seen[dir] {
-			continue
+	points := slices.Clone(e.host.Hierarchies)
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil { // another one may have been mounted meanwhile
+		for _, m := range cgroupMounts(string(mounts)) {
+			points = append(points, m.point)
 		}
-		seen[dir] = true
-		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+	}
+	slices.Sort(points)
+	for _, point := range slices.Compact(points) {
+		dir := filepath.Join(point, e.podCgroup(id, c))
+		err := unix.Rmdir(dir)
+		switch {
+		case err == nil || errors.Is(err, unix.ENOENT):
+		case c.CgroupParent != "": // somebody else has put something into it
+			e.log.Debug("remove the cgroup of a sandbox", "path", dir, "error", err)
+		default:
 			e.log.Warn("remove the cgroup of a sandbox", "path", dir, "error", err)
 		}
 	}

@@ -553,3 +553,101 @@ func TestMountOf(t *testing.T) {
 		}
 	}
 }
+
+// TestPodCgroup: the cgroup is there with the sandbox, and goes with it unless somebody else made it.
+func TestPodCgroup(t *testing.T) {
+	n := newNode(t)
+	n.hierarchies = []string{t.TempDir(), t.TempDir()}
+	n.e.host.Hierarchies = n.hierarchies
+	there := func(path string) (out int) {
+		for _, h := range n.hierarchies {
+			if _, err := os.Stat(filepath.Join(h, path)); err == nil {
+				out++
+			}
+		}
+		return out
+	}
+	c := hostPod("a")
+	c.CgroupParent = "/kubepods/poda"
+	id := n.pod(c)
+	if there(c.CgroupParent) != 2 {
+		t.Error("the cgroup that the client named is not there")
+	}
+	n.crash() // the next daemon knows that it was made
+	if err := n.e.RemoveSandbox(bg, id); err != nil || there(c.CgroupParent) != 0 {
+		t.Errorf("remove: %v; left in %d hierarchies", err, there(c.CgroupParent))
+	}
+
+	for _, h := range n.hierarchies {
+		if err := os.MkdirAll(filepath.Join(h, c.CgroupParent), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.e.RemoveSandbox(bg, n.pod(c)); err != nil || there(c.CgroupParent) != 2 {
+		t.Errorf("remove: %v; the kubelet's own is in %d hierarchies", err, there(c.CgroupParent))
+	}
+
+	c = hostPod("b")
+	c.CgroupParent = ""
+	id = n.pod(c)
+	if there(n.e.podCgroup(id, c)) != 2 {
+		t.Error("the cgroup of a sandbox without a parent is not there")
+	}
+	if err := n.e.RemoveSandbox(bg, id); err != nil || there(n.e.podCgroup(id, c)) != 0 {
+		t.Errorf("remove: %v; left in %d hierarchies", err, there(n.e.podCgroup(id, c)))
+	}
+	n.breakStep("sandboxes.put", errors.New("no"))
+	if _, err := n.e.RunSandbox(bg, c); err == nil {
+		t.Fatal("a sandbox without a record")
+	}
+	for _, h := range n.hierarchies {
+		if left, _ := filepath.Glob(filepath.Join(h, "hako/*")); len(left) > 0 {
+			t.Errorf("a sandbox that failed left %q", left)
+		}
+	}
+}
+
+// TestAccountsOfKnownImage: whom the container of an image runs as is found once, and kept apart from what its files say later.
+func TestAccountsOfKnownImage(t *testing.T) {
+	var c accountCache
+	for i := range cachedAccounts + 10 {
+		c.add(fmt.Sprint("image", i), accounts{passwd: fmt.Append(nil, i)})
+	}
+	if _, ok := c.get("image0"); ok || len(c.files) != cachedAccounts || len(c.order) != cachedAccounts {
+		t.Errorf("%d images are kept", len(c.files))
+	}
+	if a, ok := c.get(fmt.Sprint("image", cachedAccounts+9)); !ok || string(a.passwd) != fmt.Sprint(cachedAccounts+9) {
+		t.Errorf("the newest: %q, %v", a.passwd, ok)
+	}
+	c.add("big", accounts{group: make([]byte, cachedAccountSize+1)})
+	if _, ok := c.get("big"); ok {
+		t.Error("a big file is kept")
+	}
+
+	n := newNode(t)
+	id := n.pod(hostPod("p"))
+	for i := range 3 { // the first reads the files, the others do not
+		m := memberConfig(fmt.Sprint("c", i), "sleep")
+		uid := int64(1000 + i)
+		m.Pod.RunAsUser = &uid
+		ctr, err := n.e.CreatePodContainer(bg, id, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := n.e.Container(bg, ctr)
+		if err != nil || v.Config.Pod.User == nil || v.Config.Pod.User.UID != uint32(uid) {
+			t.Errorf("container %d runs as %+v, %v", i, v.Config.Pod.User, err)
+		}
+		if len(n.e.accounts.files) != 1 {
+			t.Errorf("the files of %d images are known", len(n.e.accounts.files))
+		}
+	}
+	m := memberConfig("nobody", "sleep")
+	m.Pod.RunAsUserName = "nobody-knows"
+	if _, err := n.e.CreatePodContainer(bg, id, m); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an unknown user: %v", err)
+	}
+	if got := len(n.e.containers.all()); got != 3 {
+		t.Errorf("%d containers, want 3", got)
+	}
+}

@@ -28,7 +28,6 @@ func (e *Engine) watchTask(t *task) {
 				resp, err := shim.Wait(e.ctx, &taskapi.WaitRequest{ID: t.id})
 				if err == nil {
 					t.ended(TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
-					e.noteEnd()
 					pause = restartFirst
 				} else if e.ctx.Err() == nil && !errdefs.IsUnavailable(err) {
 					e.log.Debug("wait for a task", "task", t.id, "namespace", t.namespace, "error", err)
@@ -167,7 +166,6 @@ func (e *Engine) taskLost(t *task) TaskExit {
 	}
 	e.announce(t.namespace, "/tasks/delete", &eventsapi.TaskDelete{ContainerID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
 	e.forgetTask(t)
-	e.noteEnd()
 	return x
 }
 

@@ -67,7 +67,7 @@ func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
 		return
 	}
 	e.tasks.add(t)
-	cctx, cancel := context.WithTimeout(ctx, connectLimit)
+	cctx, cancel := context.WithTimeout(ctx, e.patience.left())
 	defer cancel()
 	shim, err := e.opt.TaskShims.ConnectTask(cctx, t.shims)
 	if errdefs.IsNotFound(err) {

@@ -1,15 +1,19 @@
 package engine
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/hako-engine/hako/shim/client"
 )
 
 // Names of runtimes that are hako's own shim.
@@ -65,12 +69,24 @@ func (e *Engine) taskRuntime(name string) (program, binary string, err error) {
 	return "", "", invalidf("runtime %q: want io.containerd.NAME.VERSION, the path of a shim, or the name of a configured runtime", name)
 }
 
-// anyOrNil keeps a nil pointer from becoming an interface that is none.
-func anyOrNil(a *anypb.Any) typeurl.Any {
-	if a == nil {
-		return nil
+// RuntimeInfo tells what a runtime is and can do, by its name (or a shim's path), with such options.
+func (e *Engine) RuntimeInfo(ctx context.Context, req *types.RuntimeRequest) (*types.RuntimeInfo, error) {
+	name := req.GetRuntimePath()
+	program, binary, err := e.taskRuntime(name)
+	if err != nil {
+		return nil, err
 	}
-	return a
+	opts := req.GetOptions()
+	var args []string
+	if program == "" {
+		if program, err = (client.StartOptions{Binary: e.opt.ShimBinary}).Program(); err != nil {
+			return nil, err
+		}
+		if binary != "" {
+			args = []string{"-runtime", binary}
+		}
+	}
+	return e.opt.TaskShims.RuntimeInfo(ctx, program, opts, args...)
 }
 
 func executable(path string) bool {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/hako-engine/hako/internal/safepath"
 )
@@ -48,6 +49,46 @@ func readAccounts(root *safepath.Root) (accounts, error) {
 		*f.to = b
 	}
 	return a, nil
+}
+
+const (
+	// cachedAccounts is how many images' account files are kept, and cachedAccountSize how long, in bytes, those of one may be.
+	cachedAccounts    = 128
+	cachedAccountSize = 32 << 10
+)
+
+// accountCache keeps the account files of images by their ids, which say what is in them.
+type accountCache struct {
+	mu    sync.Mutex
+	files map[string]accounts
+	order []string // oldest first
+}
+
+func (c *accountCache) get(image string) (accounts, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a, ok := c.files[image]
+	return a, ok
+}
+
+func (c *accountCache) add(image string, a accounts) {
+	if len(a.passwd)+len(a.group) > cachedAccountSize {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.files[image]; ok {
+		return
+	}
+	if c.files == nil {
+		c.files = map[string]accounts{}
+	}
+	if len(c.order) == cachedAccounts {
+		delete(c.files, c.order[0])
+		c.order = c.order[1:]
+	}
+	c.files[image] = a
+	c.order = append(c.order, image)
 }
 
 // resolve turns Docker's user syntax (name|uid)[:(name|gid)] into ids. What is all

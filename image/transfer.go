@@ -98,6 +98,15 @@ func (s *Service) TransferPull(ctx context.Context, from Remote, to Stored, tell
 	if err != nil {
 		return err
 	}
+	if err := s.allow(ctx, named, desc, repo); err != nil {
+		return err
+	}
+	// An image may not take the name of a repository with stricter rules either.
+	if as, err := parseName(to.Name); err == nil && as.Name() != named.Name() {
+		if err := s.allow(ctx, as, desc, repo); err != nil {
+			return err
+		}
+	}
 	t.say("Pulling from " + from.Reference)
 	t.part("fetching image content", to.Name, nil, desc, 0)
 	ctx, l, err := s.newLease(ctx)
@@ -296,10 +305,7 @@ func (s *Service) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte,
 // pushBlob sends one blob unless the registry has it, or can take it from another repository.
 func (s *Service) pushBlob(ctx context.Context, repo *registry.Repository, b ocispec.Descriptor, p *progress) error {
 	id := short(b.Digest)
-	info, err := s.o.Content.Info(ctx, b.Digest)
-	if err != nil {
-		return err
-	}
+	// Asked first: what the registry has need not be here, as of platforms that were not pulled.
 	has, err := repo.HasBlob(ctx, b.Digest)
 	if err != nil {
 		return err
@@ -307,6 +313,10 @@ func (s *Service) pushBlob(ctx context.Context, repo *registry.Repository, b oci
 	if has {
 		p.line(Progress{ID: id, Action: "Layer already exists"})
 		return nil
+	}
+	info, err := s.o.Content.Info(ctx, b.Digest)
+	if err != nil {
+		return err
 	}
 	domain := (&url.URL{Host: repo.Domain()}).Hostname()
 	mount, _, _ := strings.Cut(info.Labels[labelDistribution+domain], ",")

@@ -2,6 +2,8 @@ package shim
 
 import (
 	"bufio"
+	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -10,7 +12,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-
 	"github.com/hako-engine/hako/shim/wire"
 )
 
@@ -32,7 +33,8 @@ const (
 // than its pipe holds, and neither the log nor the exit waits for a slow client.
 type attached struct {
 	conn   net.Conn
-	frames [3]bool // by frame type: which output it wants
+	frames [3]bool  // by frame type: which output it wants
+	runs   *process // what was started for it, and whose exit status it is told; nil: nothing
 
 	mu struct {
 		sync.Mutex
@@ -88,7 +90,7 @@ func (a *attached) send() {
 			return
 		}
 		if ended {
-			batch = wire.AppendFrame(batch, wire.FrameEnd, nil)
+			batch = wire.AppendFrame(batch, wire.FrameEnd, a.status())
 			a.conn.SetWriteDeadline(time.Now().Add(lingerLimit))
 		}
 		if _, err := a.conn.Write(batch); err != nil {
@@ -109,6 +111,14 @@ func (a *attached) send() {
 			spare = nil // an idle client holds no buffer
 		}
 	}
+}
+
+// status is how the process ended that was started for this client.
+func (a *attached) status() []byte {
+	if a.runs == nil {
+		return nil
+	}
+	return binary.BigEndian.AppendUint32(nil, a.runs.state().ExitStatus)
 }
 
 // clients are the attached clients of one process.
@@ -188,15 +198,18 @@ func (s *Service) serveAttach(conn net.Conn, r *bufio.Reader) {
 		s.log.Warn("attach", "error", err)
 		return
 	}
-	conn.SetReadDeadline(time.Time{})
-	p, err := s.process(req.ID, req.ExecID)
-	if err == nil && req.Version != 1 {
+	var p *process
+	var err error
+	if req.Version == wire.VersionRun {
+		p, err = s.addProcess(r, req)
+	} else if p, err = s.process(req.ID, req.ExecID); err == nil && req.Version != 1 {
 		err = fmt.Errorf("attach protocol version %d: %w", req.Version, errdefs.ErrNotImplemented)
 	}
 	if err != nil {
 		wire.WriteLine(conn, wire.Reply(err))
 		return
 	}
+	conn.SetReadDeadline(time.Time{})
 	a := newAttached(conn)
 	a.frames[wire.FrameStdout], a.frames[wire.FrameStderr] = req.Stdout, req.Stderr
 	// Whoever has read the reply misses nothing that comes after it.
@@ -204,7 +217,22 @@ func (s *Service) serveAttach(conn net.Conn, r *bufio.Reader) {
 		a.mu.ended = true
 	}
 	defer p.streams.clients.remove(a)
-	if err := wire.WriteLine(conn, wire.Reply(nil)); err != nil {
+	reply := wire.Reply(nil)
+	if req.Version == wire.VersionRun {
+		a.runs = p
+		ctx, cancel := context.WithTimeout(context.Background(), callLimit)
+		defer cancel()
+		_, err := s.start(ctx, &wire.ProcessRequest{ID: req.ID, ExecID: req.ExecID})
+		reply = wire.Reply(err)
+		reply.Pid = p.pid()
+		go s.forget(p)
+		if err != nil {
+			reply.Start = true
+			wire.WriteLine(conn, reply)
+			return
+		}
+	}
+	if err := wire.WriteLine(conn, reply); err != nil {
 		return
 	}
 	var sending sync.WaitGroup
@@ -224,6 +252,30 @@ func (s *Service) serveAttach(conn net.Conn, r *bufio.Reader) {
 		// No more input, but the output goes on until the client closes.
 		io.Copy(io.Discard, r)
 	}
+}
+
+// addProcess adds the process that a request brings along.
+func (s *Service) addProcess(r *bufio.Reader, req wire.AttachRequest) (*process, error) {
+	spec, err := wire.ReadProcess(r, req)
+	if err != nil {
+		return nil, fmt.Errorf("process of container %s: %w: %w", req.ID, err, errdefs.ErrInvalidArgument)
+	}
+	if _, err := s.exec(context.Background(), &wire.ExecProcessRequest{
+		ID: req.ID, ExecID: req.ExecID, Stdout: wire.Stdio{OpenStdin: req.Stdin, StdinOnce: req.Stdin}.String(), Spec: &wire.Any{Value: spec},
+	}); err != nil {
+		return nil, err
+	}
+	return s.process(req.ID, req.ExecID)
+}
+
+// forget deletes a process that was run for a client, when it has ended.
+func (s *Service) forget(p *process) {
+	<-p.stopped
+	_, err := s.delete(context.Background(), &wire.ProcessRequest{ID: p.c.id, ExecID: p.execID})
+	if err != nil && !errdefs.IsNotFound(err) { // the client may have done so
+		s.log.Debug("delete process", "process", p.String(), "error", err)
+	}
+	s.busy()
 }
 
 // readInput feeds the client's frames to in (nil: throws them away) until it ends

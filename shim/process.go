@@ -179,7 +179,7 @@ func (s *Service) ended(p *process, e Exit) {
 	p.streams.end()
 }
 
-// never ends a process that did not and will not run. Nobody is told of what never was.
+// never ends a process that was not started (status 0), or could not be. Nobody is told of what never was.
 func (p *process) never(status uint32) {
 	p.ended(Exit{Version: fileVersion, Status: status, ExitedAt: time.Now().UTC()}, func() {})
 	p.streams.end()

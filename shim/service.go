@@ -462,9 +462,9 @@ func (s *Service) delete(ctx context.Context, r *wire.ProcessRequest) (wire.Mess
 	}
 	p.streams.close()
 	st := p.state()
-	s.events.publish(topicDelete, "TaskDelete", &wire.TaskDelete{
-		ContainerID: r.ID, ID: r.ExecID, Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt,
-	})
+	if r.ExecID == "" { // that of an exec is not told by containerd's shim either
+		s.events.publish(topicDelete, "TaskDelete", &wire.TaskDelete{ContainerID: r.ID, Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt})
+	}
 	return &wire.DeleteResponse{Pid: st.Pid, ExitStatus: st.ExitStatus, ExitedAt: st.ExitedAt, OOMKilled: st.OOMKilled}, nil
 }
 

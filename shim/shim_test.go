@@ -154,6 +154,17 @@ func TestEventOrder(t *testing.T) {
 			t.Errorf("order of %s: %d %d %d", id, at["exec-added"+id], at["exec-started"+id], at["exit"+id])
 		}
 	}
+	// Only the deletion of the task is an event.
+	for i := range n {
+		h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: fmt.Sprint("x", i)}, nil)
+	}
+	h.must("Kill", &wire.KillRequest{ID: "c", Signal: 9}, nil)
+	h.wait("")
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	want := []string{"exit", "delete"}
+	if !eventually(func() bool { l := h.events.list(); return slices.Equal(l[2+3*n:], want) }) {
+		t.Errorf("events after it: %v", h.events.list()[2+3*n:])
+	}
 }
 
 // Events wait for a daemon that is away, and come in order.
@@ -196,6 +207,11 @@ func TestExecFails(t *testing.T) {
 	h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: "x"}, nil)
 	if err := h.exec("x", wire.ExecProcessRequest{}, "/bin/true"); err != nil {
 		t.Errorf("id free again: %v", err)
+	}
+	// One that was never started has not failed.
+	var resp wire.DeleteResponse
+	if h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: "x"}, &resp); resp.ExitStatus != 0 {
+		t.Errorf("never started: %+v", resp)
 	}
 }
 

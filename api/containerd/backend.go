@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -30,9 +31,10 @@ type Options struct {
 	Snapshotters       map[string]snapshots.Snapshotter
 	DefaultSnapshotter string // where neither a request nor the namespace names one
 	Bus                Bus
-	Differ             Differ    // nil: layers cannot be applied or made
-	Transfer           Transfers // nil: no transfers
-	Backend            Backend   // nil: no containers
+	Differ             Differ        // nil: layers cannot be applied or made
+	Transfer           Transfers     // nil: no transfers
+	Backend            Backend       // nil: no containers
+	Mounts             mount.Manager // nil: no mounts are made ahead
 
 	Version  string
 	Revision string

@@ -24,7 +24,6 @@ const (
 	pluginTTRPC       = "io.containerd.ttrpc.v1"
 	pluginSnapshotter = "io.containerd.snapshotter.v1"
 	pluginRuntime     = "io.containerd.runtime.v2"
-	pluginMonitor     = "io.containerd.monitor.container.v1"
 	pluginSandbox     = "io.containerd.sandbox.controller.v1"
 	pluginDiffer      = "io.containerd.differ.v1"
 	pluginContent     = "io.containerd.content.v1"
@@ -115,6 +114,9 @@ func (s *Server) plugins() []*api.Plugin {
 	add(pluginEvent, "exchange")
 	add(pluginLease, "manager")
 	add(pluginStreaming, "manager")
+	if s.opt.Backend != nil {
+		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here, Exports: map[string]string{"log-uri-schemes": "binary,binary-v2,fifo,file"}})
+	}
 	if s.opt.Differ != nil {
 		out = append(out, &api.Plugin{Type: pluginDiffer, ID: "walking", Platforms: here})
 	}
@@ -122,8 +124,6 @@ func (s *Server) plugins() []*api.Plugin {
 		add(pluginTransfer, "local")
 	}
 	if s.opt.Backend != nil {
-		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here, Exports: map[string]string{"log-uri-schemes": "binary,binary-v2,fifo,file"}})
-		add(pluginMonitor, "restart")
 		add(pluginSandbox, engine.SandboxerShim, engine.SandboxerPods)
 	}
 	for _, p := range s.opt.Plugins {

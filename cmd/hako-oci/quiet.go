@@ -3,13 +3,10 @@
 package main
 
 import (
-	"bytes"
-	"encoding/binary"
 	"runtime/debug"
-	"strconv"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/hako-engine/hako/internal/quiet"
 )
 
 // monitorSlack is how late the Go runtime's monitor may wake, in nanoseconds.
@@ -45,33 +42,7 @@ func quietRuntime() (slack int) {
 // With entry_GOARCH.s the monitor inherits the slack, and so do all other threads. To give
 // one of them its own back, and let no other make processes, would take a goroutine that is
 // locked to its thread, for which the Go runtime makes one more.
-func quietMonitor() {
-	dir, err := unix.Open("/proc/self/task", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return
-	}
-	var buf [512]byte
-	n, err := unix.Getdents(dir, buf[:])
-	unix.Close(dir)
-	for b := buf[:max(n, 0)]; err == nil && len(b) > 19; {
-		size := int(binary.NativeEndian.Uint16(b[16:]))
-		if size < 20 || size > len(b) {
-			return
-		}
-		name, _, _ := bytes.Cut(b[19:size], []byte{0})
-		b = b[size:]
-		tid, err := strconv.Atoi(string(name))
-		if err != nil || tid == unix.Getpid() {
-			continue
-		}
-		fd, err := unix.Open("/proc/"+string(name)+"/timerslack_ns", unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		if err == nil {
-			_, _ = unix.Write(fd, []byte(strconv.Itoa(monitorSlack)))
-			unix.Close(fd)
-		}
-		return
-	}
-}
+func quietMonitor() { quiet.Monitor(monitorSlack) }
 
 // returnFiles gives the descriptors back that entry_GOARCH.s has taken away. The Go runtime
 // has raised the soft limit meanwhile, and would restore what it has found, nothing, in the

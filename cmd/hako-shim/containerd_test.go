@@ -328,6 +328,21 @@ func TestBootstrap(t *testing.T) {
 	if err != nil || wire.Unmarshal(out, &info) != nil || info.Name != runtimeName {
 		t.Errorf("-info: %+v, %v", info, err)
 	}
+	if info.Features == nil || !strings.Contains(string(info.Features.Value), `"rro"`) {
+		t.Errorf("-info: features %+v", info.Features)
+	}
+	// Of a program that the options name.
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("#!/bin/sh\necho '{\"mountOptions\":[\"'$1'\"]}'\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "-info")
+	cmd.Stdin = bytes.NewReader(wire.Marshal(&wire.Any{TypeURL: wire.RuntimeOptionsURL, Value: wire.Marshal(&wire.RuntimeOptions{BinaryName: other})}))
+	out, err = cmd.Output()
+	info = wire.RuntimeInfo{}
+	if err != nil || wire.Unmarshal(out, &info) != nil || info.Features == nil || strings.TrimSpace(string(info.Features.Value)) != `{"mountOptions":["features"]}` {
+		t.Errorf("-info: %+v, %v", info.Features, err)
+	}
 	if err := exec.Command(bin, "nosuch").Run(); err == nil {
 		t.Error("unknown command is taken")
 	}

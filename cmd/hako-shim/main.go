@@ -16,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
@@ -23,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hako-engine/hako/internal/quiet"
 	"github.com/hako-engine/hako/internal/version"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/features"
@@ -89,7 +91,7 @@ func run(args []string, out io.Writer) error {
 		fmt.Fprintf(out, "hako-shim:\n  Version:  %s\n  Revision: %s\n  Go version: %s\n", version.Version, version.Revision(), runtime.Version())
 		return nil
 	case *showInfo:
-		return info(out)
+		return info(os.Stdin, c.Defaults.Binary, out)
 	}
 	switch fs.Arg(0) {
 	case "serve":
@@ -104,7 +106,11 @@ func run(args []string, out io.Writer) error {
 	return fmt.Errorf("unknown command %q: want serve, start or delete (see hako-shim --help)", strings.Join(fs.Args(), " "))
 }
 
+// monitorSlack is how late the Go runtime's monitor may wake, in nanoseconds: see internal/quiet.
+const monitorSlack = 2000000
+
 func serve(c shim.Command) error {
+	quiet.Monitor(monitorSlack)
 	runtime.GOMAXPROCS(2)
 	// A daemon that stops its process group must not take the containers along. The
 	// signals are caught and not ignored: a container would inherit that.
@@ -130,17 +136,50 @@ func serve(c shim.Command) error {
 	return s.Serve(l)
 }
 
-func info(w io.Writer) error {
-	raw, err := json.Marshal(features.Get(version.Version))
-	if err != nil {
+// info tells of the runtime that containerd's options, on in, ask for: binary if they name none.
+func info(in *os.File, binary string, w io.Writer) error {
+	if st, err := in.Stat(); err == nil && st.Mode()&os.ModeCharDevice == 0 {
+		raw, err := io.ReadAll(io.LimitReader(in, maxOptions))
+		if err != nil {
+			return err
+		}
+		var a wire.Any
+		var o wire.RuntimeOptions
+		if err := wire.Unmarshal(raw, &a); err != nil {
+			return fmt.Errorf("options: %w", err)
+		}
+		if strings.HasSuffix(a.TypeURL, wire.RuntimeOptionsURL) {
+			if err := wire.Unmarshal(a.Value, &o); err != nil {
+				return fmt.Errorf("options: %w", err)
+			}
+		}
+		if o.BinaryName != "" {
+			binary = o.BinaryName
+		}
+	}
+	var known []byte
+	var err error
+	if binary != "" {
+		known, err = exec.Command(binary, "features").Output()
+		if err != nil || !json.Valid(known) {
+			known = nil // an older one does not tell
+		}
+	} else if known, err = json.Marshal(features.Get(version.Version)); err != nil {
 		return err
 	}
-	_, err = w.Write(wire.Marshal(&wire.RuntimeInfo{
-		Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()},
-		Features: &wire.Any{TypeURL: "types.containerd.io/opencontainers/runtime-spec/1/features/Features", Value: raw},
-	}))
+	m := &wire.RuntimeInfo{Name: runtimeName, Version: &wire.RuntimeVersion{Version: version.Version, Revision: version.Revision()}}
+	if known != nil {
+		m.Features = &wire.Any{TypeURL: featuresURL, Value: known}
+	}
+	_, err = w.Write(wire.Marshal(m))
 	return err
 }
+
+// maxOptions bounds what is read of options, in bytes.
+const maxOptions = 1 << 20
+
+// featuresURL names the document of features.md in an Any.
+const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
 
 // newRuntime wires the runtime that a configuration asks for.
 func newRuntime(cfg shim.RuntimeConfig) (shim.Runtime, error) {

@@ -56,6 +56,7 @@ type config struct {
 	BridgeSubnet6    string                 `toml:"bridge-subnet6" comment:"IPv6 subnet of the default network; \"\": none."`
 	MTU              int                    `toml:"mtu" comment:"Of new networks."`
 	ShimBinary       string                 `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
+	RestartInterval  string                 `toml:"restart-interval" comment:"How often it is looked for containers of containerd's clients that are to be started again (labels containerd.io/restart.*), e.g. 10s."`
 	InitBinary       string                 `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
 	Runtimes         map[string]string      `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
 	Verify           map[string]verify.Rule `toml:"verify" comment:"Signatures that images need before they are pulled, by registry or the beginning of a repository's name: [verify.\"registry.example.com/team\"] keys = [\"cosign.pub\"]."`
@@ -64,11 +65,11 @@ type config struct {
 func defaultConfig() config {
 	return config{
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
-		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
+		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", RestartInterval: "10s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
-		Runtimes: map[string]string{},
+		Runtimes: map[string]string{}, Verify: map[string]verify.Rule{},
 	}
 }
 
@@ -204,6 +205,9 @@ func (c *config) complete() error {
 	}
 	if d, err := time.ParseDuration(c.PullTimeout); err != nil || d <= 0 {
 		return fmt.Errorf("pull-progress-timeout: %q is not a duration such as 30s or 2m", c.PullTimeout)
+	}
+	if d, err := time.ParseDuration(c.RestartInterval); err != nil || d <= 0 {
+		return fmt.Errorf("restart-interval: %q is not a duration such as 10s or 1m", c.RestartInterval)
 	}
 	if c.CgroupDriver == "" {
 		c.CgroupDriver = cgroupDriver("/")

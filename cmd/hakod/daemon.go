@@ -14,9 +14,11 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/hako-engine/hako/api/cri"
 	"github.com/hako-engine/hako/api/docker"
@@ -59,12 +61,13 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	snapshotters := sns.byName
 	cfg.Snapshotter = sns.used
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
-	allow, err := pullPolicy(cfg, log)
+	restartInterval, _ := time.ParseDuration(cfg.RestartInterval)
+	rules, err := newPullRules(cfg, log)
 	if err != nil {
 		return err
 	}
 	images := image.New(image.Options{
-		Allow:   allow,
+		Allow:   rules.allow(),
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
@@ -110,7 +113,8 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Containers: st.Records("containers"), Volumes: st.Records("volumes"), Settings: st.Records("settings"),
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
-		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Namespaces: st.Namespaces(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
+		ContainerNamespaces: st.Namespaces().List, RestartInterval: restartInterval,
+		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
@@ -161,7 +165,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		}
 	}
 	if cfg.ContainerdSocket != "" {
-		rooms := containerdRooms{store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
+		rooms := containerdRooms{rules: rules, store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
 		if err := serveContainerd(gctx, g, cfg, rooms, log); err != nil {
 			return err
 		}
@@ -278,6 +282,10 @@ func (s taskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (engin
 
 func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi.DeleteResponse, error) {
 	return s.m.ReapTask(ctx, o)
+}
+
+func (s taskShims) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	return s.m.RuntimeInfo(ctx, program, options, args...)
 }
 
 func debugHandler() http.Handler {

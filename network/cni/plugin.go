@@ -256,6 +256,13 @@ func (r *runner) supported(ctx context.Context, path string) ([]string, error) {
 	return known.versions, nil
 }
 
+// exhausted are words, in lower case, with which plugins say that no address is left: the specification has no code for it.
+var exhausted = []string{
+	"no ip addresses available", // host-local
+	"could not allocate ip in range",
+	"range is full",
+}
+
 // classify gives an error of libcni a class, if it has none: what plugins say is in the codes of the specification.
 func classify(err error) error {
 	if err == nil || errdefs.Resolve(err) != errdefs.ErrUnknown {
@@ -269,6 +276,11 @@ func classify(err error) error {
 			class = errdefs.ErrUnavailable
 		case types.ErrIncompatibleCNIVersion, types.ErrUnsupportedField, types.ErrInvalidNetworkConfig:
 			class = errdefs.ErrFailedPrecondition
+		default:
+			text := strings.ToLower(err.Error())
+			if slices.ContainsFunc(exhausted, func(s string) bool { return strings.Contains(text, s) }) {
+				return fmt.Errorf("the network has no address left for the pod: %w: %w", err, errdefs.ErrResourceExhausted)
+			}
 		}
 	}
 	return fmt.Errorf("%w: %w", err, class)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/containernetworking/cni/pkg/types"
 )
 
 func TestParseRate(t *testing.T) {
@@ -156,6 +157,24 @@ func TestRunner(t *testing.T) {
 	for _, plugin := range []string{"", "..", "a/b", "absent"} {
 		if path, err := r.FindInPath(plugin, []string{dir}); err == nil {
 			t.Errorf("%q: %s", plugin, path)
+		}
+	}
+}
+
+func TestClassify(t *testing.T) {
+	for _, tt := range []struct {
+		err  error
+		want error
+	}{
+		{&types.Error{Code: types.ErrInternal, Msg: `failed to allocate for range 0: no IP addresses available in range set: 10.1.0.1-10.1.0.254`}, errdefs.ErrResourceExhausted},
+		{fmt.Errorf("plugin bridge: %w", &types.Error{Code: 999, Msg: "Could not allocate IP in range: ip: 10.1.0.1"}), errdefs.ErrResourceExhausted},
+		{&types.Error{Code: types.ErrTryAgainLater, Msg: "no IP addresses available"}, errdefs.ErrUnavailable},
+		{&types.Error{Code: types.ErrInvalidNetworkConfig}, errdefs.ErrFailedPrecondition},
+		{&types.Error{Code: types.ErrInternal, Msg: "boom"}, errdefs.ErrUnknown},
+		{fmt.Errorf("gone: %w", errdefs.ErrNotFound), errdefs.ErrNotFound},
+	} {
+		if got := errdefs.Resolve(classify(tt.err)); got != tt.want {
+			t.Errorf("%v: %v, want %v", tt.err, got, tt.want)
 		}
 	}
 }

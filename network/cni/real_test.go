@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -307,7 +309,7 @@ func TestDebianPluginsSubnetExhausted(t *testing.T) {
 	}
 	pods := fill(size)
 	over := w.pod("over")
-	if _, err := m.Setup(ctx, over); err == nil || !strings.Contains(err.Error(), "no IP addresses available") {
+	if _, err := m.Setup(ctx, over); !errdefs.IsResourceExhausted(err) || !strings.Contains(err.Error(), "no address left for the pod") {
 		t.Errorf("one too many: %v", err)
 	}
 	if got := len(w.leases("small")); got != size {

@@ -214,7 +214,7 @@ func (c *compiler) namespaces() error {
 			// Whoever is in that namespace with CAP_SYS_PTRACE reaches through /proc what a
 			// process in it has open, and its root: it enters as the loader, when there is
 			// nothing of the host left.
-			c.p.LoaderForks, b.pidns = true, slot
+			c.p.LoaderForks, c.p.Waits, b.pidns = true, !c.o.Hold, slot
 		case n.Type == "pid":
 			refork = true
 		}
@@ -620,15 +620,21 @@ func (c *compiler) protect() {
 	b.do("mask paths")
 	b.set(b.slot("null-used"), num(0))
 	b.set(b.slot("empty-used"), num(0))
+	buf := b.buffer()
+	var st unix.Stat_t
 	for i, p := range l.MaskedPaths {
 		c.at("linux.maskedPaths", i)
-		skip, dir := b.label(), b.label()
+		skip, file := b.label(), b.label()
 		b.do("mask %s", p)
 		at, name := c.within(p)
 		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
-		c.cover(null, target, func(s *Step) { s.accept(unix.ENOTDIR, unix.EINVAL).onFail(dir) }, skip)
-		b.here(dir)
-		c.cover(empty, target, func(*Step) {}, skip)
+		// Asked first: a copy that does not fit would stay detached, and the kernel waits when
+		// it gives that back.
+		b.call(sysFstat, in(target), buf)
+		b.check(buf, unsafe.Offsetof(st.Mode), unix.S_IFMT, unix.S_IFDIR, 0).onFail(file).Any = true
+		c.cover(empty, target, skip)
+		b.here(file)
+		c.cover(null, target, skip)
 		b.here(skip)
 	}
 }
@@ -654,17 +660,16 @@ func (c *compiler) within(p string) (Slot, string) {
 
 // cover attaches a mask. The first use takes the detached mount itself: only an
 // attached mount can be cloned (before Linux 6.15).
-func (c *compiler) cover(mask, target Slot, handle func(*Step), done label) {
+func (c *compiler) cover(mask, target Slot, done label) {
 	b := c.child
 	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
 	again := b.label()
 	b.next(Branch, []Arg{in(used)}).onFail(again)
-	handle(b.attach(mask, target))
+	b.attach(mask, target)
 	b.set(used, num(1)).onOK(done)
 	b.here(again)
 	b.clone(in(mask), "", false, copySlot)
-	s := b.attach(copySlot, target).onOK(done)
-	handle(s)
+	b.attach(copySlot, target).onOK(done)
 }
 
 // cloneDevice makes a detached copy of a device node of the host. A copy of a shared mount

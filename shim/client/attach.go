@@ -3,6 +3,8 @@ package client
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,10 +27,46 @@ func (s *Shim) Attach(ctx context.Context, o AttachOptions) (Stream, error) {
 	return st, nil
 }
 
-func (s *Shim) attach(ctx context.Context, o AttachOptions) (_ *stream, err error) {
+func (s *Shim) attach(ctx context.Context, o AttachOptions) (*stream, error) {
+	st, _, err := s.open(ctx, func(conn net.Conn) error {
+		return wire.WriteLine(conn, wire.AttachRequest{Version: 1, ID: o.ID, ExecID: o.ExecID, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	})
+	return st, err
+}
+
+// Run adds a process without a terminal to a container, attaches to its output, and starts it: what Exec, Attach and Start do
+// with three exchanges. When it has ended the shim forgets it by itself. pid is its process number.
+//
+// An error of the start itself is a *StartError, and then nothing is left of the process. A shim that is older than this call
+// answers errdefs.ErrNotFound. After any other error the process may be there, or come yet.
+func (s *Shim) Run(ctx context.Context, o ExecOptions) (_ RunStream, pid int, err error) {
+	spec, err := json.Marshal(o.Spec)
+	if err != nil {
+		return nil, 0, err
+	}
+	st, reply, err := s.open(ctx, func(conn net.Conn) error {
+		return wire.WriteRun(conn, wire.AttachRequest{ID: o.ID, ExecID: o.ExecID, Stdin: o.Stdio.OpenStdin, Stdout: true, Stderr: true}, spec)
+	})
+	switch {
+	case err != nil && reply.Start:
+		return nil, 0, &StartError{err}
+	case err != nil:
+		return nil, 0, err
+	}
+	return st, reply.Pid, nil
+}
+
+// StartError says that a process was added, and could not be started.
+type StartError struct{ err error }
+
+func (e *StartError) Error() string { return e.err.Error() }
+func (e *StartError) Unwrap() error { return e.err }
+
+// open makes a connection for streams, sends a request and reads the reply.
+func (s *Shim) open(ctx context.Context, send func(net.Conn) error) (_ *stream, reply wire.AttachReply, err error) {
 	conn, err := wire.Dial(s.path)
 	if err != nil {
-		return nil, err
+		return nil, reply, err
 	}
 	// The end of ctx interrupts the exchange below, and nothing after it.
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
@@ -43,29 +81,30 @@ func (s *Shim) attach(ctx context.Context, o AttachOptions) (_ *stream, err erro
 			}
 		}
 	}()
-	req := wire.AttachRequest{Version: 1, ID: o.ID, ExecID: o.ExecID, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr}
-	if err := wire.WriteLine(conn, req); err != nil {
-		return nil, err
+	if err := send(conn); err != nil {
+		return nil, reply, err
 	}
 	st := &stream{conn: conn, r: bufio.NewReaderSize(conn, 4<<10)}
-	var reply wire.AttachReply
 	if err := wire.ReadLine(st.r, &reply); err != nil {
-		return nil, err
+		return nil, reply, err
 	}
-	return st, reply.Err()
+	return st, reply, reply.Err()
 }
 
-// stream implements Stream.
+// stream implements RunStream.
 type stream struct {
-	conn  net.Conn
-	r     *bufio.Reader
-	buf   []byte
-	ended bool
+	conn   net.Conn
+	r      *bufio.Reader
+	buf    []byte
+	ended  bool
+	status int
 
 	write sync.Mutex // one frame at a time
 }
 
-var _ Stream = (*stream)(nil)
+var _ RunStream = (*stream)(nil)
+
+func (s *stream) ExitStatus() int { return s.status }
 
 func (s *stream) ReadFrame() (int, []byte, error) {
 	if s.ended {
@@ -84,6 +123,9 @@ func (s *stream) ReadFrame() (int, []byte, error) {
 			return 0, nil, err
 		case typ == wire.FrameEnd:
 			s.ended = true
+			if len(p) >= 4 {
+				s.status = int(binary.BigEndian.Uint32(p))
+			}
 			return 0, nil, io.EOF
 		case typ == wire.FrameStdout || typ == wire.FrameStderr:
 			return int(typ), p, nil

@@ -339,6 +339,29 @@ func (o TaskOptions) run(ctx context.Context, action string, in []byte) ([]byte,
 	return out.Bytes(), nil
 }
 
+// RuntimeInfo asks the program of a shim what it is and can do, for the options of a task (nil: none). The
+// arguments come before containerd's own.
+func (Manager) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
+	ctx, cancel := context.WithTimeout(ctx, programLimit)
+	defer cancel()
+	in, err := proto.Marshal(options)
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "-info")...)
+	cmd.WaitDelay = time.Second
+	out, errs := &limited{max: maxAnswer}, &limited{max: maxAnswer}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), out, errs
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s -info: %w: %s", filepath.Base(program), err, strings.TrimSpace(errs.text()))
+	}
+	var info types.RuntimeInfo
+	if err := proto.Unmarshal(out.Bytes(), &info); err != nil {
+		return nil, fmt.Errorf("%s -info: %w", filepath.Base(program), err)
+	}
+	return &info, nil
+}
+
 // limited keeps the beginning of what is written.
 type limited struct {
 	bytes.Buffer
@@ -388,7 +411,7 @@ func (o TaskOptions) writeBinaryPath() error {
 	path := o.Program
 	if path == "" {
 		var err error
-		if path, err = o.binary(); err != nil {
+		if path, err = o.StartOptions.Program(); err != nil {
 			return err
 		}
 	}
@@ -432,35 +455,4 @@ func (o TaskOptions) openLog() (keep io.Closer, err error) {
 		}
 	}()
 	return writer, nil
-}
-
-// Info asks a shim's program what it can do.
-func (o TaskOptions) Info(ctx context.Context) (*types.RuntimeInfo, error) {
-	program := o.Program
-	if program == "" {
-		var err error
-		if program, err = o.binary(); err != nil {
-			return nil, err
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, programLimit)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "-info")
-	if o.Options != nil {
-		in, err := proto.Marshal(o.Options)
-		if err != nil {
-			return nil, err
-		}
-		cmd.Stdin = bytes.NewReader(in)
-	}
-	out, errs := &limited{max: maxAnswer}, &limited{max: maxAnswer}
-	cmd.Stdout, cmd.Stderr = out, errs
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s -info: %w: %s: %w", filepath.Base(program), err, strings.TrimSpace(errs.text()), errdefs.ErrNotImplemented)
-	}
-	info := new(types.RuntimeInfo)
-	if err := proto.Unmarshal(out.Bytes(), info); err != nil {
-		return nil, fmt.Errorf("%s -info: %w: %w", filepath.Base(program), err, errdefs.ErrDataLoss)
-	}
-	return info, nil
 }

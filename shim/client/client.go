@@ -121,6 +121,13 @@ type Stream interface {
 	io.Closer
 }
 
+// RunStream is the attachment to a process that was run: ReadFrame's io.EOF comes when it has ended.
+type RunStream interface {
+	Stream
+	// ExitStatus is how the process ended, valid after io.EOF: its exit code, or 128 and the signal.
+	ExitStatus() int
+}
+
 // Event is a task event forwarded by a shim.
 type Event struct {
 	Namespace string

@@ -20,7 +20,7 @@ const (
 	FrameStdin      = 0 // client: input
 	FrameStdout     = 1 // shim: output
 	FrameStderr     = 2
-	FrameEnd        = 3 // shim: all output has been sent, and the connection ends
+	FrameEnd        = 3 // shim: all output has been sent, and the connection ends; see AttachRequest.Process
 	FrameCloseStdin = 4 // client: no more input from this client
 )
 
@@ -30,22 +30,56 @@ const (
 	MaxFrame = 64 << 10
 	// maxLine bounds the lines of JSON.
 	maxLine = 4096
+	// maxProcess bounds a process to be run, in bytes of JSON.
+	maxProcess = 4 << 20
 )
+
+// VersionRun is the version of requests with a process.
+const VersionRun = 2
 
 // AttachRequest names a process and the streams that the client wants.
 type AttachRequest struct {
-	Version int    `json:"version"` // 1
+	Version int    `json:"version"` // 1, or VersionRun
 	ID      string `json:"id"`
 	ExecID  string `json:"execID,omitempty"`
 	Stdin   bool   `json:"stdin,omitempty"`
 	Stdout  bool   `json:"stdout,omitempty"`
 	Stderr  bool   `json:"stderr,omitempty"`
+	// Process is the length in bytes of an OCI process in JSON that follows the line. It is
+	// added under ExecID, attached to, started and, when it has ended, deleted: the reply comes
+	// after the start, and FrameEnd has the exit status (uint32, big endian) as its payload. It runs on when the
+	// client goes.
+	Process int `json:"process,omitempty"`
+}
+
+// ReadProcess reads the process that follows a request.
+func ReadProcess(r io.Reader, q AttachRequest) ([]byte, error) {
+	if q.Process <= 0 || q.Process > maxProcess {
+		return nil, fmt.Errorf("process of %d bytes", q.Process)
+	}
+	b := make([]byte, q.Process)
+	_, err := io.ReadFull(r, b)
+	return b, err
+}
+
+// WriteRun sends a request with its process, with one write(2).
+func WriteRun(w io.Writer, q AttachRequest, process []byte) error {
+	q.Version, q.Process = VersionRun, len(process)
+	b, err := json.Marshal(q)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(append(b, '\n'), process...))
+	return err
 }
 
 // AttachReply is the answer. Code is 0 or the number of an error class.
 type AttachReply struct {
 	Code    int32  `json:"code"`
 	Message string `json:"message,omitempty"`
+	// Of a process that was run: its number, and whether the error is one of its start.
+	Pid   int  `json:"pid,omitempty"`
+	Start bool `json:"start,omitempty"`
 }
 
 // WriteLine sends v as one line of JSON.
@@ -80,7 +114,7 @@ func ReadLine(r *bufio.Reader, v any) error {
 // Reply makes the answer of the outcome of an attach.
 func Reply(err error) AttachReply {
 	if st := toStatus(err); st != nil {
-		return AttachReply{st.Code, st.Message}
+		return AttachReply{Code: st.Code, Message: st.Message}
 	}
 	return AttachReply{}
 }

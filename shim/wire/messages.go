@@ -432,7 +432,7 @@ type (
 		ContainerID string
 		Pid         uint32
 	}
-	// TaskDelete is published when a process was deleted; ID is the exec's.
+	// TaskDelete is published when a task was deleted.
 	TaskDelete struct {
 		ContainerID     string
 		Pid, ExitStatus uint32

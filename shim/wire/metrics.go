@@ -31,6 +31,13 @@ func (r *Record) Message(field int, m *Record) {
 	}
 }
 
+// Always adds a message, even an empty one: there are readers that do not expect it to be missing.
+func (r *Record) Always(field int, m *Record) {
+	m.c.encode = true // without a field it is of no kind yet
+	r.c.encode = true
+	r.c.message(field, m)
+}
+
 // Packed adds a list of numbers.
 func (r *Record) Packed(field int, list []uint64) {
 	if len(list) == 0 {

@@ -17,6 +17,12 @@ peers=("${@:3}")
 [ ${#peers[@]} -gt 0 ] || peers=(crun runc)
 if [ "${HAKO_BENCH_NS:-}" = "" ]; then exec env HAKO_BENCH_NS=1 unshare -m "$0" "$oci" "$runs" "${peers[@]}"; fi
 w=$(mktemp -d)
+# State is kept in memory, where all of them keep it by default (/run): to remove a folder
+# from a disk is a wait for the disk.
+state=$w
+for d in /run /dev/shm; do
+	if [ "$(findmnt -no FSTYPE -T $d)" = tmpfs ]; then state=$(mktemp -d "$d/bench.XXXXXX"); break; fi
+done
 arch=$(uname -m)
 export arch
 runtimes=()
@@ -26,20 +32,20 @@ runtimes=()
 cleanup() {
 	set +e
 	for i in "${!runtimes[@]}"; do
-		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-x$i" >/dev/null 2>&1
-		"${runtimes[i]}" --root "$w/root$i" delete --force "bench-$i" >/dev/null 2>&1
+		"${runtimes[i]}" --root "$state/root$i" delete --force "bench-x$i" >/dev/null 2>&1
+		"${runtimes[i]}" --root "$state/root$i" delete --force "bench-$i" >/dev/null 2>&1
 	done
 	hierarchies_back 'bench-*'
 	# crun makes plain folders for hierarchies that the kernel has and nobody mounts.
 	find /sys/fs/cgroup -mindepth 2 -fstype tmpfs -path '/sys/fs/cgroup/*/bench-*' -delete
 	cd /
-	rm -rf "$w"
+	rm -rf "$w" "$state"
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
 hierarchies_mount hugetlb
 
-mkdir -p "$w/rootfs/bin" "$w/plain" "$w/seccomp" "$w/userns" "$w/sleeper"
+mkdir -p "$state/rootfs/bin" "$w/plain" "$w/seccomp" "$w/userns" "$w/sleeper"
 chmod 755 "$w"
 # The program has no C library: that of Debian spends half a millisecond of a virtual
 # machine's time on asking the processor what it can do.
@@ -48,12 +54,12 @@ if command -v cc >/dev/null; then
 	x86_64) leave='mov $60,%eax; xor %edi,%edi; syscall' ;;
 	*) leave='mov x8,93; mov x0,0; svc 0' ;;
 	esac
-	echo "void _start(void) { __asm__(\"$leave\"); }" | cc -static -nostdlib -O2 -x c -o "$w/rootfs/bin/true" -
-	printf '#include <unistd.h>\nint main(void){for(;;)pause();}' | cc -static -O2 -x c -o "$w/rootfs/bin/pause" -
+	echo "void _start(void) { __asm__(\"$leave\"); }" | cc -static -nostdlib -O2 -x c -o "$state/rootfs/bin/true" -
+	printf '#include <unistd.h>\nint main(void){for(;;)pause();}' | cc -static -O2 -x c -o "$state/rootfs/bin/pause" -
 	pause='["/bin/pause"]'
 else
-	cp "$(command -v busybox)" "$w/rootfs/bin/true"
-	cp "$w/rootfs/bin/true" "$w/rootfs/bin/busybox"
+	cp "$(command -v busybox)" "$state/rootfs/bin/true"
+	cp "$state/rootfs/bin/true" "$state/rootfs/bin/busybox"
 	pause='["/bin/busybox","sleep","100000"]'
 fi
 # What is measured is a program as it is installed: a copy. See the Makefile.
@@ -62,7 +68,7 @@ oci=$w/hako-oci
 (cd "$root" && CGO_ENABLED=0 go build -o "$w/turns" ./test/bench/turns)
 cd "$w"
 "$oci" spec
-jq --arg r "$w/rootfs" '.ociVersion="1.0.2" | .process.args=["/bin/true"] | .process.terminal=false | .root.path=$r' config.json >plain/config.json
+jq --arg r "$state/rootfs" '.ociVersion="1.0.2" | .process.args=["/bin/true"] | .process.terminal=false | .root.path=$r' config.json >plain/config.json
 jq --argjson a "$pause" '.process.args=$a' plain/config.json >sleeper/config.json
 jq '.linux.namespaces+=[{"type":"user"}] | .linux.uidMappings=[{"containerID":0,"hostID":100000,"size":65536}] | .linux.gidMappings=.linux.uidMappings' plain/config.json >userns/config.json
 profile=/usr/share/containers/seccomp.json
@@ -78,7 +84,7 @@ fi
 names=()
 for rt in "$oci" "${peers[@]}"; do
 	path=$(command -v "$rt") || { echo "bench: $rt is not installed" >&2; continue; }
-	if ! "$path" --root "$w/root${#names[@]}" run --bundle "$w/plain" bench-probe >/dev/null 2>"$w/err"; then
+	if ! "$path" --root "$state/root${#names[@]}" run --bundle "$w/plain" bench-probe >/dev/null 2>"$w/err"; then
 		echo "bench: $rt does not run here: $(head -c 200 "$w/err")" >&2
 		continue
 	fi
@@ -96,7 +102,7 @@ compare() {
 		all+=("${names[i]}")
 		for part in "$@"; do
 			case $part in
-			R) all+=("${runtimes[i]}" --root "$w/root$i") ;;
+			R) all+=("${runtimes[i]}" --root "$state/root$i") ;;
 			ID) all+=("bench-$i") ;;
 			XID) all+=("bench-x$i") ;;
 			*) all+=("$part") ;;
@@ -112,13 +118,13 @@ compare "run of a static program, default specification:" R run --bundle "$w/pla
 compare "the same in a user namespace:" R run --bundle "$w/userns" ID
 compare "create, start and delete of it:" R create --bundle "$w/plain" ID + R start ID + R delete --force ID
 for i in "${!runtimes[@]}"; do
-	"${runtimes[i]}" --root "$w/root$i" run -d --bundle "$w/sleeper" "bench-x$i" </dev/null >/dev/null 2>"$w/err" || { cat "$w/err" >&2; exit 1; }
+	"${runtimes[i]}" --root "$state/root$i" run -d --bundle "$w/sleeper" "bench-x$i" </dev/null >/dev/null 2>"$w/err" || { cat "$w/err" >&2; exit 1; }
 done
 compare "exec of it in a running container:" R exec XID /bin/true
 if command -v strace >/dev/null; then
 	echo "system calls of one run, with all threads and children:"
 	for i in "${!runtimes[@]}"; do
-		strace -f -c -o "$w/calls" "${runtimes[i]}" --root "$w/root$i" run --bundle "$w/plain" "bench-$i" >/dev/null
+		strace -f -c -o "$w/calls" "${runtimes[i]}" --root "$state/root$i" run --bundle "$w/plain" "bench-$i" >/dev/null
 		echo "  ${names[i]}: $(awk '/ total$/ {print $4}' "$w/calls"), without waiting in the Go runtime (futex, nanosleep, sched_yield): $(awk '$NF ~ /^(futex|nanosleep|sched_yield|clock_nanosleep)$/ {n += $4} / total$/ {t = $4} END {print t - n}' "$w/calls")"
 	done
 fi

@@ -17,6 +17,7 @@ ns=hw-$$
 ctr_() { timeout 60 "$ctr" --namespace "$ns" "$@"; }
 run() { ctr_ run "${runtime[@]}" "$@"; }
 status() { ctr_ task ls | awk -v id="$1" '$1==id{print $3}'; }
+gone() { until_ "status $1" STOPPED >/dev/null; ctr_ task rm "$1" >/dev/null 2>&1 || true; ctr_ container rm "$1"; }
 code() { local c=0; "$@" >/dev/null 2>&1 || c=$?; echo $c; }
 box=localhost:5000/library/alpine:latest
 
@@ -43,7 +44,7 @@ ctr_ images rm --sync example.org/a:1 >/dev/null
 like "images: import" "$(ctr_ images import "$w/image.tar" 2>&1 | tr '\r\n' '  ')" 'example.org/a:1'
 like "images: import --local" "$(ctr_ images import --local "$w/image.tar" 2>&1)" 'example.org/a:1'
 ctr_ images tag example.org/a:1 localhost:5000/pushed:1 >/dev/null
-ctr_ images push --plain-http localhost:5000/pushed:1 >"$w/out" 2>&1 || cat "$w/out"
+ctr_ images push --plain-http localhost:5000/pushed:1 >"$w/out" 2>&1 || tail -n 1 "$w/out"
 is "images: push" "$(curl -fsS -o /dev/null -w '%{http_code}' -H 'Accept: application/vnd.oci.image.index.v1+json' http://localhost:5000/v2/pushed/manifests/1)" 200
 mkdir "$w/mnt"
 ctr_ images mount $box "$w/mnt" >/dev/null; is "images: mount" "$(cat "$w/mnt/etc/last")" last
@@ -87,12 +88,12 @@ is "run: user namespace" "$(run --rm --uidmap 0:100000:65536 --gidmap 0:100000:6
 is "run: native snapshotter" "$(ctr_ images pull --local --plain-http --snapshotter native $box >/dev/null 2>&1; run --rm --snapshotter native $box sn cat /etc/last)" last
 run -d --log-uri "file://$w/file.log" $box f sh -c 'echo out; echo err >&2'
 is "run: output to a file" "$(until_ "sort $w/file.log | tr '\n' ' '" "err out ")" "err out "
-ctr_ task rm f >/dev/null 2>&1 || true; ctr_ container rm f
+gone f
 # shellcheck disable=SC2016
 printf '#!/bin/sh\necho "$CONTAINER_NAMESPACE $CONTAINER_ID" >"%s/binary.log"\nexec 5>&-\nexec cat <&3 >>"%s/binary.log"\n' "$w" "$w" >"$w/logger"; chmod +x "$w/logger"
 run -d --log-uri "binary://$w/logger" $box b sh -c 'echo out'
 is "run: output to a program" "$(until_ "tr '\n' ' ' <$w/binary.log" "$ns b out ")" "$ns b out "
-ctr_ task rm b >/dev/null 2>&1 || true; ctr_ container rm b
+gone b
 
 run -d --memory-limit 67108864 --label x=y --pid-file "$w/pid" $box w sleep 1000
 is "limits" "$(cat /sys/fs/cgroup/memory/"$ns"/w/memory.limit_in_bytes /sys/fs/cgroup/"$ns"/w/memory.max 2>/dev/null)" 67108864

@@ -62,7 +62,9 @@ wrapper() {
 		if grep -qs monitor.container.v1.restart "$config"; then
 			sed -n 's/^[[:space:]]*interval = /restart-interval = /p' "$config" >"$state/hako.toml"
 		fi
-		exec hakod --config "$state/hako.toml" --root "$root" --state "$state" --containerd-socket "$address" --docker-socket "" --cri-socket "" --log-level debug
+		# Daemons of one world want bridges of their own.
+		exec hakod --config "$state/hako.toml" --root "$root" --state "$state" --containerd-socket "$address" --docker-socket "" --cri-socket "" --log-level debug \
+			--bridge-name "hk$(echo "$root" | cksum | cut -d' ' -f1)" --bridge-subnet "10.$((100 + $(echo "$root" | cksum | cut -d' ' -f1) % 100)).0.0/24"
 	S
 	chmod +x "$w/path/containerd"
 }

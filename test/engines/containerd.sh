@@ -9,6 +9,7 @@ oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI [SHIM]}")
 for p in containerd ctr jq; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
 busybox=$(command -v busybox) || { echo "busybox-static is not installed" >&2; exit 1; }
 w=$(mktemp -d)
+chmod 711 "$w" # a container in a user namespace has its cgroups below it
 # A cgroup v1 hierarchy that exists and is not mounted makes containerd lose all metrics.
 sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
 	grep -q " - cgroup .*[ ,]$c\(,.*\)*$" /proc/self/mountinfo && continue
@@ -26,31 +27,58 @@ if [ $# -gt 1 ]; then
 	runtime=(--runtime io.containerd.hako.v2)
 fi
 printf 'version = 2\nroot = "%s/root"\nstate = "%s/state"\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n[grpc]\naddress = "%s/sock"\n[ttrpc]\naddress = "%s/sock.ttrpc"\n' "$w" "$w" "$w" "$w" >"$w/config.toml"
-containerd --config "$w/config.toml" >"$w/log" 2>&1 &
-pid=$!
+export CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1
+up() { # starts containerd, again
+	containerd --config "$w/config.toml" >>"$w/log" 2>&1 &
+	pid=$!
+	for _ in $(seq 100); do ctr_ version >/dev/null 2>&1 && break; sleep 0.1; done
+}
+down() { kill "-${1:-TERM}" "$pid"; wait "$pid" 2>/dev/null || true; }
 ctr_() { timeout 60 ctr --address "$w/sock" --namespace "$ns" "$@"; }
 cleanup() {
 	for id in $(ctr_ container ls -q 2>/dev/null); do
 		ctr_ task rm -f "$id" >/dev/null 2>&1 || true
 		ctr_ container rm "$id" >/dev/null 2>&1 || true
 	done
-	kill "$pid"; wait "$pid" || true
+	[ -z "${watch:-}" ] || kill "$watch" 2>/dev/null || true
+	down
 	cd /; rmdir "$w"/cgroup/*/"$ns" 2>/dev/null || true
 	umount "$w"/cgroup/* 2>/dev/null || true
 	rm -rf --one-file-system "$w" || true
 	rmdir /sys/fs/cgroup/"$ns" /sys/fs/cgroup/*/"$ns" /run/containerd/runc/"$ns" 2>/dev/null || true
 }
 trap cleanup EXIT
-for _ in $(seq 100); do ctr_ version >/dev/null 2>&1 && break; sleep 0.1; done
+up
 failed=0
 is() { if [ "$2" = "$3" ]; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want '$3'"; failed=1; fi; }
 like() { if grep -qE -- "$3" <<<"$2"; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want something like '$3'"; failed=1; fi; }
 status() { ctr_ task ls | awk -v id="$1" '$1==id{print $3}'; }
+# events CONTAINER TOPIC...: the topics of its task, in order, when there are as many
+events() {
+	local id=$1; shift
+	for _ in $(seq 40); do
+		grep -E "\"(container_id|id)\": ?\"$id\"" "$w/events" 2>/dev/null | grep -oE ' /tasks/[a-z-]+' | sed 's/.*\///' >"$w/topics"
+		[ "$(wc -l <"$w/topics")" -ge $# ] && break
+		sleep 0.05
+	done
+	tr '\n' ' ' <"$w/topics"
+}
+watch_() { ctr_events & watch=$!; sleep 0.5; }
+ctr_events() { exec ctr --address "$w/sock" --namespace "$ns" events >>"$w/events" 2>/dev/null; }
+# shim_of CONTAINER: its shim's process
+shim_of() {
+	local d
+	for d in /proc/[0-9]*; do
+		case "$({ tr '\0' ' ' <"$d/cmdline"; } 2>/dev/null)" in
+		*containerd-shim*" $ns "*"-id $1 "*) echo "${d#/proc/}"; return ;;
+		esac
+	done
+}
 until_() { for _ in $(seq 100); do [ "$(status "$1")" = "$2" ] && break; sleep 0.05; done; status "$1"; }
 # An image made by hand: a layer, a configuration, a manifest, an index.
 mkdir -p "$w/img/bin" "$w/img/etc" "$w/img/tmp" "$w/oci/blobs/sha256" "$w/volume"
 cp "$busybox" "$w/img/bin/busybox"
-for a in sh cat ls sleep id ps echo hostname true tty touch tr; do ln -s busybox "$w/img/bin/$a"; done
+for a in sh cat ls sleep id ps echo hostname true tty touch tr tail; do ln -s busybox "$w/img/bin/$a"; done
 blob() { # file, media type: moves it into the layout and prints its descriptor
 	local d; d=$(sha256sum "$1" | cut -d' ' -f1)
 	jq -nc --arg t "$2" --arg d "sha256:$d" --argjson s "$(stat -c %s "$1")" '{mediaType: $t, digest: $d, size: $s}'
@@ -70,9 +98,13 @@ ctr_ image import "$w/image.tar" >/dev/null
 box=docker.io/test/box:1
 run() { ctr_ run "${runtime[@]}" "$@"; }
 
+watch_
 c=0; out=$(run --rm $box a sh -c 'echo hello; exit 5') || c=$?
 is "run: output" "$out" hello
 is "run: exit code" "$c" 5
+# Version 2.4 of containerd's own shim loses events at its end, and mixes them up.
+all="create start exit delete "; [ $# -gt 1 ] || all="create start .*"
+like "run: events" "$(events a create start exit delete)" "^$all$"
 out=$(run --rm $box n nosuch 2>&1 || true); ctr_ container rm n >/dev/null 2>&1 || true
 # shellcheck disable=SC2016 # the words of the runtime
 like "run: command not found" "$out" 'exec: "nosuch": executable file not found in \$PATH'
@@ -102,9 +134,52 @@ like "checkpoint is refused clearly" "$out" 'checkpoint|criu|not implemented|uni
 is "checkpoint: the container runs on" "$(status w)" RUNNING
 ctr_ task kill -s KILL w; is "kill" "$(until_ w STOPPED)" STOPPED
 ctr_ task rm w >/dev/null 2>&1 || true
+x="exec-added exec-started exit"
+[ $# -gt 1 ] && all="create start $x $x $x exec-added paused resumed paused resumed exit delete "
+like "events of its life" "$(events w {1..17})" "^$all$"
 ctr_ task start -d w; is "start again" "$(status w)" RUNNING
 ctr_ task kill -s KILL w; is "kill again" "$(until_ w STOPPED)" STOPPED
 ctr_ task rm w >/dev/null 2>&1 || true; ctr_ container rm w
+c=0; run --rm --memory-limit 16777216 $box o tail /dev/zero >/dev/null 2>&1 || c=$?
+is "out of memory: exit code" "$c" 137
+like "out of memory: event" "$(events o create start oom exit delete)" '^create start oom '
+
+# The daemon goes, politely and not; the containers do not notice, and it finds them again.
+run -d $box d sh -c 'while :; do sleep 0.1; done'
+run -d $box q sleep 100
+kill "$watch" 2>/dev/null; wait "$watch" 2>/dev/null || true
+before=$(ctr_ task ls | awk '$1=="d"{print $2}')
+for signal in TERM KILL; do
+	down $signal
+	up
+	is "daemon restarted ($signal)" "$(ctr_ task ls | awk '$1=="d"{print $2, $3}')" "$before RUNNING"
+	is "daemon restarted ($signal): exec" "$(ctr_ task exec --exec-id "r$signal" d echo inside)" inside
+done
+gone=$(ctr_ task ls | awk '$1=="q"{print $2}')
+down KILL
+kill -9 "$gone"
+up
+watch_
+# Since version 2, containerd deletes the task of which it finds no process.
+like "ended while there was no daemon" "$(until_ q STOPPED)" '^(STOPPED)?$'
+ctr_ task rm q >/dev/null 2>&1 || true
+ctr_ task start -d q; is "ended while there was no daemon: start again" "$(status q)" RUNNING
+ctr_ task kill -s KILL q; is "ended while there was no daemon: kill again" "$(until_ q STOPPED)" STOPPED
+ctr_ task rm q >/dev/null 2>&1 || true; ctr_ container rm q
+
+# The shim is killed: containerd calls its binary to clean up, and knows how it ended.
+before=$(ctr_ task ls | awk '$1=="d"{print $2}')
+shim=$(shim_of d)
+is "the shim is found" "$([ -n "$shim" ] && echo yes)" yes
+kill -9 "$shim"
+for _ in $(seq 100); do [ -d "/proc/$before" ] || break; sleep 0.05; done
+is "shim killed: the process is gone" "$([ -d "/proc/$before" ] || echo gone)" gone
+like "shim killed: events" "$(events d 1 2 3 4)" 'exit delete $'
+for _ in $(seq 100); do [ -z "$(status d)" ] && break; sleep 0.05; done
+is "shim killed: no task" "$(status d)" ""
+ctr_ task start -d d; is "shim killed: start again" "$(status d)" RUNNING
+ctr_ task kill -s KILL d; is "shim killed: kill again" "$(until_ d STOPPED)" STOPPED
+ctr_ task rm d >/dev/null 2>&1 || true; ctr_ container rm d
 
 mkfifo "$w/in"; exec 9<>"$w/in"
 run --rm $box i cat <"$w/in" >"$w/cat" & job=$!

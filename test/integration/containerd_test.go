@@ -258,7 +258,7 @@ func TestContainerdTask(t *testing.T) {
 	if _, err := x.Delete(cx); err != nil || out.String() != "got hello\n" {
 		t.Errorf("exec said %q, %v", out.String(), err)
 	}
-	ts.expect(t, "long/x", "exec-added", "exec-started", "exit", "delete")
+	ts.expect(t, "long/x", "exec-added", "exec-started", "exit")
 
 	p.Args, p.Terminal = []string{"sh", "-c", "stty size; sleep 600"}, true
 	var tty syncBuffer

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -21,6 +23,9 @@ func (d *driver) exhaustAll(ctx context.Context) error {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		fmt.Printf("round %d: %d pods in %.1f s, then: %v\n", round, n, time.Since(start).Seconds(), refusal)
+		if code := status.Code(refusal); code != codes.ResourceExhausted {
+			d.complain("round %d: code %v for a pod that gets no address", round, code)
+		}
 		if round == 0 {
 			first = n
 		}
