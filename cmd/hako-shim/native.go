@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,11 +25,15 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		Bundle: o.Bundle, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
 		NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
 	}
+	var err error
 	for _, m := range o.Rootfs {
-		opts.Rootfs = append(opts.Rootfs, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source, Options: m.Options})
+		s := specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source}
+		if s.Options, s.UIDMappings, s.GIDMappings, err = idMaps(m.Options); err != nil {
+			return nil, fmt.Errorf("mount of the root file system: %w", err)
+		}
+		opts.Rootfs = append(opts.Rootfs, s)
 	}
 	var c *oci.Container
-	var err error
 	if o.Restore == nil {
 		c, err = n.r.Create(ctx, id, opts)
 	} else {
@@ -42,6 +49,35 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		c.PidFD.Close() // the shim has one of its own
 	}
 	return nativeContainer{c, o.Restore != nil}, nil
+}
+
+// idMaps takes the options uidmap= and gidmap= (CONTAINER:HOST:SIZE[,...]) out of those of a mount, by
+// which containerd's snapshotters ask for mapped layers.
+func idMaps(options []string) (rest []string, uids, gids []specs.LinuxIDMapping, err error) {
+	for _, o := range options {
+		key, text, _ := strings.Cut(o, "=")
+		to := map[string]*[]specs.LinuxIDMapping{"uidmap": &uids, "gidmap": &gids}[key]
+		if to == nil {
+			rest = append(rest, o)
+			continue
+		}
+		for r := range strings.SplitSeq(text, ",") {
+			var n [3]uint32
+			parts := strings.Split(r, ":")
+			if len(parts) != len(n) {
+				return nil, nil, nil, fmt.Errorf("option %q: want CONTAINER:HOST:SIZE: %w", o, errdefs.ErrInvalidArgument)
+			}
+			for i, p := range parts {
+				v, err := strconv.ParseUint(p, 10, 32)
+				if err != nil {
+					return nil, nil, nil, fmt.Errorf("option %q: %w: %w", o, err, errdefs.ErrInvalidArgument)
+				}
+				n[i] = uint32(v)
+			}
+			*to = append(*to, specs.LinuxIDMapping{ContainerID: n[0], HostID: n[1], Size: n[2]})
+		}
+	}
+	return rest, uids, gids, nil
 }
 
 func (n native) Remove(ctx context.Context, id, _ string) error {
