@@ -411,18 +411,41 @@ func (sn *Snapshotter) makeLayer(ctx context.Context, parents []layer) (id uint6
 	}
 	sn.fresh[id] = true
 	sn.mu.Unlock()
-	l := sn.layer(id)
-	if err = sn.driver.drop(l); err == nil {
-		err = os.Mkdir(string(l), 0o700)
-	}
-	if err == nil {
-		err = sn.driver.fill(ctx, l, parents)
-	}
+	err = sn.build(ctx, id, parents)
 	if err != nil {
 		sn.settle(id, &err)
 		return 0, err
 	}
 	return id, nil
+}
+
+// unborn is a directory before it gets its name.
+func (sn *Snapshotter) unborn(id uint64) layer {
+	return layer(filepath.Join(sn.dir(), unbornPrefix+strconv.FormatUint(id, 10)))
+}
+
+const unbornPrefix = "."
+
+// build makes a directory. It gets its name last: after a power cut one that has it is
+// whole, and one that has not is made anew. The parents are shown.
+func (sn *Snapshotter) build(ctx context.Context, id uint64, parents []layer) error {
+	if err := sn.driver.drop(sn.layer(id)); err != nil {
+		return err
+	}
+	l := sn.unborn(id)
+	if err := os.Mkdir(string(l), 0o700); err != nil {
+		return err
+	}
+	if err := sn.driver.fill(ctx, l, parents); err != nil {
+		return err
+	}
+	if sn.driver.whole() && len(parents) > 0 {
+		// What is copied must last as long as the record that comes next.
+		if err := sn.syncs.Do(); err != nil {
+			return err
+		}
+	}
+	return os.Rename(string(l), string(sn.layer(id)))
 }
 
 func (sn *Snapshotter) settle(id uint64, err *error) {

@@ -16,6 +16,7 @@ import (
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
 	mountsapi "github.com/containerd/containerd/api/services/mounts/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
@@ -86,6 +87,8 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	if s.opt.Backend != nil {
 		containersapi.RegisterContainersServer(r, &containerService{Server: s})
 		tasksapi.RegisterTasksServer(r, &taskService{Server: s})
+		sandboxapi.RegisterStoreServer(r, &sandboxStoreService{Server: s})
+		sandboxapi.RegisterControllerServer(r, &sandboxControllerService{Server: s})
 	}
 }
 

@@ -30,6 +30,7 @@ type containerdRooms struct {
 	engine       *engine.Engine
 	bus          *events.Bus
 	cri          *cri.Server // nil: not on this socket
+	rules        pullRules
 }
 
 // ttrpcSocket is where shims report to; "" without the API.
@@ -59,7 +60,7 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 		return err
 	}
 	o := containerd.Options{
-		Content: r.store.Content(), Images: r.store.Images(), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
+		Content: r.store.Content(), Images: r.rules.guard(r.store.Images()), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
 		Snapshotters: r.snapshotters, DefaultSnapshotter: clientsSnapshotter(cfg.Snapshotter, r.snapshotters), Bus: r.bus,
 		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
 		RuntimeInfo: r.engine.RuntimeInfo,
