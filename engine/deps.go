@@ -5,6 +5,7 @@ import (
 	"io"
 	"net/netip"
 
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -109,6 +110,7 @@ type Shims interface {
 // TaskShim is one live shim, of anybody, with the messages of containerd's shim v2 protocol.
 type TaskShim interface {
 	taskapi.TTRPCTaskService
+	sandboxapi.TTRPCSandboxService
 	// Bootstrap is how others reach it.
 	Bootstrap() client.Bootstrap
 	// Reserve asks it to stay for a container that is going to be created.

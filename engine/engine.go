@@ -27,6 +27,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/events"
+	sandboxstore "github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -56,6 +57,8 @@ type Options struct {
 	ContainerNamespaces func(context.Context) ([]string, error)
 	// RestartInterval is how often it is looked for tasks to restart; 0: 10 s.
 	RestartInterval time.Duration
+	// SandboxRecords are the sandboxes of containerd's clients (store.Store.Sandboxes).
+	SandboxRecords sandboxstore.Store
 	// Publisher is told of what containerd's clients want to hear of; may be nil.
 	Publisher events.Publisher
 	// GRPCAddress and TTRPCAddress are the daemon's sockets for containerd's clients and shims.
@@ -96,6 +99,7 @@ type Engine struct {
 
 	containers registry
 	tasks      tasks
+	rooms      shimRooms
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -143,6 +147,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		beingMade: map[string]string{},
 	}
 	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
+	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
 	for dir, mode := range map[string]os.FileMode{
@@ -182,6 +187,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	}
 	if o.TaskShims != nil {
 		e.restoreTasks(e.ctx)
+		e.restoreRooms(e.ctx)
 		if e.opt.ContainerNamespaces != nil {
 			e.work.Go(func() { e.monitorTasks(e.ctx) })
 		}
@@ -212,6 +218,14 @@ func (e *Engine) Close() error {
 		s.mu.Lock()
 		shim := s.shim
 		s.mu.Unlock()
+		if shim != nil {
+			shim.Close()
+		}
+	}
+	for _, b := range e.rooms.list() {
+		b.mu.Lock()
+		shim := b.shim
+		b.mu.Unlock()
 		if shim != nil {
 			shim.Close()
 		}

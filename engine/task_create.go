@@ -230,7 +230,16 @@ func mappedRoot(raw []byte) (gid int, ok bool) {
 // findTaskShim gives the shim that shall hold a task: somebody's that the request names, that of
 // the group, or a new one.
 func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskShim, error) {
-	address, version := c.APIAddress, c.APIVersion
+	address, version := c.APIAddress, uint32(c.APIVersion)
+	if b := e.rooms.get(taskKey{t.namespace, t.meta.Sandbox}); b != nil && address == "" {
+		b.mu.Lock()
+		shim := b.shim
+		b.mu.Unlock()
+		if shim == nil {
+			return nil, fmt.Errorf("the shim of sandbox %s does not answer: %w", b.id, errdefs.ErrUnavailable)
+		}
+		address, version = endpoint(shim)
+	}
 	if address != "" {
 		t.meta.Foreign = true
 		if err := writeTaskMeta(t); err != nil {
@@ -240,7 +249,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 		if version == 0 {
 			version = 3
 		}
-		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: version, Address: address, Protocol: protocol})
+		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: int(version), Address: address, Protocol: protocol})
 	}
 	if !t.grouped() {
 		return e.opt.TaskShims.StartTask(ctx, t.shims)

@@ -107,10 +107,8 @@ func (s *Service) pull(ctx context.Context, repo *registry.Repository, named ref
 	if err != nil {
 		return Image{}, err
 	}
-	if s.o.Allow != nil {
-		if err := s.o.Allow(ctx, named, r.target, repo); err != nil {
-			return Image{}, fmt.Errorf("pull %s: %w", what, err)
-		}
+	if err := s.allow(ctx, named, r.target, repo); err != nil {
+		return Image{}, fmt.Errorf("pull %s: %w", what, err)
 	}
 	old, oldErr := s.o.Images.Get(ctx, named.String())
 	ctx, l, err := s.newLease(ctx)
@@ -138,6 +136,14 @@ func (s *Service) pull(ctx context.Context, repo *registry.Repository, named ref
 	}
 	p.line(Progress{Message: status + what})
 	return img, nil
+}
+
+// allow asks whether an image may be pulled by a name.
+func (s *Service) allow(ctx context.Context, named reference.Named, d ocispec.Descriptor, repo *registry.Repository) error {
+	if s.o.Allow == nil {
+		return nil
+	}
+	return s.o.Allow(ctx, named, d, repo)
 }
 
 // resolve gets the documents of an image, from the registry or the store, and checks them.

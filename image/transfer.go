@@ -98,6 +98,15 @@ func (s *Service) TransferPull(ctx context.Context, from Remote, to Stored, tell
 	if err != nil {
 		return err
 	}
+	if err := s.allow(ctx, named, desc, repo); err != nil {
+		return err
+	}
+	// An image may not take the name of a repository with stricter rules either.
+	if as, err := parseName(to.Name); err == nil && as.Name() != named.Name() {
+		if err := s.allow(ctx, as, desc, repo); err != nil {
+			return err
+		}
+	}
 	t.say("Pulling from " + from.Reference)
 	t.part("fetching image content", to.Name, nil, desc, 0)
 	ctx, l, err := s.newLease(ctx)

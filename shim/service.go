@@ -74,6 +74,7 @@ type Service struct {
 		conns      int
 		reserved   time.Time // until then a container is expected
 		idle       *time.Timer
+		sandbox    *sandbox // that this shim is; nil: none
 	}
 }
 
@@ -97,11 +98,11 @@ func New(o Options) (*Service, error) {
 // Serve takes connections until Shutdown is called. Each speaks ttrpc or, if it
 // begins with '{', the attach protocol.
 func (s *Service) Serve(l net.Listener) error {
-	task := s.taskService()
-	for name, h := range task {
-		task[name] = func(ctx context.Context, payload []byte) (wire.Message, error) {
+	task, sandbox := s.taskService(), s.sandboxService()
+	detach := func(service map[string]wire.Handler, name string, h wire.Handler) {
+		service[name] = func(ctx context.Context, payload []byte) (wire.Message, error) {
 			defer s.busy()
-			if name != "Wait" {
+			if name != "Wait" && name != "WaitSandbox" {
 				// A daemon that dies in the middle of a call leaves nothing half done.
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callLimit)
@@ -110,10 +111,17 @@ func (s *Service) Serve(l net.Listener) error {
 			return h(ctx, payload)
 		}
 	}
+	for name, h := range task {
+		detach(task, name, h)
+	}
+	for name, h := range sandbox {
+		detach(sandbox, name, h)
+	}
 	services := wire.Services{
-		wire.ServiceTaskV3: task,
-		wire.ServiceTaskV2: task,
-		wire.ServiceHako:   {"ReopenLog": wire.Handle(s.reopenLog), "Reserve": wire.Handle(s.reserve)},
+		wire.ServiceSandbox: sandbox,
+		wire.ServiceTaskV3:  task,
+		wire.ServiceTaskV2:  task,
+		wire.ServiceHako:    {"ReopenLog": wire.Handle(s.reopenLog), "Reserve": wire.Handle(s.reserve)},
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -173,16 +181,19 @@ func (s *Service) connections(n int) {
 		s.mu.idle.Stop()
 		s.mu.idle = nil
 	}
-	if s.mu.conns == 0 && len(s.mu.containers) == 0 {
+	if s.mu.conns == 0 && s.emptyLocked() {
 		s.mu.idle = time.AfterFunc(idleLimit, func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			if s.mu.conns == 0 && len(s.mu.containers) == 0 {
+			if s.mu.conns == 0 && s.emptyLocked() {
 				s.end()
 			}
 		})
 	}
 }
+
+// emptyLocked tells whether there is nothing that the shim has to stay for.
+func (s *Service) emptyLocked() bool { return len(s.mu.containers) == 0 && s.mu.sandbox == nil }
 
 // end makes the shim go. Its socket goes at once, so that nobody finds it any more,
 // and a new shim may have the name.
@@ -349,7 +360,7 @@ func (s *Service) startExec(ctx context.Context, p *process) (wire.Message, erro
 	}
 	if err != nil {
 		p.startOver(stopped)
-		p.failed()
+		p.never(statusUnknown)
 		p.streams.close() // callers read the output to its end before they delete the process
 		return nil, fmt.Errorf("start %s: %w", p, err)
 	}
@@ -467,7 +478,7 @@ func (s *Service) endCreated(ctx context.Context, p *process) error {
 	}
 	if p.execID != "" {
 		if p.move(created, stopped) == nil {
-			p.failed()
+			p.never(0)
 		}
 		return nil
 	}
@@ -679,7 +690,7 @@ func (s *Service) connect(_ context.Context, r *wire.ProcessRequest) (wire.Messa
 func (s *Service) shutdownTask(_ context.Context, r *wire.ShutdownRequest) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.mu.containers) == 0 && time.Now().After(s.mu.reserved) || r.Now {
+	if s.emptyLocked() && time.Now().After(s.mu.reserved) || r.Now {
 		s.end()
 	}
 	return &wire.Empty{}, nil

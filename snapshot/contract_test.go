@@ -181,6 +181,29 @@ func TestRebaseRefuses(t *testing.T) {
 	})
 }
 
+// TestKnownTarget: whoever says what a snapshot will become hears that it is there already.
+func TestKnownTarget(t *testing.T) {
+	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
+		ctx := testContext()
+		target := snapshots.WithLabels(map[string]string{"containerd.io/snapshot.ref": "layer"})
+		_, err := sn.Prepare(ctx, "a", "", target)
+		must(t, err)
+		must(t, sn.Commit(ctx, "layer", "a"))
+		lm := sn.store.Leases()
+		l, err := lm.Create(ctx, leases.WithRandomID())
+		must(t, err)
+		if _, err := sn.Prepare(leases.WithLease(ctx, l.ID), "b", "", target); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("a layer that is there is prepared again: %v", err)
+		}
+		if held, err := lm.ListResources(ctx, l); err != nil || len(held) != 1 || held[0].ID != "layer" {
+			t.Errorf("the lease holds %v, %v", held, err)
+		}
+		if _, err := sn.Stat(ctx, "b"); !errdefs.IsNotFound(err) {
+			t.Errorf("it left something: %v", err)
+		}
+	})
+}
+
 func TestErrors(t *testing.T) {
 	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
 		ctx := testContext()
@@ -203,7 +226,7 @@ func TestErrors(t *testing.T) {
 			"no key": {noKey, errdefs.IsInvalidArgument}, "no namespace": {noNamespace, errdefs.IsFailedPrecondition}, "no lease": {noLease, errdefs.IsNotFound},
 			"stat": {statErr, errdefs.IsNotFound}, "mounts": {mountErr, errdefs.IsNotFound}, "remove": {sn.Remove(ctx, "b"), errdefs.IsNotFound},
 			"commit": {sn.Commit(ctx, "c", "b"), errdefs.IsNotFound}, "usage": {badUsage, errdefs.IsInvalidArgument},
-			"id map": {idmap, errdefs.IsNotImplemented},
+			"id map": {idmap, errdefs.IsInvalidArgument},
 		} {
 			if !c.is(c.err) {
 				t.Errorf("%s: %v", name, c.err)

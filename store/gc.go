@@ -263,6 +263,7 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 			s.markImages(tx, ns, w)
 			s.markContent(tx, ns, w)
 			s.markContainers(tx, ns, w)
+			s.markSandboxes(tx, ns, w)
 			s.markLeases(tx, ns, at, w)
 			return ctx.Err()
 		})

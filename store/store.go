@@ -128,6 +128,7 @@ const (
 	sectionLeases  = "leases"
 
 	sectionContainers = "containers"
+	sectionSandboxes  = "sandboxes"
 )
 
 // initSchema makes a new file's schema, and checks that of an old one without

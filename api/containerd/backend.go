@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/typeurl/v2"
@@ -29,9 +31,10 @@ type Options struct {
 	Snapshotters       map[string]snapshots.Snapshotter
 	DefaultSnapshotter string // where neither a request nor the namespace names one
 	Bus                Bus
-	Differ             Differ    // nil: layers cannot be applied or made
-	Transfer           Transfers // nil: no transfers
-	Backend            Backend   // nil: no containers
+	Differ             Differ        // nil: layers cannot be applied or made
+	Transfer           Transfers     // nil: no transfers
+	Backend            Backend       // nil: no containers
+	Mounts             mount.Manager // nil: no mounts are made ahead
 
 	Version  string
 	Revision string
@@ -70,6 +73,9 @@ type Differ interface {
 type Backend interface {
 	// ContainerStore are the records of all containers.
 	ContainerStore() containers.Store
+	// SandboxStore are the records of all sandboxes, and SandboxController who looks after them.
+	SandboxStore() sandbox.Store
+	SandboxController(name string) (sandbox.Controller, error)
 
 	CreateTask(ctx context.Context, id string, c engine.TaskConfig) (pid uint32, err error)
 	StartTask(ctx context.Context, id, execID string) (pid uint32, err error)

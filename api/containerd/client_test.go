@@ -686,3 +686,80 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%v", seen)
 	}
 }
+
+func TestMounts(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	mm := r.MountManager()
+	sn := r.SnapshotService("overlayfs")
+	ms, err := sn.Prepare(r.ctx, "low", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	writable := t.TempDir()
+	list := append(slices.Clone(ms), mount.Mount{Type: "bind", Source: writable, Options: []string{"rbind", "rw"}}, mount.Mount{
+		Type: "format/mkdir/overlay", Source: "overlay",
+		Options: []string{"X-containerd.mkdir.path={{ mount 1 }}/up:0755", "X-containerd.mkdir.path={{ mount 1 }}/work", "lowerdir={{ mount 0 }}", "upperdir={{ mount 1 }}/up", "workdir={{ mount 1 }}/work"},
+	})
+	if _, err := mm.Activate(r.ctx, "plain", ms); !errdefs.IsNotImplemented(err) {
+		t.Errorf("mounts that the system can make: %v", err)
+	}
+	info, err := mm.Activate(r.ctx, "n", list, mount.WithLabels(map[string]string{"a": "b"}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(info.Active) != 2 || len(info.System) != 1 || info.System[0].Type != "overlay" || !strings.HasPrefix(info.System[0].Options[1], "upperdir="+info.Active[1].MountPoint) {
+		t.Errorf("%+v", info)
+	}
+	if got := read(t, info.System); len(got) != 0 {
+		t.Errorf("%v", got)
+	}
+	if _, err := mm.Activate(r.ctx, "n", list); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("again: %v", err)
+	}
+	if all, err := mm.List(r.ctx, "labels.a==b"); err != nil || len(all) != 1 || all[0].Name != "n" {
+		t.Errorf("%v, %v", all, err)
+	}
+	if err := mm.Deactivate(r.ctx, "n"); err != nil {
+		t.Error(err)
+	}
+	if _, err := mm.Info(r.ctx, "n"); !errdefs.IsNotFound(err) {
+		t.Errorf("after its end: %v", err)
+	}
+	// For temporary use everything is made, as long as the lease lives.
+	l, err := r.LeasesService().Create(r.ctx, leases.WithID("l"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err = mm.Activate(leases.WithLease(r.ctx, "l"), "/mnt/x", list, mount.WithTemporary)
+	if err != nil || len(info.System) != 1 || info.System[0].Type != "bind" || len(info.Active) != 3 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if err := r.LeasesService().Delete(r.ctx, l); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := mm.List(r.ctx); err != nil || len(all) != 0 {
+		t.Errorf("after the lease: %v, %v", all, err)
+	}
+	// A link of the file system below leads nowhere.
+	if err := os.Symlink("/etc", filepath.Join(writable, "link")); err != nil {
+		t.Fatal(err)
+	}
+	for what, options := range map[string][]string{
+		"upper": {"lowerdir={{ mount 0 }}", "upperdir={{ mount 1 }}/link", "workdir={{ mount 1 }}/work"},
+		"lower": {"lowerdir={{ mount 1 }}/link/x:{{ mount 0 }}"},
+		"index": {"lowerdir={{ mount 7 }}"},
+		"words": {"lowerdir={{ printf 0 }}"},
+	} {
+		bad := append(slices.Clone(list[:2]), mount.Mount{Type: "format/overlay", Source: "overlay", Options: options})
+		if _, err := mm.Activate(r.ctx, "bad", bad); !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	dirs := append(slices.Clone(list[:2]), mount.Mount{Type: "format/mkdir/overlay", Source: "overlay", Options: []string{"X-containerd.mkdir.path={{ mount 1 }}/link/hako-test", "lowerdir={{ mount 0 }}"}})
+	_, _ = mm.Activate(r.ctx, "dirs", dirs)
+	if _, err := os.Lstat("/etc/hako-test"); err == nil {
+		os.Remove("/etc/hako-test")
+		t.Error("a directory was made on the host")
+	}
+}

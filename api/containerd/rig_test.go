@@ -16,8 +16,10 @@ import (
 	"testing"
 
 	ctrd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
@@ -29,6 +31,7 @@ import (
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/internal/events"
 	"github.com/hako-engine/hako/snapshot"
+	"github.com/hako-engine/hako/snapshot/mounts"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -70,9 +73,16 @@ func newRig(t *testing.T) *rig {
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: sns, Default: "overlayfs",
 		Registry: registry.Options{DockerConfig: filepath.Join(dir, "none")},
 	})
+	mm, err := mounts.New(mounts.Options{Dir: filepath.Join(dir, "mounts"), LeaseGone: func(ctx context.Context, id string) bool {
+		_, err := st.Leases().ListResources(ctx, leases.Lease{ID: id})
+		return errdefs.IsNotFound(err)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	srv, err := containerd.New(containerd.Options{
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Namespaces: st.Namespaces(),
-		Snapshotters: sns, DefaultSnapshotter: "overlayfs", Bus: bus, Differ: images, Transfer: images,
+		Snapshotters: sns, DefaultSnapshotter: "overlayfs", Bus: bus, Differ: images, Transfer: images, Mounts: mm,
 		Version: "1.2.3", Revision: "abc", UUID: "5e1f9c3d-0000-4000-8000-000000000001",
 	})
 	if err != nil {
@@ -100,6 +110,9 @@ func newRig(t *testing.T) *rig {
 		cancel()
 		srv.Shutdown(end)
 		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		if err := mounts.Purge(filepath.Join(dir, "mounts")); err != nil {
 			t.Error(err)
 		}
 		over.Close()

@@ -14,7 +14,9 @@ import (
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
 	introspectionapi "github.com/containerd/containerd/api/services/introspection/v1"
 	leasesapi "github.com/containerd/containerd/api/services/leases/v1"
+	mountsapi "github.com/containerd/containerd/api/services/mounts/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	sandboxapi "github.com/containerd/containerd/api/services/sandbox/v1"
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
 	tasksapi "github.com/containerd/containerd/api/services/tasks/v1"
@@ -79,9 +81,14 @@ func (s *Server) register(r grpc.ServiceRegistrar) {
 	diffapi.RegisterDiffServer(r, &diffService{Server: s})
 	streamingapi.RegisterStreamingServer(r, &streamingService{Server: s})
 	transferapi.RegisterTransferServer(r, &transferService{Server: s})
+	if s.opt.Mounts != nil {
+		mountsapi.RegisterMountsServer(r, &mountService{Server: s})
+	}
 	if s.opt.Backend != nil {
 		containersapi.RegisterContainersServer(r, &containerService{Server: s})
 		tasksapi.RegisterTasksServer(r, &taskService{Server: s})
+		sandboxapi.RegisterStoreServer(r, &sandboxStoreService{Server: s})
+		sandboxapi.RegisterControllerServer(r, &sandboxControllerService{Server: s})
 	}
 }
 

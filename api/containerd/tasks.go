@@ -25,8 +25,14 @@ func (s *taskService) Create(ctx context.Context, req *api.CreateTaskRequest) (*
 		checkpoint := toDescriptor(d)
 		c.Checkpoint = &checkpoint
 	}
+	var undo func()
+	var err error
+	if c.Rootfs, undo, err = s.activateFor(ctx, req.GetContainerID(), c.Rootfs); err != nil {
+		return nil, err
+	}
 	pid, err := s.opt.Backend.CreateTask(ctx, req.GetContainerID(), c)
 	if err != nil {
+		undo()
 		return nil, err
 	}
 	return &api.CreateTaskResponse{ContainerID: req.GetContainerID(), Pid: pid}, nil
@@ -45,6 +51,7 @@ func (s *taskService) Delete(ctx context.Context, req *api.DeleteTaskRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	s.deactivateFor(ctx, req.GetContainerID())
 	return exitOf(req.GetContainerID(), x), nil
 }
 

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"errors"
 	"encoding/base64"
 	"fmt"
 	"slices"
@@ -28,6 +29,10 @@ func (s *imageService) PullImage(ctx context.Context, r *api.PullImageRequest) (
 	img, err := s.opt.Backend.PullImage(ctx, r.GetImage().GetImage(), engine.PullOptions{Auth: auth})
 	if errdefs.IsUnavailable(err) {
 		return nil, fmt.Errorf("%w: %w", crierrors.ErrRegistryUnavailable, err) // the kubelet reads the beginning of the text
+	}
+	var rejected interface{ SignatureRejected() bool }
+	if errors.As(err, &rejected) && rejected.SignatureRejected() {
+		return nil, fmt.Errorf("%w: %w", crierrors.ErrSignatureValidationFailed, err)
 	}
 	if err != nil {
 		return nil, err

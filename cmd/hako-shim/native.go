@@ -25,6 +25,7 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		Bundle: o.Bundle, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
 		NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
 	}
+	var err error
 	for _, m := range o.Rootfs {
 		root := specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source}
 		if err := mapped(&root, m.Options); err != nil {
@@ -33,7 +34,6 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		opts.Rootfs = append(opts.Rootfs, root)
 	}
 	var c *oci.Container
-	var err error
 	if o.Restore == nil {
 		c, err = n.r.Create(ctx, id, opts)
 	} else {

@@ -18,6 +18,7 @@ import (
 	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/shim/client"
 	"github.com/hako-engine/hako/snapshot"
+	"github.com/hako-engine/hako/snapshot/mounts"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -57,7 +58,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 			errs = append(errs, fmt.Errorf("end sandbox %s: %w", filepath.Base(dir), err))
 		}
 	}
-	errs = append(errs, engine.UnmountVolumes(cfg.Root), snapshot.UnmountAll(filepath.Join(cfg.State, "erofs")))
+	errs = append(errs, mounts.Purge(mountsDir(cfg)), engine.UnmountVolumes(cfg.Root), snapshot.UnmountAll(filepath.Join(cfg.State, "erofs")))
 	st, err := store.Open(cfg.Root, store.Options{Log: log})
 	if err != nil {
 		return errors.Join(append(errs, err)...)

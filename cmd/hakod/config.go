@@ -69,7 +69,7 @@ func defaultConfig() config {
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
-		Runtimes: map[string]string{},
+		Runtimes: map[string]string{}, Verify: map[string]verify.Rule{},
 	}
 }
 

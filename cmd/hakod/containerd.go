@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"log/slog"
+	"path/filepath"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/internal/events"
 	"github.com/hako-engine/hako/internal/version"
+	"github.com/hako-engine/hako/snapshot/mounts"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -26,6 +30,7 @@ type containerdRooms struct {
 	engine       *engine.Engine
 	bus          *events.Bus
 	cri          *cri.Server // nil: not on this socket
+	rules        pullRules
 }
 
 // ttrpcSocket is where shims report to; "" without the API.
@@ -36,6 +41,18 @@ func ttrpcSocket(cfg config) string {
 	return cfg.ContainerdSocket + ".ttrpc"
 }
 
+// mountsDir is where mounts are made ahead for clients.
+func mountsDir(cfg config) string { return filepath.Join(cfg.State, "mounts") }
+
+// clientsSnapshotter is where containerd's clients unpack to if they name none: all of them
+// (ctr, nerdctl, BuildKit) go on with overlayfs by themselves then, and would unpack once more.
+func clientsSnapshotter(used string, all map[string]snapshots.Snapshotter) string {
+	if all["overlayfs"] != nil {
+		return "overlayfs"
+	}
+	return used
+}
+
 // serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
 func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r containerdRooms, log *slog.Logger) error {
 	info, err := r.engine.Info(ctx)
@@ -43,11 +60,17 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 		return err
 	}
 	o := containerd.Options{
-		Content: r.store.Content(), Images: r.store.Images(), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
-		Snapshotters: r.snapshotters, DefaultSnapshotter: cfg.Snapshotter, Bus: r.bus,
+		Content: r.store.Content(), Images: r.rules.guard(r.store.Images()), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
+		Snapshotters: r.snapshotters, DefaultSnapshotter: clientsSnapshotter(cfg.Snapshotter, r.snapshotters), Bus: r.bus,
 		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
 		RuntimeInfo: r.engine.RuntimeInfo,
 		Plugins:     []containerd.Plugin{{Type: "io.containerd.monitor.container.v1", ID: "restart", Capabilities: engine.RestartPolicies()}},
+	}
+	if o.Mounts, err = mounts.New(mounts.Options{Dir: mountsDir(cfg), Log: log, LeaseGone: func(ctx context.Context, id string) bool {
+		_, err := r.store.Leases().ListResources(ctx, leases.Lease{ID: id})
+		return errdefs.IsNotFound(err)
+	}}); err != nil {
+		return err
 	}
 	if r.cri != nil {
 		o.Guests = append(o.Guests, func(reg grpc.ServiceRegistrar) { r.cri.Register(reg) })

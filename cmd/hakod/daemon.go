@@ -62,12 +62,12 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	cfg.Snapshotter = sns.used
 	pullTimeout, _ := time.ParseDuration(cfg.PullTimeout) // checked by complete
 	restartInterval, _ := time.ParseDuration(cfg.RestartInterval)
-	allow, err := pullPolicy(cfg, log)
+	rules, err := newPullRules(cfg, log)
 	if err != nil {
 		return err
 	}
 	images := image.New(image.Options{
-		Allow:   allow,
+		Allow:   rules.allow(),
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
@@ -114,7 +114,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Sandboxes: st.Records("sandboxes"),
 		Images:    images, Networks: nets, PodNetwork: podNetwork, Hooks: hooks, Shims: shims{}, TaskShims: taskShims{},
 		ContainerNamespaces: st.Namespaces().List, RestartInterval: restartInterval,
-		ContainerRecords: st.Containers(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
+		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
@@ -165,7 +165,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		}
 	}
 	if cfg.ContainerdSocket != "" {
-		rooms := containerdRooms{store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
+		rooms := containerdRooms{rules: rules, store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
 		if err := serveContainerd(gctx, g, cfg, rooms, log); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,27 +21,52 @@ import (
 	"github.com/hako-engine/hako/internal/version"
 )
 
-// pullPolicy makes the image room's question of the configured rules; nil without any.
-func pullPolicy(cfg config, log *slog.Logger) (func(context.Context, reference.Named, ocispec.Descriptor, *registry.Repository) error, error) {
+// pullRules are the configured rules about signatures. The zero value allows everything.
+type pullRules struct {
+	policy *verify.Policy
+	reg    *registry.Client
+	log    *slog.Logger
+}
+
+func newPullRules(cfg config, log *slog.Logger) (pullRules, error) {
 	if len(cfg.Verify) == 0 {
-		return nil, nil
+		return pullRules{}, nil
 	}
 	policy, err := verify.NewPolicy(cfg.Verify)
-	if err != nil {
-		return nil, err
+	return pullRules{policy, registry.New(registry.Options{Dir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log}), log}, err
+}
+
+// allow is the image room's question before a pull; nil without rules.
+func (r pullRules) allow() func(context.Context, reference.Named, ocispec.Descriptor, *registry.Repository) error {
+	if r.policy == nil {
+		return nil
 	}
 	return func(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error {
-		signatures, warn, err := policy.Check(ctx, name, d, transport.OpenRegistry(repo, name))
+		signatures, warn, err := r.policy.Check(ctx, name, d, transport.OpenRegistry(repo, name))
 		switch {
 		case err != nil:
-			log.Warn("image refused", "image", name.String(), "digest", d.Digest, "error", err)
+			r.log.Warn("image refused", "image", name.String(), "digest", d.Digest, "error", err)
 		case warn != nil:
-			log.Warn("image without a good signature is pulled: the rule only warns", "image", name.String(), "digest", d.Digest, "error", warn)
+			r.log.Warn("image without a good signature is pulled: the rule only warns", "image", name.String(), "digest", d.Digest, "error", warn)
 		case len(signatures) > 0:
-			log.Info("image is signed", "image", name.String(), "digest", d.Digest, "key", signatures[0].Key, "subject", signatures[0].Subject)
+			r.log.Info("image is signed", "image", name.String(), "digest", d.Digest, "key", signatures[0].Key, "subject", signatures[0].Subject)
 		}
 		return err
-	}, nil
+	}
+}
+
+// guard is for the images of containerd's API, whose clients may fetch blobs themselves.
+func (r pullRules) guard(s images.Store) images.Store {
+	if r.policy == nil {
+		return s
+	}
+	return r.policy.Guard(s, func(name reference.Named) (transport.Source, error) {
+		repo, err := r.reg.Repository(reference.TrimNamed(name), registry.Credentials{})
+		if err != nil {
+			return nil, err
+		}
+		return transport.OpenRegistry(repo, name), nil
+	}, r.log)
 }
 
 // verifyRequest is what 'hako image verify' asks for, as JSON on standard input: the

@@ -337,7 +337,8 @@ func (t *layoutDestination) prepare() error {
 			return err
 		}
 		for _, e := range entries {
-			if e.Name() != ocispec.ImageBlobsDir { // of an attempt that was interrupted
+			// Of an attempt that was interrupted, or of one beside us.
+			if name := e.Name(); name != ocispec.ImageBlobsDir && !strings.HasPrefix(name, ocispec.ImageLayoutFile) && !strings.HasPrefix(name, ocispec.ImageIndexFile) {
 				return fmt.Errorf("the folder is not empty, and is no OCI layout: %w", errdefs.ErrFailedPrecondition)
 			}
 		}
@@ -588,10 +589,10 @@ func (t *layoutDestination) Commit(context.Context) error {
 	if raw, err = json.Marshal(idx); err != nil {
 		return err
 	}
-	if err := replace(t.root, ocispec.ImageIndexFile, raw); err != nil {
+	if err := replace(t.root, ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`)); err != nil {
 		return err
 	}
-	if err := replace(t.root, ocispec.ImageLayoutFile, []byte(`{"imageLayoutVersion":"`+ocispec.ImageLayoutVersion+`"}`)); err != nil {
+	if err := replace(t.root, ocispec.ImageIndexFile, raw); err != nil {
 		return err
 	}
 	for _, dir := range []string{path.Join(ocispec.ImageBlobsDir, "sha256"), "."} {

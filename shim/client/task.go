@@ -14,9 +14,6 @@ import (
 	"github.com/hako-engine/hako/shim/wire"
 )
 
-// serviceSandbox is the optional service of shims that know sandboxes.
-const serviceSandbox = "containerd.runtime.sandbox.v1.Sandbox"
-
 // Task is a connection to a shim of anybody, with the messages of containerd's shim v2
 // protocol. It is safe for concurrent use. Errors carry the class that they had in the shim; a
 // lost connection is errdefs.ErrUnavailable. It implements the generated task.TTRPCTaskService
@@ -166,43 +163,43 @@ func (t *Task) Reserve(ctx context.Context) error {
 // The methods of the sandbox service. Of a shim without it they are errdefs.ErrNotImplemented.
 
 func (t *Task) CreateSandbox(ctx context.Context, r *sandbox.CreateSandboxRequest) (*sandbox.CreateSandboxResponse, error) {
-	return call[sandbox.CreateSandboxResponse](ctx, t, serviceSandbox, "CreateSandbox", r)
+	return call[sandbox.CreateSandboxResponse](ctx, t, wire.ServiceSandbox, "CreateSandbox", r)
 }
 
 func (t *Task) StartSandbox(ctx context.Context, r *sandbox.StartSandboxRequest) (*sandbox.StartSandboxResponse, error) {
-	return call[sandbox.StartSandboxResponse](ctx, t, serviceSandbox, "StartSandbox", r)
+	return call[sandbox.StartSandboxResponse](ctx, t, wire.ServiceSandbox, "StartSandbox", r)
 }
 
 func (t *Task) Platform(ctx context.Context, r *sandbox.PlatformRequest) (*sandbox.PlatformResponse, error) {
-	return call[sandbox.PlatformResponse](ctx, t, serviceSandbox, "Platform", r)
+	return call[sandbox.PlatformResponse](ctx, t, wire.ServiceSandbox, "Platform", r)
 }
 
 func (t *Task) StopSandbox(ctx context.Context, r *sandbox.StopSandboxRequest) (*sandbox.StopSandboxResponse, error) {
-	return call[sandbox.StopSandboxResponse](ctx, t, serviceSandbox, "StopSandbox", r)
+	return call[sandbox.StopSandboxResponse](ctx, t, wire.ServiceSandbox, "StopSandbox", r)
 }
 
 func (t *Task) WaitSandbox(ctx context.Context, r *sandbox.WaitSandboxRequest) (*sandbox.WaitSandboxResponse, error) {
-	return call[sandbox.WaitSandboxResponse](ctx, t, serviceSandbox, "WaitSandbox", r)
+	return call[sandbox.WaitSandboxResponse](ctx, t, wire.ServiceSandbox, "WaitSandbox", r)
 }
 
 func (t *Task) SandboxStatus(ctx context.Context, r *sandbox.SandboxStatusRequest) (*sandbox.SandboxStatusResponse, error) {
-	return call[sandbox.SandboxStatusResponse](ctx, t, serviceSandbox, "SandboxStatus", r)
+	return call[sandbox.SandboxStatusResponse](ctx, t, wire.ServiceSandbox, "SandboxStatus", r)
 }
 
 func (t *Task) PingSandbox(ctx context.Context, r *sandbox.PingRequest) (*sandbox.PingResponse, error) {
-	return call[sandbox.PingResponse](ctx, t, serviceSandbox, "PingSandbox", r)
+	return call[sandbox.PingResponse](ctx, t, wire.ServiceSandbox, "PingSandbox", r)
 }
 
 func (t *Task) ShutdownSandbox(ctx context.Context, r *sandbox.ShutdownSandboxRequest) (*sandbox.ShutdownSandboxResponse, error) {
-	return call[sandbox.ShutdownSandboxResponse](ctx, t, serviceSandbox, "ShutdownSandbox", r)
+	return call[sandbox.ShutdownSandboxResponse](ctx, t, wire.ServiceSandbox, "ShutdownSandbox", r)
 }
 
 func (t *Task) SandboxMetrics(ctx context.Context, r *sandbox.SandboxMetricsRequest) (*sandbox.SandboxMetricsResponse, error) {
-	return call[sandbox.SandboxMetricsResponse](ctx, t, serviceSandbox, "SandboxMetrics", r)
+	return call[sandbox.SandboxMetricsResponse](ctx, t, wire.ServiceSandbox, "SandboxMetrics", r)
 }
 
 func (t *Task) UpdateSandbox(ctx context.Context, r *sandbox.UpdateSandboxRequest) (*sandbox.UpdateSandboxResponse, error) {
-	return call[sandbox.UpdateSandboxResponse](ctx, t, serviceSandbox, "UpdateSandbox", r)
+	return call[sandbox.UpdateSandboxResponse](ctx, t, wire.ServiceSandbox, "UpdateSandbox", r)
 }
 
 // check makes sure that somebody answers: a process that is dying may still hold its socket.

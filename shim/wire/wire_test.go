@@ -18,6 +18,7 @@ import (
 
 	"github.com/containerd/containerd/api/events"
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types"
@@ -63,6 +64,13 @@ var pairs = []struct {
 	{func() Message { return new(BootstrapResult) }, new(bootstrap.BootstrapResult), "capabilities metadata extensions"},
 	{func() Message { return new(RuntimeOptions) }, new(options.Options), "task_api_address task_api_version"},
 	{func() Message { return new(CheckpointTaskRequest) }, new(task.CheckpointTaskRequest), ""},
+	{func() Message { return new(CreateSandboxRequest) }, new(sandbox.CreateSandboxRequest), ""},
+	{func() Message { return new(SandboxRequest) }, new(sandbox.StartSandboxRequest), ""},
+	{func() Message { return new(StartSandboxResponse) }, new(sandbox.StartSandboxResponse), ""},
+	{func() Message { return new(PlatformResponse) }, new(sandbox.PlatformResponse), ""},
+	{func() Message { return new(StopSandboxRequest) }, new(sandbox.StopSandboxRequest), ""},
+	{func() Message { return new(WaitSandboxResponse) }, new(sandbox.WaitSandboxResponse), ""},
+	{func() Message { return new(SandboxStatusResponse) }, new(sandbox.SandboxStatusResponse), ""},
 	{func() Message { return new(ProcessDetails) }, new(options.ProcessDetails), ""},
 	{func() Message { return new(CheckpointOptions) }, new(options.CheckpointOptions), ""},
 	{func() Message { return new(TaskCheckpointed) }, new(events.TaskCheckpointed), ""},

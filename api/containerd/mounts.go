@@ -1,0 +1,105 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+
+	api "github.com/containerd/containerd/api/services/mounts/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+type mountService struct {
+	api.UnimplementedMountsServer
+	*Server
+}
+
+func (s *mountService) Activate(ctx context.Context, req *api.ActivateRequest) (*api.ActivateResponse, error) {
+	opts := []mount.ActivateOpt{mount.WithLabels(req.GetLabels())}
+	if req.GetTemporary() {
+		opts = append(opts, mount.WithTemporary)
+	}
+	info, err := s.opt.Mounts.Activate(ctx, req.GetName(), toMounts(req.GetMounts()), opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &api.ActivateResponse{Info: activationOf(info)}, nil
+}
+
+func (s *mountService) Deactivate(ctx context.Context, req *api.DeactivateRequest) (*emptypb.Empty, error) {
+	if err := s.opt.Mounts.Deactivate(ctx, req.GetName()); err != nil {
+		return nil, err
+	}
+	return empty(), nil
+}
+
+func (s *mountService) Info(ctx context.Context, req *api.InfoRequest) (*api.InfoResponse, error) {
+	info, err := s.opt.Mounts.Info(ctx, req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	return &api.InfoResponse{Info: activationOf(info)}, nil
+}
+
+func (s *mountService) Update(ctx context.Context, req *api.UpdateRequest) (*api.UpdateResponse, error) {
+	in := mount.ActivationInfo{Name: req.GetInfo().GetName(), Labels: req.GetInfo().GetLabels()}
+	info, err := s.opt.Mounts.Update(ctx, in, req.GetUpdateMask().GetPaths()...)
+	if err != nil {
+		return nil, err
+	}
+	return &api.UpdateResponse{Info: activationOf(info)}, nil
+}
+
+func (s *mountService) List(req *api.ListRequest, out api.Mounts_ListServer) error {
+	list, err := s.opt.Mounts.List(out.Context(), req.GetFilters()...)
+	if err != nil {
+		return err
+	}
+	for _, info := range list {
+		if err := out.Send(&api.ListMessage{Info: activationOf(info)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func activationOf(i mount.ActivationInfo) *types.ActivationInfo {
+	out := &types.ActivationInfo{Name: i.Name, System: mountsOf(i.System), Labels: i.Labels}
+	for _, a := range i.Active {
+		am := &types.ActiveMount{Mount: mountsOf([]mount.Mount{a.Mount})[0], MountPoint: a.MountPoint, Data: a.MountData}
+		if a.MountedAt != nil {
+			am.MountedAt = stampOf(*a.MountedAt)
+		}
+		out.Active = append(out.Active, am)
+	}
+	return out
+}
+
+// activateFor makes those of a task's mounts that its shim could not, and gives what is left. undo
+// takes them back.
+func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount) (_ []mount.Mount, undo func(), err error) {
+	undo = func() {}
+	if s.opt.Mounts == nil || len(ms) == 0 {
+		return ms, undo, nil
+	}
+	info, err := s.opt.Mounts.Activate(ctx, id, ms)
+	switch {
+	case errdefs.IsNotImplemented(err):
+		return ms, undo, nil
+	case err != nil:
+		return nil, undo, fmt.Errorf("root file system of task %s: %w", id, err)
+	}
+	return info.System, func() { s.deactivateFor(context.WithoutCancel(ctx), id) }, nil
+}
+
+// deactivateFor is for when a task is gone.
+func (s *Server) deactivateFor(ctx context.Context, id string) {
+	if s.opt.Mounts == nil {
+		return
+	}
+	if err := s.opt.Mounts.Deactivate(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		s.log.Warn("mounts of a task stay", "task", id, "error", err)
+	}
+}

@@ -1,0 +1,703 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
+	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
+	boxes "github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/containerd/typeurl/v2"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/internal/undo"
+	"github.com/hako-engine/hako/shim/client"
+	"github.com/hako-engine/hako/store"
+)
+
+// A room is a sandbox that a client of containerd's API has a shim make. The shim keeps its state
+// (containerd's sandbox service); the engine starts the shim, finds it again, and tells of the end.
+//
+//	          Create              Start           Stop, or it ended
+//	(none) ──────────► created ──────────► ready ───────────────────► stopped
+//	                      └────────────────────┴──── Shutdown, or the shim is gone ──► (none)
+type shimRoom struct {
+	taskKey
+	bundle string
+	shims  client.TaskOptions
+	meta   roomMeta
+
+	ticket chan struct{} // held by the operation that makes or ends it
+	gone   chan struct{} // closed when it is no more
+
+	mu   sync.Mutex
+	shim TaskShim
+	exit *boxes.ExitStatus
+	done chan struct{} // closed with exit
+}
+
+// roomMeta is what is kept of a room in its bundle.
+type roomMeta struct {
+	Version int    `json:"version"`
+	Runtime string `json:"runtime"`
+	Program string `json:"program,omitempty"`
+	Binary  string `json:"binary,omitempty"`
+}
+
+const (
+	roomFolder   = "io.containerd.sandbox.controller.v1.shim"
+	roomMetaFile = "hako-sandbox.json"
+	// SandboxerShim and SandboxerPods are the names of those who look after sandboxes: shims, and the CRI.
+	SandboxerShim = "shim"
+	SandboxerPods = "podsandbox"
+)
+
+// shimRooms finds rooms.
+type shimRooms struct {
+	mu  sync.RWMutex
+	all map[taskKey]*shimRoom
+}
+
+func (r *shimRooms) add(b *shimRoom) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[b.taskKey] != nil {
+		return false
+	}
+	r.all[b.taskKey] = b
+	return true
+}
+
+func (r *shimRooms) remove(b *shimRoom) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.all[b.taskKey] == b {
+		delete(r.all, b.taskKey)
+	}
+}
+
+func (r *shimRooms) get(k taskKey) *shimRoom {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.all[k]
+}
+
+func (r *shimRooms) list() (out []*shimRoom) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for _, b := range r.all {
+		out = append(out, b)
+	}
+	return out
+}
+
+// SandboxStore are the records of sandboxes: clients' own, and in the namespace that all share those of pods.
+func (e *Engine) SandboxStore() boxes.Store { return &sandboxView{e.opt.SandboxRecords, e} }
+
+type sandboxView struct {
+	boxes.Store
+	e *Engine
+}
+
+// pod is the sandbox of a pod that a request means; nil: none.
+func (r *sandboxView) pod(ctx context.Context, id string) *Sandbox {
+	if isShared(ctx) {
+		if s := r.e.pods.exact(id); s != nil {
+			v := s.view()
+			return &v
+		}
+	}
+	return nil
+}
+
+// podRecord is a pod's sandbox in containerd's terms.
+func podRecord(s Sandbox) boxes.Sandbox {
+	c := sandboxContainer(s)
+	return boxes.Sandbox{
+		ID: c.ID, Labels: c.Labels, Runtime: boxes.RuntimeOpts{Name: c.Runtime.Name}, Spec: c.Spec, Sandboxer: SandboxerPods, CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt,
+	}
+}
+
+func (r *sandboxView) Get(ctx context.Context, id string) (boxes.Sandbox, error) {
+	if p := r.pod(ctx, id); p != nil {
+		return podRecord(*p), nil
+	}
+	return r.Store.Get(ctx, id)
+}
+
+func (r *sandboxView) List(ctx context.Context, fs ...string) ([]boxes.Sandbox, error) {
+	list, err := r.Store.List(ctx, fs...)
+	if err != nil || !isShared(ctx) {
+		return list, err
+	}
+	filter, err := store.ParseFilters(fs)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range r.e.pods.all() {
+		if rec := podRecord(s.view()); filter.Match(store.AdaptSandbox(rec)) {
+			list = append(list, rec)
+		}
+	}
+	return list, nil
+}
+
+func (r *sandboxView) Create(ctx context.Context, b boxes.Sandbox) (boxes.Sandbox, error) {
+	if r.pod(ctx, b.ID) != nil {
+		return boxes.Sandbox{}, fmt.Errorf("sandbox %q: %w", b.ID, errdefs.ErrAlreadyExists)
+	}
+	return r.Store.Create(ctx, b)
+}
+
+func (r *sandboxView) Update(ctx context.Context, b boxes.Sandbox, fieldpaths ...string) (boxes.Sandbox, error) {
+	if r.pod(ctx, b.ID) != nil {
+		return boxes.Sandbox{}, failedf("sandbox %q is a pod's, and is changed through the CRI", b.ID)
+	}
+	return r.Store.Update(ctx, b, fieldpaths...)
+}
+
+func (r *sandboxView) Delete(ctx context.Context, id string) error {
+	if p := r.pod(ctx, id); p != nil {
+		if p.State == SandboxReady {
+			return failedf("sandbox %q is ready: its pod has to be stopped first", id)
+		}
+		return r.e.RemoveSandbox(ctx, id)
+	}
+	return r.Store.Delete(ctx, id)
+}
+
+// SandboxController gives who looks after sandboxes: SandboxerShim ("" is the same) or SandboxerPods.
+func (e *Engine) SandboxController(name string) (boxes.Controller, error) {
+	switch name {
+	case "", SandboxerShim:
+		return (*roomController)(e), nil
+	case SandboxerPods:
+		return (*podController)(e), nil
+	}
+	return nil, notFoundf("there is no sandbox controller %q: not found", name)
+}
+
+// roomController is that of rooms.
+type roomController Engine
+
+func (r *roomController) engine() *Engine { return (*Engine)(r) }
+
+func (e *Engine) newRoom(k taskKey, meta roomMeta) *shimRoom {
+	b := &shimRoom{
+		taskKey: k, bundle: filepath.Join(e.opt.State, roomFolder, k.namespace, k.id), meta: meta,
+		ticket: make(chan struct{}, 1), gone: make(chan struct{}), done: make(chan struct{}),
+	}
+	t := &task{taskKey: k, bundle: b.bundle, meta: taskMeta{Program: meta.Program, Binary: meta.Binary}}
+	b.shims = e.taskShimOptions(t, nil)
+	return b
+}
+
+// room finds a room with the connection to its shim.
+func (e *Engine) room(ctx context.Context, id string) (*shimRoom, TaskShim, error) {
+	k, err := keyOf(ctx, id)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := e.rooms.get(k)
+	if b == nil {
+		return nil, nil, fmt.Errorf("sandbox %s of namespace %s: %w", id, k.namespace, errdefs.ErrNotFound)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.shim == nil {
+		return b, nil, fmt.Errorf("the shim of sandbox %s does not answer: %w", id, errdefs.ErrUnavailable)
+	}
+	return b, b.shim, nil
+}
+
+func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ...boxes.CreateOpt) (err error) {
+	e := r.engine()
+	k, err := keyOf(ctx, info.ID)
+	if err != nil {
+		return err
+	}
+	var o boxes.CreateOptions
+	for _, opt := range opts {
+		if err := opt(&o); err != nil {
+			return err
+		}
+	}
+	meta := roomMeta{Version: 1, Runtime: info.Runtime.Name}
+	if meta.Program, meta.Binary, err = e.taskRuntime(meta.Runtime); err != nil {
+		return err
+	}
+	b := e.newRoom(k, meta)
+	if b.shims.Options, _, err = taskOptions(meta.Program == "", meta.Runtime, info.Runtime.Options); err != nil {
+		return err
+	}
+	if !e.rooms.add(b) {
+		return fmt.Errorf("sandbox %s: %w", info.ID, errdefs.ErrAlreadyExists)
+	}
+	var u undo.Stack
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("create sandbox %s: %w", info.ID, err)
+		}
+		err = errors.Join(err, u.Run(ctx))
+	}()
+	u.Add("sandbox", func(context.Context) error { e.rooms.remove(b); close(b.gone); return nil })
+	u.Add("bundle", func(context.Context) error { return removeTaskBundle(b.bundle) })
+	spec := []byte("{}")
+	if info.Spec != nil && len(info.Spec.GetValue()) > 0 {
+		spec = info.Spec.GetValue()
+	}
+	if err := makeRoomBundle(b, spec); err != nil {
+		return err
+	}
+	shim, err := e.opt.TaskShims.StartTask(ctx, b.shims)
+	if err != nil {
+		return fmt.Errorf("shim: %w", err)
+	}
+	b.mu.Lock()
+	b.shim = shim
+	b.mu.Unlock()
+	u.Add("shim", func(ctx context.Context) error {
+		defer shim.Close()
+		if _, err := shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: b.id}); err == nil {
+			return nil
+		}
+		return e.endForeignShim(ctx, shim, b.shims)
+	})
+	_, err = shim.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{
+		SandboxID: b.id, BundlePath: b.bundle, Rootfs: mountMessages(o.Rootfs), Options: anyMessage(o.Options), NetnsPath: o.NetNSPath, Annotations: o.Annotations,
+	})
+	if err != nil {
+		return err
+	}
+	u.Release()
+	e.announce(b.namespace, "/sandboxes/create", &eventsapi.SandboxCreate{SandboxID: b.id})
+	e.work.Go(func() { e.watchRoom(b) })
+	return nil
+}
+
+func anyMessage(a typeurl.Any) *anypb.Any {
+	if a == nil {
+		return nil
+	}
+	return typeurl.MarshalProto(a)
+}
+
+func makeRoomBundle(b *shimRoom, spec []byte) error {
+	if err := removeTaskBundle(b.bundle); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(b.bundle), 0o711); err != nil {
+		return err
+	}
+	if err := os.Mkdir(b.bundle, 0o700); err != nil {
+		return err
+	}
+	if err := os.Mkdir(filepath.Join(b.bundle, "rootfs"), 0o711); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(b.bundle, "config.json"), spec, 0o600); err != nil {
+		return err
+	}
+	raw, err := json.Marshal(b.meta)
+	if err != nil {
+		return err
+	}
+	return durable.WriteVolatile(filepath.Join(b.bundle, roomMetaFile), append(raw, '\n'), 0o600)
+}
+
+func (r *roomController) Start(ctx context.Context, id string) (boxes.ControllerInstance, error) {
+	b, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return boxes.ControllerInstance{}, err
+	}
+	resp, err := shim.StartSandbox(ctx, &sandboxapi.StartSandboxRequest{SandboxID: id})
+	if err != nil {
+		return boxes.ControllerInstance{}, fmt.Errorf("start sandbox %s: %w", id, err)
+	}
+	address, version := endpoint(shim)
+	r.engine().announce(b.namespace, "/sandboxes/start", &eventsapi.SandboxStart{SandboxID: id})
+	i := boxes.ControllerInstance{SandboxID: id, Pid: resp.Pid, CreatedAt: stamp(resp.CreatedAt), Address: address, Version: version}
+	if resp.Spec != nil {
+		i.Spec = resp.Spec
+	}
+	return i, nil
+}
+
+// endpoint is how others reach the task service of a shim.
+func endpoint(shim TaskShim) (address string, version uint32) {
+	b := shim.Bootstrap()
+	return b.Protocol + "+" + b.Address, uint32(b.Version)
+}
+
+func (r *roomController) Platform(ctx context.Context, id string) (ocispec.Platform, error) {
+	_, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return ocispec.Platform{}, err
+	}
+	resp, err := shim.Platform(ctx, &sandboxapi.PlatformRequest{SandboxID: id})
+	if err != nil {
+		return ocispec.Platform{}, fmt.Errorf("platform of sandbox %s: %w", id, err)
+	}
+	p := resp.GetPlatform()
+	return ocispec.Platform{OS: p.GetOS(), Architecture: p.GetArchitecture(), Variant: p.GetVariant()}, nil
+}
+
+func (r *roomController) Stop(ctx context.Context, id string, opts ...boxes.StopOpt) error {
+	var o boxes.StopOptions
+	for _, opt := range opts {
+		opt(&o)
+	}
+	_, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return err
+	}
+	req := &sandboxapi.StopSandboxRequest{SandboxID: id}
+	if o.Timeout != nil {
+		req.TimeoutSecs = uint32((*o.Timeout + time.Second - 1) / time.Second)
+	}
+	if _, err := shim.StopSandbox(ctx, req); err != nil {
+		return fmt.Errorf("stop sandbox %s: %w", id, err)
+	}
+	return nil
+}
+
+func (r *roomController) Wait(ctx context.Context, id string) (x boxes.ExitStatus, err error) {
+	e := r.engine()
+	b, _, err := e.room(ctx, id)
+	if b == nil {
+		return x, err
+	}
+	select {
+	case <-b.done:
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return *b.exit, nil
+	case <-ctx.Done():
+		return x, context.Cause(ctx)
+	case <-e.stopping:
+		return x, errClosed
+	}
+}
+
+func (r *roomController) Status(ctx context.Context, id string, verbose bool) (s boxes.ControllerStatus, err error) {
+	_, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return s, err
+	}
+	resp, err := shim.SandboxStatus(ctx, &sandboxapi.SandboxStatusRequest{SandboxID: id, Verbose: verbose})
+	if err != nil {
+		return s, fmt.Errorf("status of sandbox %s: %w", id, err)
+	}
+	s = boxes.ControllerStatus{SandboxID: id, Pid: resp.Pid, State: resp.State, Info: resp.Info, CreatedAt: stamp(resp.CreatedAt), ExitedAt: stamp(resp.ExitedAt)}
+	if resp.Extra != nil {
+		s.Extra = resp.Extra
+	}
+	s.Address, s.Version = endpoint(shim)
+	return s, nil
+}
+
+// Shutdown ends a sandbox with all that runs in it. One that is not there is no error.
+func (r *roomController) Shutdown(ctx context.Context, id string) error {
+	e := r.engine()
+	b, shim, err := e.room(ctx, id)
+	if b == nil {
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	select {
+	case b.ticket <- struct{}{}:
+		defer func() { <-b.ticket }()
+	case <-b.gone:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	select {
+	case <-b.gone:
+		return nil
+	default:
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+	defer cancel()
+	if shim != nil {
+		if _, err := shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id}); err != nil && !errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("shut down sandbox %s: %w", id, err)
+		}
+	}
+	e.roomOver(b, boxes.ExitStatus{ExitedAt: time.Now().UTC()})
+	e.forgetRoom(b)
+	return nil
+}
+
+func (r *roomController) Metrics(ctx context.Context, id string) (*types.Metric, error) {
+	_, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := shim.SandboxMetrics(ctx, &sandboxapi.SandboxMetricsRequest{SandboxID: id})
+	if err != nil {
+		return nil, fmt.Errorf("metrics of sandbox %s: %w", id, err)
+	}
+	return resp.GetMetrics(), nil
+}
+
+func (r *roomController) Update(ctx context.Context, id string, s boxes.Sandbox, fields ...string) error {
+	_, shim, err := r.engine().room(ctx, id)
+	if err != nil {
+		return err
+	}
+	ext := map[string]*anypb.Any{}
+	for k, v := range s.Extensions {
+		ext[k] = anyMessage(v)
+	}
+	_, err = shim.UpdateSandbox(ctx, &sandboxapi.UpdateSandboxRequest{SandboxID: id, Fields: fields, Sandbox: &types.Sandbox{
+		SandboxID: s.ID, Runtime: &types.Sandbox_Runtime{Name: s.Runtime.Name, Options: anyMessage(s.Runtime.Options)}, Spec: anyMessage(s.Spec),
+		Labels: s.Labels, Extensions: ext, Sandboxer: s.Sandboxer,
+	}})
+	if errdefs.IsNotImplemented(err) {
+		return nil // a shim need not know of it
+	}
+	return err
+}
+
+// watchRoom waits for the end of a room, and then for that of its shim.
+func (e *Engine) watchRoom(b *shimRoom) {
+	pause := restartFirst
+	for {
+		b.mu.Lock()
+		shim := b.shim
+		b.mu.Unlock()
+		if shim != nil {
+			resp, err := shim.WaitSandbox(e.ctx, &sandboxapi.WaitSandboxRequest{SandboxID: b.id})
+			if err == nil {
+				e.roomOver(b, boxes.ExitStatus{ExitStatus: resp.ExitStatus, ExitedAt: stamp(resp.ExitedAt)})
+			}
+			if err == nil || errdefs.IsNotImplemented(err) {
+				select {
+				case <-shim.Gone():
+				case <-b.gone:
+				case <-e.ctx.Done():
+				}
+			}
+		}
+		select {
+		case b.ticket <- struct{}{}:
+		case <-b.gone:
+			return
+		case <-e.ctx.Done():
+			return
+		}
+		over := e.roomBroken(b)
+		<-b.ticket
+		if over {
+			return
+		}
+		select {
+		case <-time.After(pause):
+			pause = min(pause*2, reconnectMost)
+		case <-b.gone:
+			return
+		case <-e.ctx.Done():
+			return
+		}
+	}
+}
+
+// roomBroken looks after a connection that ended, with the ticket. It tells whether there is nothing
+// more to watch.
+func (e *Engine) roomBroken(b *shimRoom) bool {
+	select {
+	case <-b.gone:
+		return true
+	default:
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
+	defer cancel()
+	next, err := e.opt.TaskShims.ConnectTask(ctx, b.shims)
+	switch {
+	case e.ctx.Err() != nil:
+		if err == nil {
+			next.Close()
+		}
+		return true
+	case errdefs.IsNotFound(err):
+		e.log.Warn("the shim of a sandbox is gone", "sandbox", b.id, "namespace", b.namespace)
+		if _, err := e.opt.TaskShims.ReapTask(ctx, b.shims); err != nil {
+			e.log.Debug("clean up after the shim of a sandbox", "sandbox", b.id, "error", err)
+		}
+		e.roomOver(b, boxes.ExitStatus{ExitStatus: 128 + uint32(unix.SIGKILL), ExitedAt: time.Now().UTC()})
+		e.forgetRoom(b)
+		return true
+	case err != nil:
+		return false
+	}
+	b.mu.Lock()
+	was := b.shim
+	b.shim = next
+	b.mu.Unlock()
+	if was != nil {
+		was.Close()
+	}
+	return false
+}
+
+// roomOver records the end of a room once, and tells it.
+func (e *Engine) roomOver(b *shimRoom, x boxes.ExitStatus) {
+	b.mu.Lock()
+	if b.exit != nil {
+		b.mu.Unlock()
+		return
+	}
+	b.exit = &x
+	close(b.done)
+	b.mu.Unlock()
+	e.announce(b.namespace, "/sandboxes/exit", &eventsapi.SandboxExit{SandboxID: b.id, ExitStatus: x.ExitStatus, ExitedAt: timestamppb.New(x.ExitedAt)})
+}
+
+// forgetRoom is the end of a room. The caller holds the ticket.
+func (e *Engine) forgetRoom(b *shimRoom) {
+	if err := removeTaskBundle(b.bundle); err != nil {
+		e.log.Error("remove bundle", "sandbox", b.id, "namespace", b.namespace, "error", err)
+	}
+	e.rooms.remove(b)
+	close(b.gone)
+	b.mu.Lock()
+	shim := b.shim
+	b.mu.Unlock()
+	if shim != nil {
+		shim.Close()
+	}
+}
+
+// restoreRooms takes up the rooms of an earlier daemon: those whose shim is gone are forgotten.
+func (e *Engine) restoreRooms(ctx context.Context) {
+	root := filepath.Join(e.opt.State, roomFolder)
+	for _, ns := range folders(root) {
+		for _, id := range folders(filepath.Join(root, ns)) {
+			if identifiers.Validate(ns) != nil || identifiers.Validate(id) != nil {
+				continue
+			}
+			var meta roomMeta
+			raw, err := os.ReadFile(filepath.Join(root, ns, id, roomMetaFile))
+			if err == nil {
+				err = json.Unmarshal(raw, &meta)
+			}
+			if err != nil || meta.Version > 1 {
+				e.log.Error("the bundle of a sandbox cannot be read and is left alone", "sandbox", id, "namespace", ns, "error", err)
+				continue
+			}
+			b := e.newRoom(taskKey{ns, id}, meta)
+			e.rooms.add(b)
+			cctx, cancel := context.WithTimeout(ctx, connectLimit)
+			shim, err := e.opt.TaskShims.ConnectTask(cctx, b.shims)
+			cancel()
+			if err == nil {
+				b.shim = shim
+			} // else it is tried again, and forgotten if it is gone
+			e.work.Go(func() { e.watchRoom(b) })
+		}
+	}
+}
+
+// endForeignShim ends a shim that could not do what it was started for.
+func (e *Engine) endForeignShim(ctx context.Context, shim TaskShim, o client.TaskOptions) error {
+	_, _ = shim.Shutdown(ctx, &taskapi.ShutdownRequest{ID: o.ID})
+	if _, err := e.opt.TaskShims.ReapTask(ctx, o); err != nil && !errdefs.IsNotFound(err) {
+		e.log.Debug("clean up after a shim", "id", o.ID, "error", err)
+	}
+	return nil
+}
+
+// podController lets containerd's clients ask for what the CRI looks after.
+type podController Engine
+
+func (r *podController) pod(ctx context.Context, id string) (Sandbox, error) {
+	if isShared(ctx) {
+		if s := (*Engine)(r).pods.exact(id); s != nil {
+			return s.view(), nil
+		}
+	}
+	return Sandbox{}, fmt.Errorf("sandbox %s: %w", id, errdefs.ErrNotFound)
+}
+
+func (r *podController) Create(context.Context, boxes.Sandbox, ...boxes.CreateOpt) error {
+	return notImplementedf("pods' sandboxes are made through the CRI")
+}
+
+func (r *podController) Start(context.Context, string) (boxes.ControllerInstance, error) {
+	return boxes.ControllerInstance{}, notImplementedf("pods' sandboxes are started through the CRI")
+}
+
+func (r *podController) Platform(context.Context, string) (ocispec.Platform, error) {
+	return platforms.DefaultSpec(), nil
+}
+
+func (r *podController) Stop(ctx context.Context, id string, _ ...boxes.StopOpt) error {
+	if _, err := r.pod(ctx, id); err != nil {
+		return err
+	}
+	return (*Engine)(r).StopSandbox(ctx, id)
+}
+
+func (r *podController) Wait(ctx context.Context, id string) (boxes.ExitStatus, error) {
+	for {
+		s, err := r.pod(ctx, id)
+		if err != nil || s.State != SandboxReady {
+			return boxes.ExitStatus{ExitedAt: time.Now().UTC()}, nil
+		}
+		select {
+		case <-time.After(restartFirst):
+		case <-ctx.Done():
+			return boxes.ExitStatus{}, context.Cause(ctx)
+		case <-r.stopping:
+			return boxes.ExitStatus{}, errClosed
+		}
+	}
+}
+
+func (r *podController) Status(ctx context.Context, id string, _ bool) (boxes.ControllerStatus, error) {
+	s, err := r.pod(ctx, id)
+	if err != nil {
+		return boxes.ControllerStatus{}, err
+	}
+	out := boxes.ControllerStatus{SandboxID: id, Pid: uint32(s.Pid), State: "SANDBOX_NOTREADY", CreatedAt: s.Created}
+	if s.State == SandboxReady {
+		out.State = "SANDBOX_READY"
+	}
+	return out, nil
+}
+
+func (r *podController) Shutdown(ctx context.Context, id string) error {
+	if _, err := r.pod(ctx, id); err != nil {
+		return nil
+	}
+	if err := (*Engine)(r).StopSandbox(ctx, id); err != nil {
+		return err
+	}
+	return (*Engine)(r).RemoveSandbox(ctx, id)
+}
+
+func (r *podController) Metrics(context.Context, string) (*types.Metric, error) {
+	return nil, notImplementedf("pods are measured through the CRI")
+}
+
+func (r *podController) Update(context.Context, string, boxes.Sandbox, ...string) error {
+	return notImplementedf("pods' sandboxes are changed through the CRI")
+}

@@ -1,0 +1,268 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/sandbox"
+	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	bolt "go.etcd.io/bbolt"
+)
+
+// sandboxStore implements containerd's sandbox.Store: what clients of its API say of their
+// sandboxes.
+type sandboxStore Store
+
+var _ sandbox.Store = (*sandboxStore)(nil)
+
+// Sandboxes is the store of sandbox records.
+func (s *Store) Sandboxes() sandbox.Store { return (*sandboxStore)(s) }
+
+type sandboxRecord struct {
+	Labels         map[string]string     `json:"labels,omitempty"`
+	Runtime        string                `json:"runtime"`
+	RuntimeOptions *anyRecord            `json:"runtimeOptions,omitempty"`
+	Spec           *anyRecord            `json:"spec,omitempty"`
+	Sandboxer      string                `json:"sandboxer,omitempty"`
+	Extensions     map[string]*anyRecord `json:"extensions,omitempty"`
+	Created        time.Time             `json:"created"`
+	Updated        time.Time             `json:"updated"`
+}
+
+func (r sandboxRecord) sandbox(id string) sandbox.Sandbox {
+	return sandbox.Sandbox{
+		ID: id, Labels: r.Labels, Runtime: sandbox.RuntimeOpts{Name: r.Runtime, Options: r.RuntimeOptions.any()}, Spec: r.Spec.any(),
+		Sandboxer: r.Sandboxer, Extensions: anys(r.Extensions), CreatedAt: r.Created, UpdatedAt: r.Updated,
+	}
+}
+
+func (s *sandboxStore) Get(ctx context.Context, id string) (b sandbox.Sandbox, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return b, err
+	}
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		r, err := readSandbox(NamespaceBucket(tx, ns, sectionSandboxes), id)
+		b = r.sandbox(id)
+		return err
+	})
+	if err != nil {
+		return sandbox.Sandbox{}, wrap(err, "sandbox %q in namespace %q", id, ns)
+	}
+	return b, nil
+}
+
+func (s *sandboxStore) List(ctx context.Context, fs ...string) (list []sandbox.Sandbox, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return nil, err
+	}
+	filter, err := ParseFilters(fs)
+	if err != nil {
+		return nil, err
+	}
+	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		list = nil
+		b := NamespaceBucket(tx, ns, sectionSandboxes)
+		if b == nil {
+			return nil
+		}
+		return b.ForEach(func(k, v []byte) error {
+			var r sandboxRecord
+			if err := decode(v, &r); err != nil {
+				s.log.Error("skipped a damaged sandbox record", "namespace", ns, "sandbox", string(k), "error", err)
+				return nil
+			}
+			if b := r.sandbox(string(k)); filter.Match(AdaptSandbox(b)) {
+				list = append(list, b)
+			}
+			return nil
+		})
+	})
+	return list, wrap(err, "list sandboxes")
+}
+
+// AdaptSandbox lets containerd's filters look at a sandbox.
+func AdaptSandbox(b sandbox.Sandbox) filters.Adaptor {
+	return filters.AdapterFunc(func(p []string) (string, bool) {
+		if len(p) == 0 {
+			return "", false
+		}
+		switch p[0] {
+		case "id":
+			return b.ID, b.ID != ""
+		case "runtime":
+			if len(p) > 1 && p[1] == "name" {
+				return b.Runtime.Name, b.Runtime.Name != ""
+			}
+		case "sandboxer":
+			return b.Sandboxer, b.Sandboxer != ""
+		case "labels":
+			return LabelField(b.Labels, p[1:])
+		}
+		return "", false
+	})
+}
+
+func (s *sandboxStore) Create(ctx context.Context, b sandbox.Sandbox) (sandbox.Sandbox, error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	if err := validateSandbox(b); err != nil {
+		return sandbox.Sandbox{}, wrap(err, "create sandbox %q", b.ID)
+	}
+	b.Labels, b.Extensions = maps.Clone(b.Labels), maps.Clone(b.Extensions)
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		bucket, err := MakeNamespaceBucket(tx, ns, sectionSandboxes)
+		if err != nil {
+			return err
+		}
+		if bucket.Get([]byte(b.ID)) != nil {
+			return errdefs.ErrAlreadyExists
+		}
+		b.CreatedAt = now()
+		b.UpdatedAt = b.CreatedAt
+		return putSandbox(bucket, b)
+	})
+	if err != nil {
+		return sandbox.Sandbox{}, wrap(err, "sandbox %q", b.ID)
+	}
+	return b, nil
+}
+
+func (s *sandboxStore) Update(ctx context.Context, b sandbox.Sandbox, fieldpaths ...string) (out sandbox.Sandbox, err error) {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return out, err
+	}
+	if b.ID == "" {
+		return out, fmt.Errorf("update sandbox: id is missing: %w", errdefs.ErrInvalidArgument)
+	}
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		bucket := NamespaceBucket(tx, ns, sectionSandboxes)
+		r, err := readSandbox(bucket, b.ID)
+		if err != nil {
+			return err
+		}
+		out = r.sandbox(b.ID)
+		paths := fieldpaths
+		if len(paths) == 0 {
+			if b.Runtime.Name != out.Runtime.Name {
+				return fmt.Errorf("the runtime cannot be changed: %w", errdefs.ErrInvalidArgument)
+			}
+			paths = []string{"labels", "extensions", "spec", "runtime"}
+		}
+		for _, p := range paths {
+			if err := updateSandboxField(&out, b, p); err != nil {
+				return err
+			}
+		}
+		if err := validateSandbox(out); err != nil {
+			return err
+		}
+		out.UpdatedAt = now()
+		return putSandbox(bucket, out)
+	})
+	if err != nil {
+		return sandbox.Sandbox{}, wrap(err, "update sandbox %q", b.ID)
+	}
+	return out, nil
+}
+
+func updateSandboxField(have *sandbox.Sandbox, want sandbox.Sandbox, path string) error {
+	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
+		have.Labels = l
+		return nil
+	}
+	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
+		have.Extensions = ext
+		return nil
+	}
+	switch path {
+	case "spec":
+		have.Spec = want.Spec
+	case "runtime":
+		have.Runtime = want.Runtime
+	default:
+		return fmt.Errorf("field %q cannot be updated: %w", path, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func (s *sandboxStore) Delete(ctx context.Context, id string) error {
+	ns, err := Namespace(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
+		b := NamespaceBucket(tx, ns, sectionSandboxes)
+		if b == nil || id == "" || b.Get([]byte(id)) == nil {
+			return errdefs.ErrNotFound
+		}
+		return b.Delete([]byte(id))
+	})
+	if err != nil {
+		return wrap(err, "sandbox %q in namespace %q", id, ns)
+	}
+	s.gc.schedule()
+	return nil
+}
+
+func putSandbox(bucket *bolt.Bucket, b sandbox.Sandbox) error {
+	raw, err := encode(sandboxRecord{
+		Labels: b.Labels, Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
+		Extensions: recordAnys(b.Extensions), Created: b.CreatedAt, Updated: b.UpdatedAt,
+	})
+	if err != nil {
+		return err
+	}
+	if len(raw) > maxRecord {
+		return fmt.Errorf("%d bytes, at most %d are possible: %w", len(raw), maxRecord, errdefs.ErrInvalidArgument)
+	}
+	return bucket.Put([]byte(b.ID), raw)
+}
+
+func readSandbox(b *bolt.Bucket, id string) (r sandboxRecord, err error) {
+	var raw []byte
+	if b != nil && id != "" {
+		raw = b.Get([]byte(id))
+	}
+	if raw == nil {
+		return r, errdefs.ErrNotFound
+	}
+	return r, decode(raw, &r)
+}
+
+func validateSandbox(b sandbox.Sandbox) error {
+	if err := identifiers.Validate(b.ID); err != nil {
+		return fmt.Errorf("id: %w", err)
+	}
+	for k := range b.Extensions {
+		if k == "" {
+			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	return ValidateLabels(b.Labels)
+}
+
+// markSandboxes adds what the labels of sandboxes name.
+func (s *Store) markSandboxes(tx *bolt.Tx, ns string, w *walk) {
+	b := NamespaceBucket(tx, ns, sectionSandboxes)
+	if b == nil {
+		return
+	}
+	_ = b.ForEach(func(k, v []byte) error {
+		var r sandboxRecord
+		if err := decode(v, &r); err != nil {
+			s.damage(w, ns, sectionSandboxes, string(k), err)
+			return nil
+		}
+		w.roots = append(w.roots, labelRefs(ns, r.Labels)...)
+		return nil
+	})
+}
