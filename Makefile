@@ -9,7 +9,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-unit test-security test-vm lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-unit test-security test-vm test-powercut lint bench fuzz install uninstall man quickstart clean
 
 all: build
 
@@ -56,6 +56,14 @@ test-security: ## the battery of published escapes, as root, with many starts fo
 test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppArmor, systemd
 	@GO='$(GO)' test/vm/suite.sh
 	@GO='$(GO)' MODES=systemd RUN='TestSystemdDriver|TestAppArmor' test/vm/suite.sh ./test/integration
+
+POWERCUTS ?= 100
+FLUSHES   ?= 1200
+test-powercut: build ## cut the power of a VM that hako works in: at random, and at every flush of one run
+	$(GO) build -ldflags '-s -w' -o bin/load ./test/chaos/load
+	$(GO) build -o bin/powercut ./test/powercut
+	bin/powercut kill -n $(POWERCUTS) -v
+	bin/powercut replay -flushes $(FLUSHES) -v
 
 bench: build ## benchmarks beside the code, then against the peers that are installed
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

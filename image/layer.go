@@ -685,7 +685,10 @@ func (f *layerFlight) inherit(ctx context.Context, sn snapshots.Snapshotter) err
 		return err
 	}
 	defer root.Close()
-	return unpack.Inherit(root, implicit, lowers)
+	if err := unpack.Inherit(root, implicit, lowers); err != nil {
+		return err
+	}
+	return syncFiles(ctx, sn, f.root) // these attributes came after the first one
 }
 
 // lowerDirs gives the directories of a view's layers, the topmost first.

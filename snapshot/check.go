@@ -56,7 +56,7 @@ func Inspect(name, root string, s *store.Store) (*Snapshotter, error) {
 			return err
 		}
 		for _, e := range entries {
-			if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
+			if id, err := strconv.ParseUint(strings.TrimPrefix(e.Name(), unbornPrefix), 10, 64); err == nil {
 				last = max(last, id)
 			}
 		}
@@ -160,6 +160,9 @@ func (sn *Snapshotter) check(ctx context.Context, o store.CheckOptions) (found [
 	for _, e := range entries {
 		id, err := strconv.ParseUint(e.Name(), 10, 64)
 		_, named := byID[id]
+		if unborn, uerr := strconv.ParseUint(strings.TrimPrefix(e.Name(), unbornPrefix), 10, 64); err != nil && uerr == nil && passing[unborn] {
+			continue
+		}
 		switch {
 		case err != nil || !e.IsDir() || strconv.FormatUint(id, 10) != e.Name():
 			found = append(found, sn.finding(ProblemStray, store.Leftover, "", e.Name(), "hako makes no file of this name in %s", sn.dir()))
@@ -351,10 +354,7 @@ func (sn *Snapshotter) repairLayer(ctx context.Context, f store.Finding, key str
 		return "", err
 	}
 	defer release()
-	if err := os.Mkdir(string(l), 0o700); err != nil {
-		return "", err
-	}
-	return "made anew, as its parent is: what was written to it is lost", sn.driver.fill(ctx, l, parents)
+	return "made anew, as its parent is: what was written to it is lost", sn.build(ctx, r.ID, parents)
 }
 
 func mkdirAgain(dir string) error {

@@ -104,11 +104,13 @@ func TestCrash(t *testing.T) {
 				out, err := cmd.StdoutPipe()
 				must(t, err)
 				must(t, cmd.Start())
-				go func() {
-					time.Sleep(time.Duration(100+rand.IntN(150)) * time.Millisecond)
-					_ = cmd.Process.Signal(syscall.SIGKILL)
-				}()
+				// After some steps, however long they take, and then at any moment.
+				kill := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
+				left := 4 + rand.IntN(12)
 				for lines := bufio.NewScanner(out); lines.Scan(); {
+					if left--; left == 0 {
+						kill.Reset(time.Duration(rand.IntN(30)) * time.Millisecond)
+					}
 					what, n, ok := strings.Cut(lines.Text(), " ")
 					if !ok || what == "FAIL:" {
 						t.Error("child:", lines.Text())

@@ -195,13 +195,22 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context, heal bool) (last uint64, e
 	}
 	sn.mu.Lock()
 	present := make(map[uint64]bool, len(entries)) // and whether a record will come
+	var unborn []uint64
 	for _, e := range entries {
 		if id, err := strconv.ParseUint(e.Name(), 10, 64); err == nil {
 			present[id] = sn.fresh[id]
 			last = max(last, id)
+		} else if id, err := strconv.ParseUint(strings.TrimPrefix(e.Name(), unbornPrefix), 10, 64); err == nil && heal {
+			unborn = append(unborn, id)
+			last = max(last, id)
 		}
 	}
 	sn.mu.Unlock()
+	for _, id := range unborn { // of a process that is no more
+		if err := os.RemoveAll(string(sn.unborn(id))); err != nil {
+			return 0, err
+		}
+	}
 	lost := map[uint64][]layer{}
 	err = sn.store.DB().View(ctx, func(tx *bolt.Tx) error {
 		ids, damaged, err := sn.known(tx)
@@ -235,13 +244,9 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context, heal bool) (last uint64, e
 }
 
 func (sn *Snapshotter) heal(ctx context.Context, id uint64, parents []layer) {
-	l := sn.layer(id)
-	if err := os.Mkdir(string(l), 0o700); err != nil {
-		return // it is there: made, or removed and not yet noticed, a moment ago
-	}
 	release, err := sn.driver.show(parents)
 	if err == nil {
-		err = sn.driver.fill(ctx, l, parents)
+		err = sn.build(ctx, id, parents)
 		release()
 	}
 	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "error", err)
@@ -291,7 +296,7 @@ func (sn *Snapshotter) removeDoomed() error {
 		if err == nil {
 			err = os.RemoveAll(string(sn.layer(id)))
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, os.RemoveAll(string(sn.unborn(id))))
 	}
 	return errors.Join(errs...)
 }

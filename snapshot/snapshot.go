@@ -44,6 +44,8 @@ type Snapshotter struct {
 	store  *store.Store
 	driver driver
 	log    *slog.Logger
+	// mapsIDs tells that the ids of a snapshot's lower layers may be mapped.
+	mapsIDs bool
 
 	nextID atomic.Uint64
 	syncs  store.Coalescer
@@ -268,7 +270,7 @@ func (sn *Snapshotter) mounts(r record, parents []layer) []mount.Mount {
 	if r.ID != 0 {
 		own = sn.layer(r.ID)
 	}
-	return sn.driver.mounts(own, parents, r.kind() == snapshots.KindView)
+	return mapMounts(sn.driver.mounts(own, parents, r.kind() == snapshots.KindView), r.Labels)
 }
 
 // Prepare makes an active snapshot: errdefs.ErrAlreadyExists if the key is taken,
@@ -302,6 +304,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 			return nil, err
 		}
 	}
+	mapping, _ := mappingOf(info.Labels)
+	if mapping != nil && !sn.mapsIDs {
+		return nil, fmt.Errorf("labels %s, %s: this snapshotter or kernel does not map ids: %w",
+			snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping, errdefs.ErrNotImplemented)
+	}
 	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
 	lease, leased := leases.FromContext(ctx)
 	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}
@@ -328,6 +335,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 			return nil, err
 		}
 		defer sn.settle(r.ID, &err)
+		if mapping != nil {
+			if err := mapping.own(sn.layer(r.ID)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	err = sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
 		s, err := sn.makeSection(tx, ns)
@@ -399,18 +411,41 @@ func (sn *Snapshotter) makeLayer(ctx context.Context, parents []layer) (id uint6
 	}
 	sn.fresh[id] = true
 	sn.mu.Unlock()
-	l := sn.layer(id)
-	if err = sn.driver.drop(l); err == nil {
-		err = os.Mkdir(string(l), 0o700)
-	}
-	if err == nil {
-		err = sn.driver.fill(ctx, l, parents)
-	}
+	err = sn.build(ctx, id, parents)
 	if err != nil {
 		sn.settle(id, &err)
 		return 0, err
 	}
 	return id, nil
+}
+
+// unborn is a directory before it gets its name.
+func (sn *Snapshotter) unborn(id uint64) layer {
+	return layer(filepath.Join(sn.dir(), unbornPrefix+strconv.FormatUint(id, 10)))
+}
+
+const unbornPrefix = "."
+
+// build makes a directory. It gets its name last: after a power cut one that has it is
+// whole, and one that has not is made anew. The parents are shown.
+func (sn *Snapshotter) build(ctx context.Context, id uint64, parents []layer) error {
+	if err := sn.driver.drop(sn.layer(id)); err != nil {
+		return err
+	}
+	l := sn.unborn(id)
+	if err := os.Mkdir(string(l), 0o700); err != nil {
+		return err
+	}
+	if err := sn.driver.fill(ctx, l, parents); err != nil {
+		return err
+	}
+	if sn.driver.whole() && len(parents) > 0 {
+		// What is copied must last as long as the record that comes next.
+		if err := sn.syncs.Do(); err != nil {
+			return err
+		}
+	}
+	return os.Rename(string(l), string(sn.layer(id)))
 }
 
 func (sn *Snapshotter) settle(id uint64, err *error) {
@@ -663,10 +698,8 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 	}
 	delete(info.Labels, labelSynced)
 	delete(info.Labels, labelUsage)
-	for _, l := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
-		if v := info.Labels[l]; v != "" {
-			return info, h, fmt.Errorf("label %s=%q: %w", l, v, errdefs.ErrNotImplemented)
-		}
+	if _, err := mappingOf(info.Labels); err != nil {
+		return info, h, err
 	}
 	return info, h, store.ValidateLabels(info.Labels)
 }

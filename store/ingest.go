@@ -640,6 +640,11 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 		if err := b.publish(filepath.Join(b.ingestDir(w.name), "data"), d); err != nil {
 			return err
 		}
+	} else if !mine {
+		// Another writer may have given it its name a moment ago, and not be done.
+		if err := b.syncs[d.Algorithm()].Do(); err != nil {
+			return err
+		}
 	}
 	if mine {
 		err := w.s.leaseExisting(ctx, w.ns, d)

@@ -49,7 +49,12 @@ func (m *machine) clone(args *cloneArgs) (pid int, err error) {
 	args.stack, args.stackSize = uint64(addr(stack)), stackSize
 	start := runChild
 	here := byte(0)
-	leaveHeap(unsafe.Pointer(m), unsafe.Pointer(&here))
+	// A child that os/exec makes in a user namespace of its own is a copy as well, and needs
+	// the heap.
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	adviseHeap(unix.MADV_DONTFORK, unsafe.Pointer(m), unsafe.Pointer(&here))
+	defer adviseHeap(unix.MADV_DOFORK, unsafe.Pointer(m), unsafe.Pointer(&here))
 	beforeFork()
 	if m.slack > 0 {
 		syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_SET_TIMERSLACK, m.slack, 0)
