@@ -12,6 +12,8 @@ import (
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/hako-engine/hako/shim/client"
 )
 
 // Names of runtimes that are hako's own shim.
@@ -77,7 +79,9 @@ func (e *Engine) RuntimeInfo(ctx context.Context, req *types.RuntimeRequest) (*t
 	opts := req.GetOptions()
 	var args []string
 	if program == "" {
-		program = e.opt.ShimBinary
+		if program, err = (client.StartOptions{Binary: e.opt.ShimBinary}).Program(); err != nil {
+			return nil, err
+		}
 		if binary != "" {
 			args = []string{"-runtime", binary}
 		}

@@ -119,6 +119,9 @@ func (p *process) state() *wire.StateResponse {
 		}
 	default:
 		r.Status = wire.StatusStopped
+		if p.execID != "" && p.mu.child == nil { // it never ran, and is as it was made
+			r.Status = wire.StatusCreated
+		}
 		r.ExitStatus, r.ExitedAt, r.OOMKilled = p.mu.exit.Status, p.mu.exit.ExitedAt, p.mu.exit.OOMKilled
 	}
 	return r
@@ -176,9 +179,9 @@ func (s *Service) ended(p *process, e Exit) {
 	p.streams.end()
 }
 
-// failed ends a process that could not be started. Nobody is told of what never was.
-func (p *process) failed() {
-	p.ended(Exit{Version: fileVersion, Status: statusUnknown, ExitedAt: time.Now().UTC()}, func() {})
+// never ends a process that was not started (status 0), or could not be. Nobody is told of what never was.
+func (p *process) never(status uint32) {
+	p.ended(Exit{Version: fileVersion, Status: status, ExitedAt: time.Now().UTC()}, func() {})
 	p.streams.end()
 }
 

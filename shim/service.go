@@ -360,7 +360,7 @@ func (s *Service) startExec(ctx context.Context, p *process) (wire.Message, erro
 	}
 	if err != nil {
 		p.startOver(stopped)
-		p.failed()
+		p.never(statusUnknown)
 		p.streams.close() // callers read the output to its end before they delete the process
 		return nil, fmt.Errorf("start %s: %w", p, err)
 	}
@@ -478,7 +478,7 @@ func (s *Service) endCreated(ctx context.Context, p *process) error {
 	}
 	if p.execID != "" {
 		if p.move(created, stopped) == nil {
-			p.failed()
+			p.never(0)
 		}
 		return nil
 	}

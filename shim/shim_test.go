@@ -208,6 +208,11 @@ func TestExecFails(t *testing.T) {
 	if err := h.exec("x", wire.ExecProcessRequest{}, "/bin/true"); err != nil {
 		t.Errorf("id free again: %v", err)
 	}
+	// One that was never started has not failed.
+	var resp wire.DeleteResponse
+	if h.must("Delete", &wire.ProcessRequest{ID: "c", ExecID: "x"}, &resp); resp.ExitStatus != 0 {
+		t.Errorf("never started: %+v", resp)
+	}
 }
 
 // Who reads the output of a process that cannot be started gets to its end without

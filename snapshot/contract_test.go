@@ -226,7 +226,7 @@ func TestErrors(t *testing.T) {
 			"no key": {noKey, errdefs.IsInvalidArgument}, "no namespace": {noNamespace, errdefs.IsFailedPrecondition}, "no lease": {noLease, errdefs.IsNotFound},
 			"stat": {statErr, errdefs.IsNotFound}, "mounts": {mountErr, errdefs.IsNotFound}, "remove": {sn.Remove(ctx, "b"), errdefs.IsNotFound},
 			"commit": {sn.Commit(ctx, "c", "b"), errdefs.IsNotFound}, "usage": {badUsage, errdefs.IsInvalidArgument},
-			"id map": {idmap, errdefs.IsNotImplemented},
+			"id map": {idmap, errdefs.IsInvalidArgument},
 		} {
 			if !c.is(c.err) {
 				t.Errorf("%s: %v", name, c.err)

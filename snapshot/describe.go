@@ -13,7 +13,13 @@ import (
 func (sn *Snapshotter) Root() string { return sn.root }
 
 // Capabilities are what containerd's clients may use of the snapshotter, in containerd's words.
-func (sn *Snapshotter) Capabilities() []string { return []string{snapshots.RebaseCap} }
+func (sn *Snapshotter) Capabilities() []string {
+	list := []string{snapshots.RebaseCap}
+	if sn.mapsIDs {
+		list = append(list, "remap-ids")
+	}
+	return list
+}
 
 // Empty tells whether no namespace has a snapshot here.
 func (sn *Snapshotter) Empty() bool {

@@ -29,7 +29,12 @@ func NewOverlay(root string, s *store.Store) (*Snapshotter, error) {
 	if err := checkOverlayDir(abs); err != nil {
 		return nil, fmt.Errorf("open snapshotter overlayfs: %w", err)
 	}
-	return open("overlayfs", abs, s, overlay{options: layerOptions()})
+	sn, err := open("overlayfs", abs, s, overlay{options: layerOptions()})
+	if err != nil {
+		return nil, err
+	}
+	sn.mapsIDs = mapsLayers(abs)
+	return sn, nil
 }
 
 // OverlaySupported tries whether overlayfs works with directories below root, which

@@ -44,6 +44,8 @@ type Snapshotter struct {
 	store  *store.Store
 	driver driver
 	log    *slog.Logger
+	// mapsIDs tells that the ids of a snapshot's lower layers may be mapped.
+	mapsIDs bool
 
 	nextID atomic.Uint64
 	syncs  store.Coalescer
@@ -268,7 +270,7 @@ func (sn *Snapshotter) mounts(r record, parents []layer) []mount.Mount {
 	if r.ID != 0 {
 		own = sn.layer(r.ID)
 	}
-	return sn.driver.mounts(own, parents, r.kind() == snapshots.KindView)
+	return mapMounts(sn.driver.mounts(own, parents, r.kind() == snapshots.KindView), r.Labels)
 }
 
 // Prepare makes an active snapshot: errdefs.ErrAlreadyExists if the key is taken,
@@ -302,6 +304,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 			return nil, err
 		}
 	}
+	mapping, _ := mappingOf(info.Labels)
+	if mapping != nil && !sn.mapsIDs {
+		return nil, fmt.Errorf("labels %s, %s: this snapshotter or kernel does not map ids: %w",
+			snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping, errdefs.ErrNotImplemented)
+	}
 	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
 	lease, leased := leases.FromContext(ctx)
 	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}
@@ -328,6 +335,11 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 			return nil, err
 		}
 		defer sn.settle(r.ID, &err)
+		if mapping != nil {
+			if err := mapping.own(sn.layer(r.ID)); err != nil {
+				return nil, err
+			}
+		}
 	}
 	err = sn.store.DB().Update(ctx, func(tx *bolt.Tx) error {
 		s, err := sn.makeSection(tx, ns)
@@ -686,10 +698,8 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 	}
 	delete(info.Labels, labelSynced)
 	delete(info.Labels, labelUsage)
-	for _, l := range []string{snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping} {
-		if v := info.Labels[l]; v != "" {
-			return info, h, fmt.Errorf("label %s=%q: %w", l, v, errdefs.ErrNotImplemented)
-		}
+	if _, err := mappingOf(info.Labels); err != nil {
+		return info, h, err
 	}
 	return info, h, store.ValidateLabels(info.Labels)
 }

@@ -3,7 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"strconv"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -22,11 +25,15 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		Bundle: o.Bundle, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr,
 		NoPivot: o.NoPivot, NoNewKeyring: o.NoNewKeyring,
 	}
+	var err error
 	for _, m := range o.Rootfs {
-		opts.Rootfs = append(opts.Rootfs, specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source, Options: m.Options})
+		root := specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source}
+		if err := mapped(&root, m.Options); err != nil {
+			return nil, err
+		}
+		opts.Rootfs = append(opts.Rootfs, root)
 	}
 	var c *oci.Container
-	var err error
 	if o.Restore == nil {
 		c, err = n.r.Create(ctx, id, opts)
 	} else {
@@ -42,6 +49,40 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		c.PidFD.Close() // the shim has one of its own
 	}
 	return nativeContainer{c, o.Restore != nil}, nil
+}
+
+// mapped takes the maps of ids out of containerd's options (uidmap and gidmap, each a list of
+// INSIDE:OUTSIDE:SIZE): they are no options of a file system, but of the mounts of its layers.
+func mapped(m *specs.Mount, options []string) error {
+	for _, o := range options {
+		key, list, _ := strings.Cut(o, "=")
+		var into *[]specs.LinuxIDMapping
+		switch key {
+		case "uidmap":
+			into = &m.UIDMappings
+		case "gidmap":
+			into = &m.GIDMappings
+		default:
+			m.Options = append(m.Options, o)
+			continue
+		}
+		for entry := range strings.SplitSeq(list, ",") {
+			var n [3]uint32
+			parts := strings.Split(entry, ":")
+			for i := range n {
+				v, err := uint64(0), error(nil)
+				if len(parts) == len(n) {
+					v, err = strconv.ParseUint(parts[i], 10, 32)
+				}
+				if len(parts) != len(n) || err != nil {
+					return fmt.Errorf("root file system: option %q: %w", o, errdefs.ErrInvalidArgument)
+				}
+				n[i] = uint32(v)
+			}
+			*into = append(*into, specs.LinuxIDMapping{ContainerID: n[0], HostID: n[1], Size: n[2]})
+		}
+	}
+	return nil
 }
 
 func (n native) Remove(ctx context.Context, id, _ string) error {

@@ -44,6 +44,15 @@ func ttrpcSocket(cfg config) string {
 // mountsDir is where mounts are made ahead for clients.
 func mountsDir(cfg config) string { return filepath.Join(cfg.State, "mounts") }
 
+// clientsSnapshotter is where containerd's clients unpack to if they name none: all of them
+// (ctr, nerdctl, BuildKit) go on with overlayfs by themselves then, and would unpack once more.
+func clientsSnapshotter(used string, all map[string]snapshots.Snapshotter) string {
+	if all["overlayfs"] != nil {
+		return "overlayfs"
+	}
+	return used
+}
+
 // serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
 func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r containerdRooms, log *slog.Logger) error {
 	info, err := r.engine.Info(ctx)
@@ -52,7 +61,7 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 	}
 	o := containerd.Options{
 		Content: r.store.Content(), Images: r.rules.guard(r.store.Images()), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
-		Snapshotters: r.snapshotters, DefaultSnapshotter: cfg.Snapshotter, Bus: r.bus,
+		Snapshotters: r.snapshotters, DefaultSnapshotter: clientsSnapshotter(cfg.Snapshotter, r.snapshotters), Bus: r.bus,
 		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
 		RuntimeInfo: r.engine.RuntimeInfo,
 		Plugins:     []containerd.Plugin{{Type: "io.containerd.monitor.container.v1", ID: "restart", Capabilities: engine.RestartPolicies()}},

@@ -102,7 +102,7 @@ func servesBundle(pid int, bundle string) bool {
 
 // isProgram tells whether a process executes the shim's binary.
 func (o StartOptions) isProgram(pid int) bool {
-	binary, err := o.binary()
+	binary, err := o.Program()
 	if err != nil {
 		return false
 	}

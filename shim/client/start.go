@@ -46,7 +46,7 @@ func (Manager) Start(ctx context.Context, o StartOptions) (*Shim, error) {
 }
 
 func start(o StartOptions) (*Shim, error) {
-	binary, err := o.binary()
+	binary, err := o.Program()
 	if err != nil {
 		return nil, err
 	}
@@ -61,7 +61,11 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer null.Close()
-	logFile, err := os.OpenFile(filepath.Join(o.Bundle, wire.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	// A daemon that wants to read it at once has made a FIFO, which holds up nobody (see TaskOptions.openLog).
+	logFile, err := os.OpenFile(filepath.Join(o.Bundle, logFIFO), os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		logFile, err = os.OpenFile(filepath.Join(o.Bundle, wire.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +105,8 @@ func reap(p *os.Process) {
 	}()
 }
 
-func (o StartOptions) binary() (string, error) {
+// Program is the path of the shim that is started.
+func (o StartOptions) Program() (string, error) {
 	if o.Binary != "" {
 		return o.Binary, nil
 	}
@@ -168,7 +173,7 @@ func (Manager) Connect(ctx context.Context, bundle string) (*Shim, error) {
 // killed by SIGKILL (137) now. ErrNotFound: there is no bundle, and so nothing that its shim
 // could have left; after a reboot it is like that.
 func (Manager) Reap(ctx context.Context, o StartOptions) (Exit, error) {
-	binary, err := o.binary()
+	binary, err := o.Program()
 	if err != nil {
 		return Exit{}, err
 	}

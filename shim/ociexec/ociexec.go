@@ -190,7 +190,10 @@ func (r *Runtime) Create(ctx context.Context, id string, o shim.CreateOptions) (
 	}
 	// A runtime that fails half way may leave its state.
 	u.Add("create container", func(ctx context.Context) error { return r.delete(ctx, id, o.Bundle) })
-	c.init, err = r.launch(ctx, o.Bundle, args, []string{id}, o.Terminal, []*os.File{o.Stdin, o.Stdout, o.Stderr})
+	// The name is containerd's: wrappers of runtimes look there.
+	pidFile := filepath.Join(o.Bundle, "init.pid")
+	defer os.Remove(pidFile)
+	c.init, err = r.launch(ctx, o.Bundle, pidFile, args, []string{id}, o.Terminal, []*os.File{o.Stdin, o.Stdout, o.Stderr})
 	if err != nil {
 		return nil, err
 	}
@@ -202,14 +205,8 @@ func (r *Runtime) Create(ctx context.Context, id string, o shim.CreateOptions) (
 	return c, nil
 }
 
-// launch runs a command that leaves a process behind, and gives that.
-func (r *Runtime) launch(ctx context.Context, bundle string, args, operands []string, terminal bool, files []*os.File) (p shim.Process, err error) {
-	dir, err := os.MkdirTemp(bundle, ".launch.*")
-	if err != nil {
-		return p, err
-	}
-	defer os.RemoveAll(dir)
-	pidFile := filepath.Join(dir, "pid")
+// launch runs a command that leaves a process behind, and gives that. The command writes pidFile.
+func (r *Runtime) launch(ctx context.Context, bundle, pidFile string, args, operands []string, terminal bool, files []*os.File) (p shim.Process, err error) {
 	args = append(args, "--pid-file", pidFile)
 	var console *consoleSocket
 	if terminal {
@@ -306,7 +303,12 @@ func (c *container) Exec(ctx context.Context, o shim.ExecOptions) (p shim.Proces
 	if err != nil {
 		return p, err
 	}
-	return c.r.launch(ctx, c.bundle, []string{"exec", "--detach", "--process", f.Name()}, []string{c.id},
+	dir, err := os.MkdirTemp(c.bundle, ".launch.*")
+	if err != nil {
+		return p, err
+	}
+	defer os.RemoveAll(dir)
+	return c.r.launch(ctx, c.bundle, filepath.Join(dir, "pid"), []string{"exec", "--detach", "--process", f.Name()}, []string{c.id},
 		o.Process.Terminal, []*os.File{o.Stdin, o.Stdout, o.Stderr})
 }
 
