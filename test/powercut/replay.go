@@ -341,7 +341,7 @@ func (s settings) look(ctx context.Context, worker int, image string, model *cha
 		_ = hakod.Wait()
 	}()
 	load := &chaos.Load{Socket: filepath.Join(state, "docker.sock")}
-	limit, cancel := context.WithTimeout(ctx, 30*time.Second)
+	limit, cancel := context.WithTimeout(ctx, 3*time.Minute) // a busy machine
 	defer cancel()
 	g := greeting{}
 	if err := load.Ready(limit); err != nil {
