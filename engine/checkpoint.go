@@ -92,14 +92,37 @@ func (e *Engine) CheckpointContainer(ctx context.Context, ref, path string) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	o := client.CheckpointOptions{Images: filepath.Join(work, checkpointImages), Work: work, OpenTCP: true, FileLocks: true}
+	// CRIU's own files need a folder in which there is nothing else, and go into the archive's root.
+	o := client.CheckpointOptions{Images: filepath.Join(work, checkpointImages), Work: filepath.Join(work, "criu"), OpenTCP: true, FileLocks: true}
+	if err := os.Mkdir(o.Work, 0o700); err != nil {
+		return err
+	}
 	if err := r.shim.get().Checkpoint(ctx, c.id, o); err != nil {
+		return err
+	}
+	if err := moveUp(o.Work); err != nil {
 		return err
 	}
 	if err := e.describeCheckpoint(ctx, c.view(), r.bundle, work); err != nil {
 		return err
 	}
 	return writeCheckpoint(ctx, work, path)
+}
+
+// moveUp puts the plain files of a folder beside it, and removes it.
+func moveUp(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range entries {
+		if f.Type().IsRegular() {
+			if err := os.Rename(filepath.Join(dir, f.Name()), filepath.Join(filepath.Dir(dir), f.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return os.RemoveAll(dir)
 }
 
 // resumeLimit is how long a shim may take to let a container go on.

@@ -300,6 +300,10 @@ func (s *fakeShim) Checkpoint(_ context.Context, _ string, o client.CheckpointOp
 	if err := s.f.step("checkpoint"); err != nil {
 		return err
 	}
+	// As the runtime has it: CRIU's folder for its own files holds nothing else.
+	if files, err := os.ReadDir(o.Work); err != nil || len(files) > 0 {
+		return fmt.Errorf("folder for work: %v, %w", files, errdefs.ErrInvalidArgument)
+	}
 	if err := os.Mkdir(o.Images, 0o700); err != nil {
 		return err
 	}

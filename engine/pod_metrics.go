@@ -7,8 +7,10 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -124,6 +126,54 @@ func (e *Engine) podMetrics(ctx context.Context, s *sandbox, volumes map[string]
 			out.Containers = append(out.Containers, m)
 		case !errors.Is(err, fs.ErrNotExist): // else it has just ended
 			e.log.Warn("measure a container", "container", c.id, "error", err)
+		}
+	}
+	if out.Cgroup == nil && len(out.Containers) > 0 {
+		// Scopes of systemd need not have a slice for the pod: then it is what its containers are.
+		out.Cgroup, out.Path = sumMetrics(out.Containers), "/"
+		out.Cgroup.Usage.CPU = s.meter.grown(out.Cgroup.Usage.CPU)
+		out.Cgroup.Counts.CPUTotal = out.Cgroup.Usage.CPU
+	}
+	return out
+}
+
+// sumMetrics adds up what can be added: not limits, peaks and weights.
+func sumMetrics(of []ContainerMetrics) *CgroupMetrics {
+	out := &CgroupMetrics{HasCPU: true, HasMemory: true, HasPids: true, HasIO: true}
+	out.Usage.Time = time.Now()
+	c := &out.Counts
+	c.MemStats = map[string]uint64{}
+	for i := range of {
+		m := &of[i].Cgroup
+		out.HasCPU, out.HasMemory = out.HasCPU && m.HasCPU, out.HasMemory && m.HasMemory
+		out.HasPids, out.HasIO = out.HasPids && m.HasPids, out.HasIO && m.HasIO
+		out.Usage.add(m.Usage)
+		out.Cache += m.Cache
+		out.Mapped += m.Mapped
+		out.Kernel += m.Kernel
+		out.OwnFaults += m.OwnFaults
+		out.OwnMajor += m.OwnMajor
+		out.OOMKills += m.OOMKills
+		c.CPUTotal += m.Counts.CPUTotal
+		c.CPUUser += m.Counts.CPUUser
+		c.CPUKernel += m.Counts.CPUKernel
+		c.Periods += m.Counts.Periods
+		c.Throttled += m.Counts.Throttled
+		c.ThrottledNS += m.Counts.ThrottledNS
+		c.MemUsage += m.Counts.MemUsage
+		c.MemFailcnt += m.Counts.MemFailcnt
+		c.Pids += m.Counts.Pids
+		for k, n := range m.Counts.MemStats {
+			c.MemStats[k] += n
+		}
+		for _, b := range m.Counts.Blkio {
+			at := slices.IndexFunc(c.Blkio, func(x BlkioEntry) bool { return x.Major == b.Major && x.Minor == b.Minor && x.Op == b.Op })
+			if at < 0 {
+				c.Blkio = append(c.Blkio, b)
+				continue
+			}
+			c.Blkio[at].Bytes += b.Bytes
+			c.Blkio[at].Ops += b.Ops
 		}
 	}
 	return out

@@ -93,3 +93,31 @@ func TestProcessMetrics(t *testing.T) {
 		t.Error("a limit of 0 counts nothing")
 	}
 }
+
+// TestSums: a pod without a cgroup of its own is what its containers are, and its CPU time never falls.
+func TestSums(t *testing.T) {
+	a := ContainerMetrics{Cgroup: CgroupMetrics{HasCPU: true, HasMemory: true, Usage: Usage{CPU: 5, Memory: 10, Limit: 100, Pids: 1}, Cache: 3,
+		Counts: Stats{CPUUser: 2, MemStats: map[string]uint64{"x": 1}, Blkio: []BlkioEntry{{8, 0, "Read", 10, 1}}}}}
+	b := ContainerMetrics{Cgroup: CgroupMetrics{HasCPU: true, Usage: Usage{CPU: 7, Memory: 20, Limit: 50, Pids: 2}, Cache: 4,
+		Counts: Stats{CPUUser: 3, MemStats: map[string]uint64{"x": 2, "y": 1}, Blkio: []BlkioEntry{{8, 0, "Read", 20, 2}, {8, 0, "Write", 1, 1}}}}}
+	m := sumMetrics([]ContainerMetrics{a, b})
+	if u := m.Usage; u.CPU != 12 || u.Memory != 30 || u.Limit != 150 || u.Pids != 3 {
+		t.Errorf("usage %+v", u)
+	}
+	if !m.HasCPU || m.HasMemory || m.Cache != 7 || m.Counts.CPUUser != 5 || m.Counts.MemStats["x"] != 3 || m.Counts.MemStats["y"] != 1 {
+		t.Errorf("%+v", m)
+	}
+	if io := m.Counts.Blkio; len(io) != 2 || io[0] != (BlkioEntry{8, 0, "Read", 30, 3}) {
+		t.Errorf("io %+v", io)
+	}
+	b.Cgroup.Usage.Limit = 0
+	if m := sumMetrics([]ContainerMetrics{a, b}); m.Usage.Limit != 0 {
+		t.Errorf("with one that has no limit: %d", m.Usage.Limit)
+	}
+	var meter meter
+	for _, c := range [][2]uint64{{5, 5}, {12, 12}, {7, 12}, {13, 13}} {
+		if got := meter.grown(c[0]); got != c[1] {
+			t.Errorf("after %d: %d, want %d", c[0], got, c[1])
+		}
+	}
+}

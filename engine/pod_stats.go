@@ -69,6 +69,7 @@ type meter struct {
 	dirs   map[string]string // by controller
 	last   sample
 	before sample
+	most   uint64 // see grown
 
 	files     FsUsage // of the writable layer
 	measuring bool
@@ -108,6 +109,38 @@ func (m *meter) rate(now sample) *uint64 {
 	}
 	r := uint64(float64(m.last.cpu-from.cpu) / d.Seconds())
 	return &r
+}
+
+// grown gives the highest of the sums of CPU time that it was given: the container that ended took its own along.
+func (m *meter) grown(cpu uint64) uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.most = max(m.most, cpu)
+	return m.most
+}
+
+// add adds what another cgroup uses. A sum has no limit if one of its parts has none, and no pressure.
+func (u *Usage) add(o Usage) {
+	if u.Pids == 0 && u.Memory == 0 { // the first part
+		u.Limit, u.SwapLimit = o.Limit, o.SwapLimit
+	} else {
+		u.Limit, u.SwapLimit = sumLimits(u.Limit, o.Limit), sumLimits(u.SwapLimit, o.SwapLimit)
+	}
+	u.CPU += o.CPU
+	u.Memory += o.Memory
+	u.WorkingSet += o.WorkingSet
+	u.RSS += o.RSS
+	u.Faults += o.Faults
+	u.MajorFault += o.MajorFault
+	u.Swap += o.Swap
+	u.Pids += o.Pids
+}
+
+func sumLimits(a, b uint64) uint64 {
+	if a == 0 || b == 0 {
+		return 0
+	}
+	return a + b
 }
 
 // PodContainerUsage measures the running containers of pods that want accepts.
@@ -273,8 +306,12 @@ func (e *Engine) sandboxUsage(ctx context.Context, s *sandbox) (SandboxUsage, er
 	out.Containers = e.measure(ctx, picked, views)
 	u, err := readUsage(&statReader{}, e.podCgroupDirs(s))
 	switch {
-	case errors.Is(err, fs.ErrNotExist): // no container has been started yet
+	case errors.Is(err, fs.ErrNotExist): // no container has been started yet, or they are scopes of systemd without a slice for the pod
 		u = Usage{Time: time.Now()}
+		for _, c := range out.Containers {
+			u.add(c.Usage)
+		}
+		u.CPU = s.meter.grown(u.CPU)
 	case err != nil:
 		return out, fmt.Errorf("measure sandbox %s: %w", s.id, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -80,6 +81,32 @@ func TestSchedulerPolicies(t *testing.T) {
 		if strings.TrimSpace(out) != k.want {
 			t.Errorf("%s: got %q, want %q", k.s.Policy, out, k.want)
 		}
+	}
+}
+
+// The runtime sets the scheduler where the loader clones, also of a container that waits for
+// its start.
+func TestSchedulerInJoinedPIDNamespace(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	c, _ := b.start("sleep", "100")
+	o := newBox(t)
+	o.spec.Linux.Namespaces = slices.Clone(o.spec.Linux.Namespaces)
+	i := slices.IndexFunc(o.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	o.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/pid", c.Pid())
+	o.spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedIdle}
+	if out, code := o.run("scheduler"); code != 0 || !strings.HasPrefix(out, "5 ") {
+		t.Errorf("run: %q, %d", out, code)
+	}
+	_, out := o.start("scheduler", "sleep", "100")
+	for range 100 {
+		if out.peek() != "" {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if !strings.HasPrefix(out.peek(), "5 ") {
+		t.Errorf("create and start: %q", out.peek())
 	}
 }
 

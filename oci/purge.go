@@ -10,18 +10,20 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/cgroup/systemd"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/rdt"
 )
 
 // endLimit bounds how long Purge waits for a process that is about to end by itself.
 const endLimit = time.Second
 
 // Purge removes what is left of a container whose creation was killed: its process if it
-// waits for a start, its cgroup, its state. It is errdefs.ErrNotFound if there is nothing,
+// waits for a start, its cgroup, its resctrl group, its state. It is errdefs.ErrNotFound if there is nothing,
 // and refuses a container that Load finds.
 func (r *Runtime) Purge(id string) error {
 	if err := CheckID(id); err != nil {
@@ -42,8 +44,30 @@ func (r *Runtime) Purge(id string) error {
 		if err := c.purgeCgroup(s.Linux.CgroupsPath); err != nil {
 			return fmt.Errorf("container %q: %w", id, err)
 		}
+		if err := purgeRdt(id, s.Linux.IntelRdt); err != nil {
+			return fmt.Errorf("container %q: %w", id, err)
+		}
 	}
 	return os.RemoveAll(c.dir)
+}
+
+// purgeRdt removes the resctrl group where a creation makes it.
+func purgeRdt(id string, r *specs.LinuxIntelRdt) error {
+	if r == nil {
+		return nil
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	root, err := rdt.Mount(mounts)
+	if errors.Is(err, rdt.ErrNotMounted) {
+		return nil // no creation has made one
+	}
+	if err != nil {
+		return err
+	}
+	return rdt.Purge(root, id, r)
 }
 
 // purgeCgroup removes the cgroup where a creation makes it. Nothing tells whether this one

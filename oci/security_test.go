@@ -294,6 +294,28 @@ func TestUserNamespace(t *testing.T) {
 	}
 }
 
+// The program does not run before it is written down which process it is, also where only
+// its clone in a PID namespace that is joined executes it: else a runtime that is killed in
+// between leaves a container that nobody knows.
+func TestStateIsThereBeforeTheProgram(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	c, _ := b.start("sleep", "100")
+	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/pid", c.Pid())} {
+		o := newBox(t)
+		if err := os.MkdirAll(o.rt.Root, 0o711); err != nil {
+			t.Fatal(err)
+		}
+		o.spec.Mounts = append(o.spec.Mounts, specs.Mount{Destination: "/state", Type: "bind", Source: o.rt.Root, Options: []string{"bind"}})
+		i := slices.IndexFunc(o.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+		o.spec.Linux.Namespaces = slices.Clone(o.spec.Linux.Namespaces)
+		o.spec.Linux.Namespaces[i].Path = path
+		if out, _ := o.run("cat", "/state/"+o.id+"/state.json"); !strings.Contains(out, `"id":"`+o.id+`"`) {
+			t.Errorf("PID namespace %q: no state: %q", path, out)
+		}
+	}
+}
+
 func TestJoinedNamespaces(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)

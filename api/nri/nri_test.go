@@ -413,6 +413,53 @@ func TestPluginsThatDisagree(t *testing.T) {
 	}
 }
 
+// validator is a plugin that looks at what the others want.
+type validator struct {
+	plugin
+	refuse error
+	seen   *api.ValidateContainerAdjustmentRequest
+}
+
+func (v *validator) ValidateContainerAdjustment(_ context.Context, r *api.ValidateContainerAdjustmentRequest) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.seen = r
+	return v.refuse
+}
+
+// TestValidator: a plugin that validates is shown what the others together want, and who wants it, and its refusal holds.
+func TestValidator(t *testing.T) {
+	s, _ := newServer(t, Options{})
+	a := &api.ContainerAdjustment{}
+	a.AddEnv("X", "1")
+	connect(t, s, "10", &plugin{adjust: a})
+	v := &validator{}
+	v.synced = make(chan struct{})
+	st, err := stub.New(v, stub.WithPluginName("judge"), stub.WithPluginIdx("90"), stub.WithSocketPath(s.opt.Socket),
+		stub.WithLogger(logger{slog.New(slog.DiscardHandler)}), stub.WithOnClose(func() {}))
+	if err == nil {
+		err = st.Start(bg)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(st.Stop)
+	<-v.synced
+	s.Hold()()
+	if adj, _, err := s.CreateContainer(bg, testPod(), testMember()); err != nil || reflect.DeepEqual(adj, engine.Adjustment{}) {
+		t.Errorf("a validator that agrees: %+v, %v", adj, err)
+	}
+	v.mu.Lock()
+	if v.seen == nil || len(v.seen.GetAdjust().GetEnv()) != 1 || len(v.seen.GetPlugins()) != 2 {
+		t.Errorf("the validator was shown %v", v.seen)
+	}
+	v.refuse = errors.New("no environment today")
+	v.mu.Unlock()
+	if _, _, err := s.CreateContainer(bg, testPod(), testMember()); err == nil || !strings.Contains(err.Error(), "no environment today") {
+		t.Errorf("refused with %v", err)
+	}
+}
+
 func TestImpossibleOnTheWire(t *testing.T) {
 	for text, r := range map[string]*api.LinuxResources{
 		"kernel's memory":     {Memory: &api.LinuxMemory{Kernel: api.Int64(int64(1))}},

@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/shim/wire"
@@ -36,5 +40,42 @@ func TestMetricsWithoutDevices(t *testing.T) {
 	raw := wire.Marshal(metricsV1(&cgroup.Stats{}))
 	if blkio := []byte{5<<3 | 2, 0}; !bytes.Contains(raw, blkio) { // field 5, a message without fields
 		t.Errorf("%x", raw)
+	}
+}
+
+// Nor do they look whether there is one that counts kills, or says how often the CPU was
+// withheld, before they read a number of it.
+func TestMetricsOfAQuietContainer(t *testing.T) {
+	st := &cgroup.Stats{}
+	st.CPU.Total, st.Memory.Stat = 1, map[string]uint64{"rss": 1}
+	for name, k := range map[string]struct{ raw, want []byte }{
+		"kills, v1":      {wire.Marshal(metricsV1(st)), []byte{9<<3 | 2, 0}},
+		"throttling, v1": {wire.Marshal(metricsV1(st)), []byte{2<<3 | 2, 0}},
+		"kills, v2":      {wire.Marshal(metricsV2(st)), []byte{8<<3 | 2, 0}},
+	} {
+		if !bytes.Contains(k.raw, k.want) {
+			t.Errorf("%s: %x", name, k.raw)
+		}
+	}
+}
+
+// containerd asks for layers with mapped ids by options that no file system knows.
+func TestMappedRoot(t *testing.T) {
+	var m specs.Mount
+	if err := mapped(&m, []string{"index=off", "uidmap=0:1000:10,10:5000:2", "gidmap=0:7:1", "lowerdir=/a"}); err != nil {
+		t.Fatal(err)
+	}
+	want := specs.Mount{
+		Options:     []string{"index=off", "lowerdir=/a"},
+		UIDMappings: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 10}, {ContainerID: 10, HostID: 5000, Size: 2}},
+		GIDMappings: []specs.LinuxIDMapping{{ContainerID: 0, HostID: 7, Size: 1}},
+	}
+	if !reflect.DeepEqual(m, want) {
+		t.Errorf("got %+v, want %+v", m, want)
+	}
+	for _, bad := range []string{"uidmap=", "uidmap=1:2", "gidmap=0:x:1", "gidmap=0:1:2:3", "uidmap=0:1:99999999999"} {
+		if err := mapped(&m, []string{bad}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", bad, err)
+		}
 	}
 }

@@ -67,8 +67,10 @@ func metricsV1(st *cgroup.Stats) *wire.Record {
 	throttle.Uint(1, st.CPU.Periods)
 	throttle.Uint(2, st.CPU.ThrottledPeriods)
 	throttle.Uint(3, st.CPU.ThrottledTime)
-	cpu.Message(1, usage)
-	cpu.Message(2, throttle)
+	if st.CPU.Total > 0 {
+		cpu.Always(1, usage)
+		cpu.Always(2, throttle)
+	}
 	m.Message(3, cpu)
 
 	mem := memoryStat(memoryV1, st.Memory.Stat)
@@ -102,7 +104,10 @@ func metricsV1(st *cgroup.Stats) *wire.Record {
 
 	oom := new(wire.Record)
 	oom.Uint(3, st.Memory.OOMKills)
-	m.Message(9, oom)
+	// Readers look into it where there is memory, also for 0.
+	if len(st.Memory.Stat) > 0 {
+		m.Always(9, oom)
+	}
 	return m
 }
 
@@ -150,6 +155,8 @@ func metricsV2(st *cgroup.Stats) *wire.Record {
 			events.Uint(field, st.Memory.Events[key])
 		}
 	}
-	m.Message(8, events)
+	if len(st.Memory.Stat) > 0 {
+		m.Always(8, events)
+	}
 	return m
 }

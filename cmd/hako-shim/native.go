@@ -27,11 +27,11 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 	}
 	var err error
 	for _, m := range o.Rootfs {
-		s := specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source}
-		if s.Options, s.UIDMappings, s.GIDMappings, err = idMaps(m.Options); err != nil {
-			return nil, fmt.Errorf("mount of the root file system: %w", err)
+		root := specs.Mount{Destination: m.Target, Type: m.Type, Source: m.Source}
+		if err := mapped(&root, m.Options); err != nil {
+			return nil, err
 		}
-		opts.Rootfs = append(opts.Rootfs, s)
+		opts.Rootfs = append(opts.Rootfs, root)
 	}
 	var c *oci.Container
 	if o.Restore == nil {
@@ -51,33 +51,38 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 	return nativeContainer{c, o.Restore != nil}, nil
 }
 
-// idMaps takes the options uidmap= and gidmap= (CONTAINER:HOST:SIZE[,...]) out of those of a mount, by
-// which containerd's snapshotters ask for mapped layers.
-func idMaps(options []string) (rest []string, uids, gids []specs.LinuxIDMapping, err error) {
+// mapped takes the maps of ids out of containerd's options (uidmap and gidmap, each a list of
+// INSIDE:OUTSIDE:SIZE): they are no options of a file system, but of the mounts of its layers.
+func mapped(m *specs.Mount, options []string) error {
 	for _, o := range options {
-		key, text, _ := strings.Cut(o, "=")
-		to := map[string]*[]specs.LinuxIDMapping{"uidmap": &uids, "gidmap": &gids}[key]
-		if to == nil {
-			rest = append(rest, o)
+		key, list, _ := strings.Cut(o, "=")
+		var into *[]specs.LinuxIDMapping
+		switch key {
+		case "uidmap":
+			into = &m.UIDMappings
+		case "gidmap":
+			into = &m.GIDMappings
+		default:
+			m.Options = append(m.Options, o)
 			continue
 		}
-		for r := range strings.SplitSeq(text, ",") {
+		for entry := range strings.SplitSeq(list, ",") {
 			var n [3]uint32
-			parts := strings.Split(r, ":")
-			if len(parts) != len(n) {
-				return nil, nil, nil, fmt.Errorf("option %q: want CONTAINER:HOST:SIZE: %w", o, errdefs.ErrInvalidArgument)
-			}
-			for i, p := range parts {
-				v, err := strconv.ParseUint(p, 10, 32)
-				if err != nil {
-					return nil, nil, nil, fmt.Errorf("option %q: %w: %w", o, err, errdefs.ErrInvalidArgument)
+			parts := strings.Split(entry, ":")
+			for i := range n {
+				v, err := uint64(0), error(nil)
+				if len(parts) == len(n) {
+					v, err = strconv.ParseUint(parts[i], 10, 32)
+				}
+				if len(parts) != len(n) || err != nil {
+					return fmt.Errorf("root file system: option %q: %w", o, errdefs.ErrInvalidArgument)
 				}
 				n[i] = uint32(v)
 			}
-			*to = append(*to, specs.LinuxIDMapping{ContainerID: n[0], HostID: n[1], Size: n[2]})
+			*into = append(*into, specs.LinuxIDMapping{ContainerID: n[0], HostID: n[1], Size: n[2]})
 		}
 	}
-	return rest, uids, gids, nil
+	return nil
 }
 
 func (n native) Remove(ctx context.Context, id, _ string) error {

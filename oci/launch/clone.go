@@ -31,7 +31,7 @@ const clearSignals = 0x100000000
 // stackSize is enough for runChild, which may not ask for more.
 const stackSize = 16 << 10
 
-func clone3(args *cloneArgs, size, start uintptr, p *loaded) (r uintptr)
+func clone3(args unsafe.Pointer, size, start uintptr, p *loaded) (r uintptr)
 
 // clone starts a child that runs m. Between beforeFork and afterFork all signals are
 // blocked and the goroutine keeps its thread, and the child has no handlers, so that none of
@@ -49,12 +49,17 @@ func (m *machine) clone(args *cloneArgs) (pid int, err error) {
 	args.stack, args.stackSize = uint64(addr(stack)), stackSize
 	start := runChild
 	here := byte(0)
-	leaveHeap(unsafe.Pointer(m), unsafe.Pointer(&here))
+	// A child that os/exec makes in a user namespace of its own is a copy as well, and needs
+	// the heap.
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	adviseHeap(unix.MADV_DONTFORK, unsafe.Pointer(m), unsafe.Pointer(&here))
+	defer adviseHeap(unix.MADV_DOFORK, unsafe.Pointer(m), unsafe.Pointer(&here))
 	beforeFork()
 	if m.slack > 0 {
 		syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_SET_TIMERSLACK, m.slack, 0)
 	}
-	r := clone3(args, unsafe.Sizeof(*args), **(**uintptr)(unsafe.Pointer(&start)), m.prog)
+	r := clone3(unsafe.Pointer(args), unsafe.Sizeof(*args), **(**uintptr)(unsafe.Pointer(&start)), m.prog)
 	afterFork()
 	if e := -int(r); e > 0 {
 		return 0, syscall.Errno(e)

@@ -179,7 +179,7 @@ func (r *runner) prepare() error {
 	if r.p.Hold {
 		keep(plan.SlotReport, int(r.c.Report.Fd()))
 		keep(plan.SlotStart, int(r.c.Start.Fd()))
-	} else if r.p.Scheduler != nil {
+	} else if r.p.Waits {
 		// The parent answers, and hears of exec, over the same socket.
 		set(plan.SlotReport, pair[1])
 		set(plan.SlotStart, pair[1])
@@ -235,7 +235,7 @@ func (r *runner) prepare() error {
 	}
 	loader, err := loaderFile(loaderOptions{
 		sync: int(r.slots[plan.SlotSync]), report: int(r.slots[plan.SlotReport]), start: int(r.slots[plan.SlotStart]),
-		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold || r.p.Scheduler != nil, filter: r.p.Filter,
+		refork: r.p.LoaderForks, terminal: r.p.Terminal, hold: r.p.Hold || r.p.Waits, filter: r.p.Filter,
 	})
 	if err != nil {
 		return err
@@ -457,19 +457,25 @@ func (r *runner) accompany() error {
 			return err
 		}
 	}
-	if r.p.Scheduler != nil {
-		if err := r.schedule(); err != nil {
-			return err
-		}
-	}
 	want := int32(0)
-	if r.p.Hold {
+	if r.p.Hold || r.p.Waits {
 		want = plan.MsgReady
 	}
 	if err := r.expect(want); err != nil {
 		return err
 	}
-	return call(r.c.Ready)
+	if r.p.Scheduler != nil {
+		if err := r.schedule(); err != nil {
+			return err
+		}
+	}
+	if err := call(r.c.Ready); err != nil || !r.p.Waits {
+		return err
+	}
+	if err := goOn(); err != nil {
+		return err
+	}
+	return r.expect(0)
 }
 
 // goOn answers the child that waits.
@@ -676,12 +682,9 @@ func (r *runner) takePid(pid, from int) error {
 
 // schedule sets the scheduler of the process that the loader has cloned, and lets it go on.
 func (r *runner) schedule() error {
-	if err := r.expect(plan.MsgReady); err != nil {
-		return err
-	}
 	attr := r.p.Scheduler
 	if _, _, e := unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(r.proc.Pid), uintptr(unsafe.Pointer(&attr[0])), 0); e != 0 {
 		return fmt.Errorf("set the scheduler to %s: %w", r.p.SchedulerName, e)
 	}
-	return r.goOn()
+	return nil
 }

@@ -8,9 +8,11 @@ import (
 	"errors"
 	"io"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -142,6 +144,12 @@ func TestChildHasNoHeap(t *testing.T) {
 		t.Errorf("of the heap: %q, %v", buf[:max(n, 0)], err)
 	}
 	runtime.KeepAlive(secret)
+	// That is over with the clone: os/exec makes copies of the process in user namespaces.
+	cmd := exec.Command("/bin/true")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{HostID: os.Geteuid(), Size: 1}}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("a copy of the process afterwards: %v: %s", err, out)
+	}
 }
 
 func TestGaps(t *testing.T) {

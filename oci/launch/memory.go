@@ -10,7 +10,7 @@ import (
 )
 
 // memory holds programs and all that they touch, outside of the Go heap, which a clone
-// does not get: see leaveHeap. It does not move, and what only numbers point to stays until
+// does not get: see adviseHeap. It does not move, and what only numbers point to stays until
 // it is released.
 type memory struct {
 	chunks [][]byte
@@ -60,19 +60,18 @@ func (m *memory) release() {
 // arenaSize is that of an arena of the Go heap, whose address is a multiple of it.
 const arenaSize = 64 << 20
 
-// leaveHeap takes the arenas in which the arguments lie out of what a clone gets. Copying
-// the memory map takes longer the more there is, and the parent would copy each page of the
-// heap that it then writes to. It makes no difference to children that share the memory, as
-// those of os/exec do until they execute something.
+// adviseHeap tells whether a clone gets the arenas in which the objects lie. Copying the memory
+// map takes longer the more there is, and the parent would copy each page of the heap that it
+// then writes to.
 //
 // Where there are more arenas the child has those, as it has the runtime's tables, and does
 // not look.
-func leaveHeap(objects ...unsafe.Pointer) {
+func adviseHeap(advice uintptr, objects ...unsafe.Pointer) {
 	var last uintptr
 	for _, o := range objects {
 		arena := uintptr(o) &^ (arenaSize - 1)
 		if arena != last {
-			_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, arena, arenaSize, unix.MADV_DONTFORK)
+			_, _, _ = unix.RawSyscall(unix.SYS_MADVISE, arena, arenaSize, advice)
 		}
 		last = arena
 	}

@@ -250,6 +250,9 @@ func (x *explainer) start() {
 		}
 		x.action(StageProgram, "clone, setsid", path, "enter the PID namespace, and start a session there").By = "loader"
 	}
+	if x.p.Waits {
+		x.action(StageProgram, "read", "", "wait until the runtime has written down which process it is").By = "loader"
+	}
 	if x.p.Hold {
 		x.action(StageStart, "read", "", "wait for start").By = "loader"
 	}

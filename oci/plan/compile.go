@@ -214,7 +214,7 @@ func (c *compiler) namespaces() error {
 			// Whoever is in that namespace with CAP_SYS_PTRACE reaches through /proc what a
 			// process in it has open, and its root: it enters as the loader, when there is
 			// nothing of the host left.
-			c.p.LoaderForks, b.pidns = true, slot
+			c.p.LoaderForks, c.p.Waits, b.pidns = true, !c.o.Hold, slot
 		case n.Type == "pid":
 			refork = true
 		}

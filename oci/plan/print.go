@@ -37,6 +37,9 @@ func (p *Plan) Text() string {
 	if p.Hold {
 		b.WriteString("     the loader waits for start\n")
 	}
+	if p.Waits {
+		b.WriteString("     the loader waits for the runtime\n")
+	}
 	if len(p.Scheduler) > 0 {
 		fmt.Fprintf(&b, "     the runtime sets the scheduler to %s\n", p.SchedulerName)
 	}

@@ -151,7 +151,7 @@ func (c *compiler) exec(args, env []string, path Slot) {
 	argv := Strings(append([]string{""}, args...))
 	b.poke(argv, 0, in(path))
 	for _, s := range []Slot{SlotSync, SlotReport, SlotStart} {
-		if s == SlotSync || c.o.Hold || c.p.Scheduler != nil {
+		if s == SlotSync || c.o.Hold || c.p.Waits {
 			b.call(sysFcntl, in(s), flags(unix.F_SETFD, "F_SETFD"), num(0))
 		}
 	}
@@ -478,7 +478,7 @@ func (c *compiler) handOn() {
 	if c.noMountns {
 		keep = append(keep, in(c.root)) // the mounts go with the last descriptor of their root
 	}
-	if c.o.Hold || c.p.Scheduler != nil {
+	if c.o.Hold || c.p.Waits {
 		keep = append(keep, in(SlotStart))
 	}
 	b.next(CloseAll, keep).Off = uint32(c.p.Preserve)

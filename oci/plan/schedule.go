@@ -97,7 +97,7 @@ func (c *compiler) scheduler(s *specs.Scheduler) error {
 	attr = append(attr, words(s.Runtime, s.Deadline, s.Period)...)
 	attr = append(attr, halves(0, utilMax)...)
 	if c.p.LoaderForks {
-		c.p.Scheduler, c.p.SchedulerName = attr, string(s.Policy)
+		c.p.Scheduler, c.p.SchedulerName, c.p.Waits = attr, string(s.Policy), !c.o.Hold
 		return nil
 	}
 	c.at("process.scheduler")

