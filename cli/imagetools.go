@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -212,8 +213,25 @@ func (a *app) imageToolCommands() []*cobra.Command {
 	}
 	for _, c := range list {
 		a.toolFlags(c.Flags())
+		c.RunE = interruptible(c.RunE)
 	}
 	return append(list, a.loginCommand(), a.logoutCommand())
+}
+
+// interruptible lets ctrl-c end a command in order: what it has begun is cleared away, or left
+// for the next attempt. A second one ends the program at once.
+func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
+		defer stop()
+		context.AfterFunc(ctx, stop)
+		cmd.SetContext(ctx)
+		err := run(cmd, args)
+		if err != nil && ctx.Err() != nil {
+			return &exitError{exitInterrupt, "interrupted"}
+		}
+		return err
+	}
 }
 
 // isReference says whether a name begins with a place, and so is not for the daemon's own inspection.

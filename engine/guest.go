@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -321,7 +322,7 @@ func (e *Engine) freezeGuest(ctx context.Context, g *guest, to Status) error {
 	return e.ResumeTask(shared(ctx), g.rec.ID)
 }
 
-// removeGuest removes task and record. The snapshot is garbage then, unless somebody else uses it.
+// removeGuest removes task, record and, unless somebody else uses it, the snapshot.
 func (e *Engine) removeGuest(ctx context.Context, g *guest, force bool) error {
 	ctx = shared(context.WithoutCancel(ctx))
 	if g.live() {
@@ -337,11 +338,21 @@ func (e *Engine) removeGuest(ctx context.Context, g *guest, force bool) error {
 			return err
 		}
 	}
-	if err := e.opt.ContainerRecords.Delete(ctx, g.rec.ID); err != nil {
-		if errdefs.IsNotFound(err) { // its client was faster
-			return nil
-		}
+	err := e.opt.ContainerRecords.Delete(ctx, g.rec.ID)
+	if errdefs.IsNotFound(err) { // its client was faster
+		return nil
+	} else if err != nil {
 		return err
+	}
+	guests, err := e.guests(ctx)
+	sn := e.opt.Snapshotters[g.rec.Snapshotter]
+	if err != nil || sn == nil || g.rec.SnapshotKey == "" || slices.ContainsFunc(guests, func(o *guest) bool {
+		return o.rec.Snapshotter == g.rec.Snapshotter && o.rec.SnapshotKey == g.rec.SnapshotKey
+	}) {
+		return err
+	}
+	if err := sn.Remove(ctx, g.rec.SnapshotKey); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
+		return fmt.Errorf("remove the file system of container %s: %w", g.rec.ID, err)
 	}
 	return nil
 }

@@ -196,6 +196,17 @@ func (e *Engine) makeTaskBundle(t *task, spec []byte) error {
 	if err := os.WriteFile(filepath.Join(t.bundle, "config.json"), spec, 0o600); err != nil {
 		return err
 	}
+	program := t.meta.Program
+	if program == "" {
+		var err error
+		if program, err = t.shims.StartOptions.Program(); err != nil {
+			return err
+		}
+	}
+	// As containerd has it, for whoever looks into bundles.
+	if err := os.WriteFile(filepath.Join(t.bundle, "shim-binary-path"), []byte(program), 0o600); err != nil {
+		return err
+	}
 	return writeTaskMeta(t)
 }
 

@@ -166,7 +166,7 @@ func (f *layerFlight) run(ctx context.Context) error {
 			f.drop(ctx, sn)
 		}
 	}()
-	alone := canRebase(sn) || f.l.parent == ""
+	alone := canRebase(sn)
 	if !there && alone {
 		if err := f.prepare(ctx, sn); err != nil {
 			return err

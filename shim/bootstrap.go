@@ -214,16 +214,16 @@ func (Stderr) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// RaiseOOMScore lets the kernel prefer the shim to a protected daemon that started it when
-// it has to kill something, as containerd's shims do, but never to a container: whose
-// score is 0 unless somebody asked for another.
-func RaiseOOMScore() {
+// RaiseOOMScore lets the kernel prefer the shim to the daemon that started it when it has to
+// kill something, as containerd's shims do. Without always, that is so for a protected daemon alone: then
+// the shim is never preferred to a container, whose score is 0 unless somebody asked for another.
+func RaiseOOMScore(always bool) {
 	const path = "/proc/self/oom_score_adj"
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return
 	}
-	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && n < 0 {
+	if n, err := strconv.Atoi(strings.TrimSpace(string(b))); err == nil && (n < 0 || always && n < 1000) {
 		_ = os.WriteFile(path, strconv.AppendInt(nil, int64(n+1), 10), 0)
 	}
 }

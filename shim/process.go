@@ -119,6 +119,9 @@ func (p *process) state() *wire.StateResponse {
 		}
 	default:
 		r.Status = wire.StatusStopped
+		if p.execID != "" && p.mu.child == nil { // it never ran, and is as it was made
+			r.Status = wire.StatusCreated
+		}
 		r.ExitStatus, r.ExitedAt, r.OOMKilled = p.mu.exit.Status, p.mu.exit.ExitedAt, p.mu.exit.OOMKilled
 	}
 	return r

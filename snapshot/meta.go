@@ -29,6 +29,7 @@ type record struct {
 	Updated time.Time         `json:"updated"`
 	Size    int64             `json:"size,omitempty"` // bytes; of a committed one
 	Inodes  int64             `json:"inodes,omitempty"`
+	Remote  string            `json:"remote,omitempty"` // its name in the program of a proxy snapshotter
 }
 
 func (r record) kind() snapshots.Kind { return snapshots.ParseKind(r.Kind) }

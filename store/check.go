@@ -481,7 +481,7 @@ func (s *Store) DropMissing(ctx context.Context, d digest.Digest) error {
 				return nil
 			}
 			w := &walk{damaged: map[string]bool{}}
-			s.markImages(tx, ns, w)
+			s.markImages(tx, ns, time.Time{}, w) // whatever is expired may still be in use
 			seen := map[Node]bool{}
 			reach(w.roots, seen, func(n Node) []Node { return s.liveRefs(tx, collectors, n) })
 			if seen[ContentNode(ns, d)] {

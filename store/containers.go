@@ -372,7 +372,7 @@ func (s *Store) markContainers(tx *bolt.Tx, ns string, w *walk) {
 			s.damage(w, ns, resourceContainers, string(k), err)
 			return nil
 		}
-		w.roots = append(w.roots, containerRefs(ns, r)...)
+		w.roots = append(append(w.roots, Node{Type: resourceContainers, Namespace: ns, ID: string(k)}), containerRefs(ns, r)...)
 		return nil
 	})
 }

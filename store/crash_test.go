@@ -138,10 +138,10 @@ func TestCrash(t *testing.T) {
 		out, err := cmd.StdoutPipe()
 		must(t, err)
 		must(t, cmd.Start())
-		go func() {
-			time.Sleep(time.Duration(60+rand.IntN(120)) * time.Millisecond)
-			_ = cmd.Process.Signal(syscall.SIGKILL)
-		}()
+		// After some steps, however long they take, and not at one: a little later.
+		kill := func() { _ = cmd.Process.Signal(syscall.SIGKILL) }
+		left := 10 + rand.IntN(40)
+		backstop := time.AfterFunc(20*time.Second, kill)
 		lines := bufio.NewScanner(out)
 		for lines.Scan() {
 			raw, ok := strings.CutPrefix(lines.Text(), "ack ")
@@ -154,6 +154,9 @@ func TestCrash(t *testing.T) {
 				continue // cut by the kill
 			}
 			promises++
+			if left--; left == 0 {
+				time.AfterFunc(time.Duration(rand.IntN(20))*time.Millisecond, kill)
+			}
 			switch a.Op {
 			case "try-image":
 				note(images, a.ID, a.N, false)
@@ -166,6 +169,7 @@ func TestCrash(t *testing.T) {
 			}
 		}
 		_ = cmd.Wait()
+		backstop.Stop()
 		checkAfterCrash(t, root, images, pairs, round)
 		if t.Failed() {
 			return

@@ -25,10 +25,13 @@ func (s *Store) Publish(ctx context.Context, topic string, event events.Event) {
 func (s *Store) publishSwept(ctx context.Context, removed []Node) {
 	for _, n := range removed {
 		ctx := namespaces.WithNamespace(ctx, n.Namespace)
-		if name, ok := strings.CutPrefix(n.Type, resourceSnapshots); ok {
+		switch name, isSnapshot := strings.CutPrefix(n.Type, resourceSnapshots); {
+		case isSnapshot:
 			s.Publish(ctx, "/snapshot/remove", &apievents.SnapshotRemove{Key: n.ID, Snapshotter: name})
-		} else if n.Type == resourceContent {
+		case n.Type == resourceContent:
 			s.Publish(ctx, "/content/delete", &apievents.ContentDelete{Digest: n.ID})
+		case n.Type == resourceImages:
+			s.Publish(ctx, "/images/delete", &apievents.ImageDelete{Name: n.ID})
 		}
 	}
 }

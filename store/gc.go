@@ -24,6 +24,8 @@ const (
 	labelFlat        = "containerd.io/gc.flat"
 	labelRefContent  = "containerd.io/gc.ref.content"
 	labelRefSnapshot = "containerd.io/gc.ref.snapshot."
+	labelRefImage    = "containerd.io/gc.ref.image"
+	labelBackRef     = "containerd.io/gc.bref." // and what follows "ref." above, or "container"
 )
 
 const (
@@ -87,6 +89,7 @@ type GCStats struct {
 	Content   int // blobs taken from namespaces
 	Snapshots int
 	Leases    int // that had expired
+	Images    int // that had expired
 	Ingests   int // abandoned for more than a day
 	Orphans   int // blob files without metadata
 	Bytes     int64
@@ -246,6 +249,7 @@ func (c *collector) rooms() ([]Source, map[string]Collector) {
 // walk is what mark finds out.
 type walk struct {
 	objects map[Node][]Node // collectable ones, with their references
+	back    map[Node][]Node // what an object keeps because that refers back to it
 	roots   []Node
 	flat    []Node          // kept without what they refer to
 	expired []Node          // leases
@@ -257,10 +261,10 @@ func (w *walk) add(n Node) { w.roots = append(w.roots, n) }
 // mark gives the objects that nothing reached, and how many were reached.
 func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int, err error) {
 	sources, collectors := s.gc.rooms()
-	w := &walk{objects: map[Node][]Node{}, damaged: map[string]bool{}}
+	w := &walk{objects: map[Node][]Node{}, back: map[Node][]Node{}, damaged: map[string]bool{}}
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		err := EachNamespace(tx, func(ns string) error {
-			s.markImages(tx, ns, w)
+			s.markImages(tx, ns, at, w)
 			s.markContent(tx, ns, w)
 			s.markContainers(tx, ns, w)
 			s.markSandboxes(tx, ns, w)
@@ -287,7 +291,7 @@ func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int
 		}
 	}
 	seen := map[Node]bool{}
-	reach(w.roots, seen, func(n Node) []Node { return w.objects[n] })
+	reach(w.roots, seen, func(n Node) []Node { return append(slices.Clip(w.objects[n]), w.back[n]...) })
 	for _, n := range w.flat {
 		seen[n] = true
 	}
@@ -306,6 +310,9 @@ func (w *walk) object(o Object) {
 		return
 	}
 	w.objects[o.Node] = o.refs()
+	for _, n := range backRefs(o.Namespace, o.Labels) {
+		w.back[n] = append(w.back[n], o.Node)
+	}
 	if o.Root || o.Labels[labelRoot] != "" {
 		w.add(o.Node)
 	}
@@ -361,7 +368,9 @@ func referrersFirst(objects map[Node][]Node, seen map[Node]bool) (order []Node) 
 	return order
 }
 
-func (s *Store) markImages(tx *bolt.Tx, ns string, w *walk) {
+// markImages adds the images and what they hold. One whose time is over is an object like others: it
+// stays only as long as something refers to it.
+func (s *Store) markImages(tx *bolt.Tx, ns string, at time.Time, w *walk) {
 	b := NamespaceBucket(tx, ns, sectionImages)
 	if b == nil {
 		return
@@ -372,7 +381,12 @@ func (s *Store) markImages(tx *bolt.Tx, ns string, w *walk) {
 			s.damage(w, ns, resourceImages, string(k), err)
 			return nil
 		}
-		w.roots = append(w.roots, imageRefs(ns, r)...)
+		n := Node{Type: resourceImages, Namespace: ns, ID: string(k)}
+		if expired(r.Labels, at) {
+			w.object(Object{Node: n, Labels: r.Labels, Refs: []Node{ContentNode(ns, r.Target.Digest)}})
+			return nil
+		}
+		w.roots = append(append(w.roots, n), imageRefs(ns, r)...)
 		return nil
 	})
 }
@@ -438,11 +452,75 @@ func labelRefs(ns string, labels map[string]string) (refs []Node) {
 			refs = append(refs, Node{Type: resourceSnapshots + name, Namespace: ns, ID: v})
 			continue
 		}
-		if rest, ok := strings.CutPrefix(k, labelRefContent); ok && (rest == "" || rest[0] == '.' || rest[0] == '/') {
+		if named(k, labelRefContent) {
 			refs = append(refs, Node{Type: resourceContent, Namespace: ns, ID: v})
+		} else if named(k, labelRefImage) {
+			refs = append(refs, Node{Type: resourceImages, Namespace: ns, ID: v})
 		}
 	}
 	return refs
+}
+
+// named says whether a label is of a kind; what follows a dot or a slash tells several apart.
+func named(label, kind string) bool {
+	rest, ok := strings.CutPrefix(label, kind)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '/')
+}
+
+// backRefs reads the objects that keep the one with these labels.
+func backRefs(ns string, labels map[string]string) (keepers []Node) {
+	for k, v := range labels {
+		kind, ok := strings.CutPrefix(k, labelBackRef)
+		if !ok || v == "" {
+			continue
+		}
+		n := Node{Namespace: ns, ID: v}
+		switch name, isSnapshot := strings.CutPrefix(kind, "snapshot."); {
+		case isSnapshot:
+			name, _, _ = strings.Cut(name, "/")
+			n.Type = resourceSnapshots + name
+		case named(kind, "content"):
+			n.Type = resourceContent
+		case named(kind, "image"):
+			n.Type = resourceImages
+		case named(kind, "container"):
+			n.Type = resourceContainers
+		default:
+			continue
+		}
+		keepers = append(keepers, n)
+	}
+	return keepers
+}
+
+// keptBack tells whether one of the kept refers back to an object, which is kept then with
+// all that it refers to.
+func (s *Store) keptBack(tx *bolt.Tx, collectors map[string]Collector, n Node, kept map[Node]bool) bool {
+	if len(kept) == 0 || !slices.ContainsFunc(backRefs(n.Namespace, s.liveLabels(tx, collectors, n)), func(k Node) bool { return kept[k] }) {
+		return false
+	}
+	reach([]Node{n}, kept, func(n Node) []Node { return s.liveRefs(tx, collectors, n) })
+	return true
+}
+
+func (s *Store) liveLabels(tx *bolt.Tx, collectors map[string]Collector, n Node) map[string]string {
+	switch n.Type {
+	case resourceContent:
+		if r, err := readBlob(tx, n.Namespace, digest.Digest(n.ID)); err == nil {
+			return r.Labels
+		}
+	case resourceImages:
+		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
+			return r.Labels
+		}
+	default:
+		if c := collectors[n.Type]; c != nil {
+			if o, err := c.Node(tx, n.Namespace, n.ID); err == nil {
+				return o.Labels
+			}
+		}
+	}
+	return nil
 }
 
 // liveRefs gives an object's references as they are now.
@@ -481,7 +559,7 @@ func (s *Store) sweep(ctx context.Context, dead []Node, st *GCStats) error {
 			got = swept{}
 			kept := s.keptSince(tx, collectors)
 			for _, n := range chunk {
-				if kept[n] {
+				if kept[n] || s.keptBack(tx, collectors, n, kept) {
 					continue
 				}
 				if err := s.sweepNode(tx, collectors, n, &got); err != nil {
@@ -494,6 +572,7 @@ func (s *Store) sweep(ctx context.Context, dead []Node, st *GCStats) error {
 			return err
 		}
 		st.Leases += got.leases
+		st.Images += got.images
 		st.Snapshots += got.snapshots
 		st.Content += len(got.blobs)
 		st.Bytes += got.bytes
@@ -512,9 +591,10 @@ func (s *Store) sweep(ctx context.Context, dead []Node, st *GCStats) error {
 // swept is what one transaction removed.
 type swept struct {
 	leases, snapshots int
+	images            int
 	bytes             int64
 	blobs             []digest.Digest
-	removed           []Node // blobs and snapshots
+	removed           []Node // blobs, images and snapshots
 }
 
 func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, got *swept) error {
@@ -525,6 +605,18 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 			return nil
 		}
 		got.blobs = append(got.blobs, digest.Digest(n.ID))
+		got.removed = append(got.removed, n)
+		return b.Delete([]byte(n.ID))
+	case resourceImages:
+		b := NamespaceBucket(tx, n.Namespace, sectionImages)
+		r, err := readImage(b, n.ID)
+		if errdefs.IsNotFound(err) || err == nil && !expired(r.Labels, time.Now()) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		got.images++
 		got.removed = append(got.removed, n)
 		return b.Delete([]byte(n.ID))
 	case resourceLeases:

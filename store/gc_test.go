@@ -382,3 +382,51 @@ func TestCommitOfWhatIsBeingCollected(t *testing.T) {
 		t.Errorf("left %v, %v", left, err)
 	}
 }
+
+// TestGCBackReferences: what refers back to something lives as long as that, and an image whose
+// time is over only as long as something refers to it.
+func TestGCBackReferences(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	past := time.Now().Add(-time.Minute).Format(time.RFC3339)
+	image := func(name string, target ocispec.Descriptor, labels map[string]string) {
+		t.Helper()
+		_, err := s.Images().Create(ctx, images.Image{Name: name, Target: target, Labels: labels})
+		must(t, err)
+	}
+	index, child, note := blob(t, ctx, s, "index"), blob(t, ctx, s, "child"), blob(t, ctx, s, "note", labelBackRef+"content.x", digest.FromString("child").String())
+	image("index", index, nil)
+	image("child", child, map[string]string{labelExpire: past, labelBackRef + "image": "index"})
+	image("over", child, map[string]string{labelExpire: past})
+	image("named", child, map[string]string{labelExpire: past})
+	image("names", index, map[string]string{labelRefImage + ".n": "named"})
+	image("later", child, map[string]string{labelExpire: time.Now().Add(time.Hour).Format(time.RFC3339)})
+	names := func() (out []string) {
+		list, err := s.Images().List(ctx)
+		must(t, err)
+		for _, i := range list {
+			out = append(out, i.Name)
+		}
+		return out
+	}
+	if st := collect(t, s); st.Images != 1 || st.Content != 0 {
+		t.Errorf("%+v", st)
+	}
+	if got, want := fmt.Sprint(names()), "[child index later named names]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	for _, n := range []string{"index", "names", "later"} {
+		must(t, s.Images().Delete(ctx, n))
+	}
+	if st := collect(t, s); st.Images != 2 {
+		t.Errorf("%+v", st)
+	}
+	for _, d := range []ocispec.Descriptor{index, child, note} {
+		if there(t, ctx, s, d) {
+			t.Errorf("%s stayed", d.Digest)
+		}
+	}
+	if got := names(); len(got) != 0 {
+		t.Errorf("%v stayed", got)
+	}
+}

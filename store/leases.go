@@ -310,8 +310,10 @@ func readLease(b *bolt.Bucket) (r leaseRecord, err error) {
 
 // expired tells whether a lease is over. A time that cannot be read never is: what
 // somebody wanted to keep is kept.
-func (r leaseRecord) expired(at time.Time) bool {
-	v, ok := r.Labels[labelExpire]
+func (r leaseRecord) expired(at time.Time) bool { return expired(r.Labels, at) }
+
+func expired(labels map[string]string, at time.Time) bool {
+	v, ok := labels[labelExpire]
 	if !ok {
 		return false
 	}

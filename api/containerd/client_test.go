@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -15,6 +16,8 @@ import (
 
 	apievents "github.com/containerd/containerd/api/events"
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
+	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
+	"github.com/containerd/containerd/api/types"
 	ctrd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -32,6 +35,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
@@ -39,6 +43,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 func sorted(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
@@ -761,5 +768,60 @@ func TestMounts(t *testing.T) {
 	if _, err := os.Lstat("/etc/hako-test"); err == nil {
 		os.Remove("/etc/hako-test")
 		t.Error("a directory was made on the host")
+	}
+}
+
+// TestShimEvents: what a shim reports over ttrpc is seen by those who subscribed.
+func TestShimEvents(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	l, err := net.Listen("unix", r.socket+".ttrpc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- r.server.ServeTTRPC(l) }()
+	conn, err := net.Dial("unix", r.socket+".ttrpc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := ttrpc.NewClient(conn)
+	defer c.Close()
+	ctx, cancel := context.WithCancel(r.ctx)
+	defer cancel()
+	ch, errs := r.Subscribe(ctx, `topic=="/tasks/exit"`)
+	time.Sleep(200 * time.Millisecond) // until the subscription is there
+	exit, err := typeurl.MarshalAnyToProto(&apievents.TaskExit{ContainerID: "c", ExitStatus: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim := ttrpcevents.NewTTRPCEventsClient(c)
+	at := time.Unix(1234, 5)
+	_, err = shim.Forward(r.ctx, &ttrpcevents.ForwardRequest{Envelope: &types.Envelope{Timestamp: timestamppb.New(at), Namespace: "shims", Topic: "/tasks/exit", Event: exit}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case e := <-ch:
+		v, err := typeurl.UnmarshalAny(e.Event)
+		if x, ok := v.(*apievents.TaskExit); !ok || err != nil || x.ExitStatus != 3 || e.Namespace != "shims" || !e.Timestamp.Equal(at) {
+			t.Errorf("%+v, %v, %v", e, v, err)
+		}
+	case err := <-errs:
+		t.Fatal(err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("no event")
+	}
+	for _, bad := range []*ttrpcevents.ForwardRequest{{}, {Envelope: &types.Envelope{Topic: "x"}}} {
+		if _, err := shim.Forward(r.ctx, bad); status.Code(err) != codes.InvalidArgument {
+			t.Errorf("%v: %v", bad, err)
+		}
+	}
+	end, stop := context.WithTimeout(context.Background(), 5*time.Second)
+	defer stop()
+	c.Close()
+	r.server.Shutdown(end)
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

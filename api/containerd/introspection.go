@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/hako-engine/hako/engine"
 )
 
 // Types of plugins that clients look for.
@@ -22,6 +24,7 @@ const (
 	pluginTTRPC       = "io.containerd.ttrpc.v1"
 	pluginSnapshotter = "io.containerd.snapshotter.v1"
 	pluginRuntime     = "io.containerd.runtime.v2"
+	pluginSandbox     = "io.containerd.sandbox.controller.v1"
 	pluginDiffer      = "io.containerd.differ.v1"
 	pluginContent     = "io.containerd.content.v1"
 	pluginEvent       = "io.containerd.event.v1"
@@ -112,13 +115,16 @@ func (s *Server) plugins() []*api.Plugin {
 	add(pluginLease, "manager")
 	add(pluginStreaming, "manager")
 	if s.opt.Backend != nil {
-		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here})
+		out = append(out, &api.Plugin{Type: pluginRuntime, ID: "task", Platforms: here, Exports: map[string]string{"log-uri-schemes": "binary,binary-v2,fifo,file"}})
 	}
 	if s.opt.Differ != nil {
 		out = append(out, &api.Plugin{Type: pluginDiffer, ID: "walking", Platforms: here})
 	}
 	if s.opt.Transfer != nil {
 		add(pluginTransfer, "local")
+	}
+	if s.opt.Backend != nil {
+		add(pluginSandbox, engine.SandboxerShim, engine.SandboxerPods)
 	}
 	for _, p := range s.opt.Plugins {
 		out = append(out, &api.Plugin{Type: p.Type, ID: p.ID, Requires: p.Requires, Exports: p.Exports, Capabilities: p.Capabilities})

@@ -2,8 +2,8 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"

@@ -115,7 +115,7 @@ func serve(c shim.Command) error {
 	// A daemon that stops its process group must not take the containers along. The
 	// signals are caught and not ignored: a container would inherit that.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	shim.RaiseOOMScore()
+	shim.RaiseOOMScore(c.Events != "") // clients of containerd's API expect it
 	shim.SettleFileLimit()
 	shim.ResetSignals()
 	level := slog.LevelInfo

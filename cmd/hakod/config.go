@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -58,6 +59,7 @@ type config struct {
 	ShimBinary       string                 `toml:"shim-binary" comment:"Path of hako-shim; \"\": beside hakod."`
 	RestartInterval  string                 `toml:"restart-interval" comment:"How often it is looked for containers of containerd's clients that are to be started again (labels containerd.io/restart.*), e.g. 10s."`
 	InitBinary       string                 `toml:"init-binary" comment:"Static init for containers started with --init; \"\": hako's own."`
+	ProxyPlugins     map[string]proxyPlugin `toml:"proxy_plugins" comment:"Snapshotters of other programs: [proxy_plugins.NAME] with type = \"snapshot\" and address = \"path of its gRPC socket\"."`
 	Runtimes         map[string]string      `toml:"runtimes" comment:"Further OCI runtimes: name = \"path of the binary\"."`
 	Verify           map[string]verify.Rule `toml:"verify" comment:"Signatures that images need before they are pulled, by registry or the beginning of a repository's name: [verify.\"registry.example.com/team\"] keys = [\"cosign.pub\"]."`
 }
@@ -69,8 +71,14 @@ func defaultConfig() config {
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
 		CDISpecDirs: "/etc/cdi:/var/run/cdi",
 		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
-		Runtimes: map[string]string{}, Verify: map[string]verify.Rule{},
+		ProxyPlugins: map[string]proxyPlugin{}, Runtimes: map[string]string{}, Verify: map[string]verify.Rule{},
 	}
+}
+
+// proxyPlugin is a part of hako in another program, as in containerd's configuration.
+type proxyPlugin struct {
+	Type    string `toml:"type"`
+	Address string `toml:"address"`
 }
 
 // What network may be.
@@ -194,7 +202,8 @@ func (c *config) complete() error {
 	}
 	for _, err := range []error{
 		oneOf("network", c.Network, networkCNI, networkBuiltin),
-		oneOf("snapshotter", c.Snapshotter, autoSnapshotter, "erofs", "overlayfs", "native"),
+		oneOf("snapshotter", c.Snapshotter, append(slices.Sorted(maps.Keys(c.ProxyPlugins)), autoSnapshotter, "erofs", "overlayfs", "native")...),
+		checkProxyPlugins(c.ProxyPlugins),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),

@@ -3,11 +3,19 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
 
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/proxy"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/hako-engine/hako/snapshot"
 	"github.com/hako-engine/hako/store"
@@ -27,7 +35,7 @@ type snapshotterSet struct {
 // goes on with that: its images are unpacked there.
 func openSnapshotters(cfg config, st *store.Store, log *slog.Logger) (set snapshotterSet, err error) {
 	set = snapshotterSet{byName: map[string]snapshots.Snapshotter{}}
-	var opened []*snapshot.Snapshotter
+	var opened []io.Closer
 	set.close = func() error {
 		var errs []error
 		for _, sn := range opened {
@@ -61,6 +69,16 @@ func openSnapshotters(cfg config, st *store.Store, log *slog.Logger) (set snapsh
 		opened = append(opened, sn)
 		set.byName[s.name] = sn
 	}
+	for name, plugin := range cfg.ProxyPlugins {
+		conn, err := grpc.NewClient("unix:"+strings.TrimPrefix(plugin.Address, "unix://"), grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(proxyMessage), grpc.MaxCallSendMsgSize(proxyMessage)))
+		if err != nil {
+			return set, errors.Join(fmt.Errorf("proxy_plugins.%s: %w", name, err), set.close())
+		}
+		p := snapshot.NewProxy(name, proxy.NewSnapshotter(snapshotsapi.NewSnapshotsClient(conn), name), st)
+		opened = append(opened, p, conn)
+		set.byName[name] = p
+	}
 	if set.used, err = chooseSnapshotter(cfg.Snapshotter, set.byName, failed); err != nil {
 		return set, errors.Join(err, set.close())
 	}
@@ -69,6 +87,26 @@ func openSnapshotters(cfg config, st *store.Store, log *slog.Logger) (set snapsh
 	}
 	return set, nil
 }
+
+// proxyMessage is the longest message of another program's snapshotter, in bytes, as in containerd.
+const proxyMessage = 16 << 20
+
+// checkProxyPlugins looks at the table of the configuration.
+func checkProxyPlugins(plugins map[string]proxyPlugin) error {
+	for name, p := range plugins {
+		switch {
+		case !pluginName.MatchString(name) || slices.Contains([]string{autoSnapshotter, "erofs", "overlayfs", "native"}, name):
+			return fmt.Errorf("proxy_plugins: %q cannot be the name of a snapshotter", name)
+		case p.Type != "snapshot":
+			return fmt.Errorf("proxy_plugins.%s: type %q is not supported, only snapshot", name, p.Type)
+		case !filepath.IsAbs(strings.TrimPrefix(p.Address, "unix://")):
+			return fmt.Errorf("proxy_plugins.%s: address %q is not the absolute path of a socket", name, p.Address)
+		}
+	}
+	return nil
+}
+
+var pluginName = regexp.MustCompile(`^[A-Za-z0-9]+(?:[._-][A-Za-z0-9]+)*$`)
 
 // chooseSnapshotter gives the name of the one to use.
 func chooseSnapshotter(asked string, there map[string]snapshots.Snapshotter, failed map[string]error) (string, error) {

@@ -1,4 +1,4 @@
-// Package convert compresses layers in another way: gzip, zstd, eStargz, or not at all.
+// Package convert brings layers into another form: gzip, zstd, eStargz, EROFS, or plain tar.
 //
 // In flow layers of a source; out flow layers with other digests but the same files, as
 // files without a name in the temporary folder until Close.
@@ -42,6 +42,8 @@ const (
 const (
 	// maxLayer bounds a layer's tar archive in bytes.
 	maxLayer = 100 << 30
+	// erofsLayer is the media type that containerd gives layers in EROFS form (core/images, MediaTypeErofsLayer).
+	erofsLayer = "application/vnd.erofs.layer.v1"
 	// annotationTOC marks a layer in eStargz form, and holds the digest of its table of
 	// contents (stargz-snapshotter's docs/estargz.md).
 	annotationTOC = estargz.TOCJSONDigestAnnotation
@@ -60,11 +62,9 @@ type Converter struct {
 
 // New gives a converter. level 0 is the form's default.
 func New(form Form, level int) (*Converter, error) {
-	most := map[Form]int{Gzip: 9, Zstd: 22, EStargz: 9, Plain: 0}
+	most := map[Form]int{Gzip: 9, Zstd: 22, EStargz: 9, EROFS: 0, Plain: 0}
 	n, ok := most[form]
 	switch {
-	case form == EROFS:
-		return nil, fmt.Errorf("layers in EROFS form are not made by this version: %w", errdefs.ErrNotImplemented)
 	case !ok:
 		return nil, fmt.Errorf("form %q of layers: %w", form, errdefs.ErrInvalidArgument)
 	case level < 0 || level > n:
@@ -102,6 +102,8 @@ func formOf(d ocispec.Descriptor) Form {
 	switch {
 	case d.Annotations[annotationTOC] != "":
 		return EStargz
+	case d.MediaType == erofsLayer:
+		return EROFS
 	case strings.HasSuffix(d.MediaType, "gzip"):
 		return Gzip
 	case strings.HasSuffix(d.MediaType, "zstd"):
@@ -112,6 +114,9 @@ func formOf(d ocispec.Descriptor) Form {
 
 // Layer converts a layer; one that has the form stays as it is, if no level was asked for.
 func (c *Converter) Layer(ctx context.Context, from transport.Source, d ocispec.Descriptor, tell func(int64)) (copier.Layer, error) {
+	if formOf(d) == EROFS && c.form == EROFS {
+		return copier.Layer{Descriptor: d}, nil
+	}
 	if !strings.Contains(d.MediaType, "tar") || len(d.URLs) > 0 {
 		return copier.Layer{Descriptor: d}, fmt.Errorf("layers of type %s are not converted: %w", d.MediaType, errdefs.ErrNotImplemented)
 	}
@@ -130,9 +135,12 @@ func (c *Converter) Layer(ctx context.Context, from transport.Source, d ocispec.
 	}
 	defer dec.Close()
 	l := copier.Layer{Descriptor: d}
-	if c.form == EStargz {
+	switch c.form {
+	case EStargz:
 		l, err = c.estargz(dec, d)
-	} else {
+	case EROFS:
+		l, err = c.erofs(ctx, dec, d)
+	default:
 		l, err = c.compress(dec, d)
 	}
 	if err == nil {
@@ -233,6 +241,8 @@ func mediaType(old string, form Form) string {
 	switch {
 	case form == Zstd:
 		return ocispec.MediaTypeImageLayerZstd
+	case form == EROFS:
+		return erofsLayer
 	case form == Plain && docker:
 		return manifest.DockerLayer
 	case form == Plain:
@@ -292,5 +302,40 @@ func (c *Converter) estargz(tar io.Reader, d ocispec.Descriptor) (copier.Layer, 
 	l, err := made(f, digest.NewDigest(digest.SHA256, hash), d, EStargz, map[string]string{
 		annotationTOC: blob.TOCDigest().String(), annotationSize: strconv.FormatInt(size, 10)})
 	l.DiffID = blob.DiffID()
+	return l, err
+}
+
+// pieces hands a stream out in buffers.
+type pieces struct{ r io.Reader }
+
+func (p pieces) Next() ([]byte, func(), error) {
+	buf := make([]byte, 256<<10)
+	n, err := p.r.Read(buf)
+	if n > 0 {
+		return buf[:n], func() {}, nil // an error comes again
+	}
+	return nil, nil, err
+}
+
+// erofs writes a layer as a file system that the kernel mounts. What a layer deletes is in
+// it as overlayfs has it. It is no tar archive any more, so the digest of the blob is the
+// uncompressed one, too.
+func (c *Converter) erofs(ctx context.Context, tar io.Reader, d ocispec.Descriptor) (copier.Layer, error) {
+	f, err := c.temp()
+	if err != nil {
+		return copier.Layer{}, err
+	}
+	if _, err := unpack.Image(ctx, f, pieces{tar}, unpack.Options{Mode: unpack.Diff, Limits: unpack.Limits{Size: maxLayer}}); err != nil {
+		return copier.Layer{}, err
+	}
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return copier.Layer{}, err
+	}
+	hash := digest.SHA256.Hash()
+	if _, err := io.Copy(hash, f); err != nil {
+		return copier.Layer{}, err
+	}
+	l, err := made(f, digest.NewDigest(digest.SHA256, hash), d, EROFS, nil)
+	l.DiffID = l.Descriptor.Digest
 	return l, err
 }

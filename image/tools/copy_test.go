@@ -18,10 +18,12 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/convert"
 	"github.com/hako-engine/hako/image/copier"
 	"github.com/hako-engine/hako/image/manifest"
+	"github.com/hako-engine/hako/internal/erofs"
 )
 
 var amd64 = []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}
@@ -432,5 +434,47 @@ func TestDelete(t *testing.T) {
 	}
 	if _, err := k.Delete(ctx, "oci:/x", Access{}, false); !errdefs.IsInvalidArgument(err) {
 		t.Error(err)
+	}
+}
+
+// TestConvertToEROFS mounts what the layers became.
+func TestConvertToEROFS(t *testing.T) {
+	t.Parallel()
+	k, ctx := kit(t), context.Background()
+	src, _, _ := source(t)
+	dir := t.TempDir()
+	conv, err := convert.New(convert.EROFS, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conv.Close()
+	res, err := k.Copy(ctx, src, "oci:"+dir+":erofs", CopyOptions{Options: copier.Options{Convert: conv}})
+	if err != nil || res.Top.MediaType != ocispec.MediaTypeImageIndex {
+		t.Fatal(res, err)
+	}
+	whole(t, k, "oci:"+dir+":erofs")
+	rep, err := k.Inspect(ctx, "oci:"+dir+":erofs", InspectOptions{Platform: &amd64[0]})
+	if err != nil || len(rep.Image.Layers) != 2 {
+		t.Fatal(rep, err)
+	}
+	if l := rep.Image.Layers[0]; l.MediaType != "application/vnd.erofs.layer.v1" || l.DiffID != l.Digest {
+		t.Errorf("%+v", l)
+	}
+	if os.Geteuid() != 0 {
+		t.Skipf("the rest needs root: %s mounts a layer", t.Name())
+	}
+	m, err := erofs.Mount(filepath.Join(dir, "blobs/sha256", rep.Image.Layers[0].Digest.Encoded()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	fd, err := unix.Openat(int(m.Fd()), "etc/motd", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := os.NewFile(uintptr(fd), "motd")
+	defer f.Close()
+	if b, err := io.ReadAll(f); err != nil || string(b) != "hello" {
+		t.Errorf("%q %v", b, err)
 	}
 }

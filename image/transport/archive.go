@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/unpack"
@@ -397,29 +398,37 @@ func CreateArchive(r Ref) (Destination, error) {
 		}
 		return WriteArchive(r, f, func(bool) error { return f.Close() }), nil
 	}
-	tmp, err := os.CreateTemp(path.Dir(r.Path), "."+path.Base(r.Path)+".*")
+	// One name for all attempts: what a killed one left is written over by the next.
+	partial := r.Path + ".partial"
+	tmp, err := os.OpenFile(partial, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o644)
 	if err != nil {
 		return nil, err
 	}
+	if st, serr := tmp.Stat(); serr != nil || !st.Mode().IsRegular() {
+		tmp.Close()
+		return nil, errors.Join(fmt.Errorf("%s is no regular file: %w", partial, errdefs.ErrFailedPrecondition), serr)
+	}
+	if err := unix.Flock(int(tmp.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		tmp.Close()
+		return nil, fmt.Errorf("%s is being written by another program: %w", partial, errdefs.ErrFailedPrecondition)
+	}
+	if err := tmp.Truncate(0); err != nil {
+		tmp.Close()
+		return nil, err
+	}
 	return WriteArchive(r, tmp, func(ok bool) error {
-		err := errors.New("not whole")
-		if ok {
-			err = errors.Join(tmp.Chmod(0o644), tmp.Sync())
+		defer tmp.Close() // holds the lock
+		if !ok {
+			return os.Remove(partial)
 		}
-		if cerr := tmp.Close(); err == nil {
-			err = cerr
-		}
+		err := tmp.Sync()
 		if err == nil {
-			err = os.Rename(tmp.Name(), r.Path)
+			err = os.Rename(partial, r.Path)
 		}
 		if err != nil {
-			rerr := os.Remove(tmp.Name())
-			if !ok {
-				return rerr
-			}
-			return errors.Join(err, rerr)
+			err = errors.Join(err, os.Remove(partial))
 		}
-		return nil
+		return err
 	}), nil
 }
 

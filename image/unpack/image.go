@@ -514,7 +514,7 @@ func (m *imager) lookup(dir string, create bool) (*erofs.Node, error) {
 					return nil, unix.ENAMETOOLONG
 				}
 				n := erofs.NewDir(0o755)
-							m.implicit[dir[:i-1]] = implicitDir{n, links > 0}
+				m.implicit[dir[:i-1]] = implicitDir{n, links > 0}
 				if _, err := m.add(at, elem, n); err != nil {
 					return nil, err
 				}

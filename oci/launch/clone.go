@@ -31,7 +31,7 @@ const clearSignals = 0x100000000
 // stackSize is enough for runChild, which may not ask for more.
 const stackSize = 16 << 10
 
-func clone3(args *cloneArgs, size, start uintptr, p *loaded) (r uintptr)
+func clone3(args unsafe.Pointer, size, start uintptr, p *loaded) (r uintptr)
 
 // clone starts a child that runs m. Between beforeFork and afterFork all signals are
 // blocked and the goroutine keeps its thread, and the child has no handlers, so that none of
@@ -59,7 +59,7 @@ func (m *machine) clone(args *cloneArgs) (pid int, err error) {
 	if m.slack > 0 {
 		syscall.RawSyscall(syscall.SYS_PRCTL, unix.PR_SET_TIMERSLACK, m.slack, 0)
 	}
-	r := clone3(args, unsafe.Sizeof(*args), **(**uintptr)(unsafe.Pointer(&start)), m.prog)
+	r := clone3(unsafe.Pointer(args), unsafe.Sizeof(*args), **(**uintptr)(unsafe.Pointer(&start)), m.prog)
 	afterFork()
 	if e := -int(r); e > 0 {
 		return 0, syscall.Errno(e)

@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// func clone3(args *cloneArgs, size, start uintptr, p *loaded) (r uintptr)
+// func clone3(args unsafe.Pointer, size, start uintptr, p *loaded) (r uintptr)
 //
 // The child has a stack of its own. It calls start, the code of a Go function that takes p
 // (in AX, with X15 zero: Go's internal calling convention), and never returns.

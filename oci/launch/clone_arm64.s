@@ -1,6 +1,6 @@
 #include "textflag.h"
 
-// func clone3(args *cloneArgs, size, start uintptr, p *loaded) (r uintptr)
+// func clone3(args unsafe.Pointer, size, start uintptr, p *loaded) (r uintptr)
 //
 // See clone_amd64.s. The argument of start is in R0.
 TEXT ·clone3(SB), NOSPLIT|NOFRAME, $0-40

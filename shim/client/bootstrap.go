@@ -42,6 +42,8 @@ const (
 	bootstrapFile = "bootstrap.json"
 	// logFIFO is where shims that follow containerd's ways write their log.
 	logFIFO = "log"
+	// binaryPathFile names a bundle's shim, as with containerd.
+	binaryPathFile = "shim-binary-path"
 	// programLimit bounds how long a shim's start or delete may take.
 	programLimit = 30 * time.Second
 	// maxAnswer bounds what such a program may say.
@@ -70,13 +72,22 @@ type TaskOptions struct {
 
 // StartTask starts a shim for a bundle and connects to it.
 func (m Manager) StartTask(ctx context.Context, o TaskOptions) (*Task, error) {
+	if err := o.writeBinaryPath(); err != nil {
+		return nil, fmt.Errorf("start shim of %s: %w", o.ID, err)
+	}
+	keep, err := o.openLog()
+	if err != nil {
+		return nil, fmt.Errorf("start shim of %s: %w", o.ID, err)
+	}
 	if o.Program == "" {
+		defer keep.Close() // the shim has it from its birth
 		s, err := m.Start(ctx, o.StartOptions)
 		if err != nil {
 			return nil, err
 		}
 		return s.Task(), nil
 	}
+	time.AfterFunc(programLimit, func() { keep.Close() })
 	t, err := o.startProgram(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("start shim %s of %s: %w", o.Program, o.ID, err)
@@ -87,9 +98,6 @@ func (m Manager) StartTask(ctx context.Context, o TaskOptions) (*Task, error) {
 // startProgram is containerd's bootstrap: the program starts a shim, or finds that of the
 // container's group, and says where it is.
 func (o TaskOptions) startProgram(ctx context.Context) (*Task, error) {
-	if err := o.openLog(); err != nil {
-		return nil, err
-	}
 	params := &bootstrap.BootstrapParams{
 		InstanceID: o.ID, Namespace: o.Namespace, ContainerdVersion: version.Version,
 		ContainerdTtrpcAddress: o.EventsAddress, ContainerdGrpcAddress: o.Address, ContainerdBinary: o.Daemon,
@@ -149,10 +157,12 @@ func (o TaskOptions) ConnectTask(ctx context.Context) (*Task, error) {
 	if err != nil {
 		return nil, fmt.Errorf("shim of %s: %w", o.Bundle, err)
 	}
-	if o.Program != "" {
-		if err := o.openLog(); err != nil {
+	if _, err := os.Lstat(filepath.Join(o.Bundle, logFIFO)); err == nil {
+		keep, err := o.openLog()
+		if err != nil {
 			return nil, err
 		}
+		time.AfterFunc(programLimit, func() { keep.Close() })
 	}
 	t, err := dialTask(ctx, b, o.Namespace)
 	switch {
@@ -397,24 +407,33 @@ func (m Manager) ReapTask(ctx context.Context, o TaskOptions) (*task.DeleteRespo
 	return r, nil
 }
 
+func (o TaskOptions) writeBinaryPath() error {
+	path := o.Program
+	if path == "" {
+		var err error
+		if path, err = o.StartOptions.Program(); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(o.Bundle, binaryPathFile), []byte(path), 0o600)
+}
+
 // openLog makes the FIFO that a shim writes its log to, and reads it: one that nobody reads
-// would keep the shim from starting.
-func (o TaskOptions) openLog() error {
+// would keep the shim from starting. Reading ends with the last writer, but not before keep was closed.
+func (o TaskOptions) openLog() (keep io.Closer, err error) {
 	path := filepath.Join(o.Bundle, logFIFO)
 	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
-		return &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
 	}
-	// For reading alone, so that it ends with the last writer; but not before the first one came.
-	keep, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
+	writer, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		keep.Close()
-		return err
+		writer.Close()
+		return nil, err
 	}
-	time.AfterFunc(programLimit, func() { keep.Close() })
 	go func() {
 		defer f.Close()
 		r := bufio.NewReaderSize(f, 4<<10)
@@ -427,9 +446,13 @@ func (o TaskOptions) openLog() error {
 				return
 			}
 			if o.Log != nil {
-				o.Log.Debug("shim", "namespace", o.Namespace, "id", o.ID, "says", string(line))
+				level := slog.LevelInfo
+				if bytes.Contains(line, []byte("level=info")) || bytes.Contains(line, []byte("level=debug")) {
+					level = slog.LevelDebug
+				}
+				o.Log.Log(context.Background(), level, "shim", "namespace", o.Namespace, "id", o.ID, "says", string(line))
 			}
 		}
 	}()
-	return nil
+	return writer, nil
 }

@@ -61,7 +61,11 @@ func start(o StartOptions) (*Shim, error) {
 		return nil, err
 	}
 	defer null.Close()
-	logFile, err := os.OpenFile(filepath.Join(o.Bundle, wire.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	// A daemon that wants to read it at once has made a FIFO, which holds up nobody (see TaskOptions.openLog).
+	logFile, err := os.OpenFile(filepath.Join(o.Bundle, logFIFO), os.O_RDWR|syscall.O_NONBLOCK, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		logFile, err = os.OpenFile(filepath.Join(o.Bundle, wire.LogFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	}
 	if err != nil {
 		return nil, err
 	}

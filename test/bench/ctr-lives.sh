@@ -23,7 +23,7 @@ census() {
   echo "bundles $(find "$work/hako/run" -name config.json | wc -l)"
   echo "snapshots $(find "$work/hako/lib" -path '*snapshots/*' -maxdepth 4 -name fs | wc -l)"
   echo "shims $(pgrep -fc "hako-shim.*$work" || true)"
-  echo "FIFOs $(find /run/containerd/fifo -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)"
+  echo "FIFOs $(find /run/containerd/fifo -name 'life-*' 2>/dev/null | wc -l)" # that folder is everybody's
 }
 run() { # run ID ARGUMENTS...
   $c run --rm --cgroup "$parent/$1" "$image" "$@"

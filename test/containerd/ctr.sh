@@ -140,7 +140,7 @@ for t in /images/create /content/create /snapshot/prepare /snapshot/commit /cont
 done
 is "nothing is left: containers" "$(ctr_ container ls -q)$(ctr_ task ls -q)" ""
 is "nothing is left: snapshots" "$(ctr_ snapshots ls | grep -c Active || true)" 0
-is "nothing is left: state" "$(ls /run/containerd/io.containerd.runtime.v2.task/"$ns" /run/containerd/runc/"$ns" 2>/dev/null | grep -v : || true)" ""
+is "nothing is left: state" "$(find /run/containerd/io.containerd.runtime.v2.task/"$ns" /run/containerd/runc/"$ns" -mindepth 1 2>/dev/null || true)" ""
 is "nothing is left: processes" "$(pgrep -f 'shim.*-namespace' | wc -l)" 0
 is "nothing is left: mounts" "$(grep -c 'rootfs' /proc/self/mountinfo || true)" 0
 ctr_ images ls -q | xargs -r -n 1 "$ctr" --namespace "$ns" images rm --sync >/dev/null

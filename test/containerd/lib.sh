@@ -76,15 +76,17 @@ daemon() {
 	[ ! -x "$1/hakod" ] || wrapper
 	mkdir -p /run/containerd /var/lib/containerd
 	: >"$w/containerd.toml"
-	containerd --config "$w/containerd.toml" --log-level debug >"${DAEMON_LOG:-$w/daemon.log}" 2>&1 & daemon=$!
+	containerd --config "$w/containerd.toml" --log-level debug >"${DAEMON_LOG:-$w/daemon.log}" 2>&1 &
 	for _ in $(seq 200); do [ -S $CONTAINERD_ADDRESS ] && break; sleep 0.1; done
 }
 
+# shellcheck disable=SC2034 # read by the scripts
 failed=0
 is() { # what, got, want
 	if [ "$2" = "$3" ]; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want '$3'"; failed=1; fi
 }
 like() { # what, got, pattern
+	# shellcheck disable=SC2034
 	if grep -qE -- "$3" <<<"$2"; then echo "ok    $1"; else echo "FAIL  $1: got '$2', want something like '$3'"; failed=1; fi
 }
 # until_ COMMAND WANT...: waits until the command says so, and prints what it says.

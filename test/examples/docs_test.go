@@ -33,7 +33,7 @@ var (
 	longFlag  = regexp.MustCompile(`(?:^|[\s"'\x60])(--[a-z][a-z0-9-]*)`)
 	shortFlag = regexp.MustCompile(`^-([A-Za-z]+)$`)
 	shBlock   = regexp.MustCompile("(?s)```sh\n(.*?)```")
-	listed    = regexp.MustCompile(`(?m)^  ([a-z]+) {2,}[A-Z]`)
+	listed    = regexp.MustCompile(`(?m)^  ([a-z-]+) {2,}[A-Z]`)
 )
 
 // hasFlag tells whether a help text lists a long flag.
@@ -74,7 +74,7 @@ func subcommands(t *testing.T, path ...string) []string {
 	return out
 }
 
-// TestCommands holds docs/cli.md to the command line: each command that it shows exists
+// TestCommands holds docs/cli.md and docs/image-tools.md to the command line: each command that it shows exists
 // and has the flags, and each command that exists is shown.
 func TestCommands(t *testing.T) {
 	built(t)
@@ -94,7 +94,7 @@ func TestCommands(t *testing.T) {
 	if len(all) < 50 {
 		t.Fatalf("only %d commands were found", len(all))
 	}
-	text := page(t, "docs/cli.md")
+	text := page(t, "docs/cli.md") + page(t, "docs/image-tools.md")
 	texts := map[string]string{}
 	for _, block := range shBlock.FindAllStringSubmatch(text, -1) {
 		for _, line := range strings.Split(block[1], "\n") {
@@ -108,7 +108,7 @@ func TestCommands(t *testing.T) {
 				name, rest = name+" "+rest[0], rest[1:]
 			}
 			if _, ok := all[name]; !ok {
-				t.Errorf("docs/cli.md shows 'hako %s', which does not exist", name)
+				t.Errorf("the pages show 'hako %s', which does not exist", name)
 				continue
 			}
 			all[name] = true

@@ -138,9 +138,10 @@ func freePort(t *testing.T) string {
 
 // expected is what the output of each example holds. An example without an entry fails.
 var expected = map[string][]string{
-	"hello.sh":      {"hostname      hello", "memory 64 MiB", "pids 32", "cpu 0.50 CPUs", "exit code 7", "from the shell, through a container"},
-	"web-and-db.sh": {"web asked http://db:8080/, which said: Hello from ", "from another network: "},
-	"oci-bundle.sh": {"open_tree(AT_FDCWD", `"status": "created"`, `"status": "stopped"`, "(hako-oci)"},
+	"hello.sh":       {"hostname      hello", "memory 64 MiB", "pids 32", "cpu 0.50 CPUs", "exit code 7", "from the shell, through a container"},
+	"web-and-db.sh":  {"web asked http://db:8080/, which said: Hello from ", "from another network: "},
+	"image-tools.sh": {"== out of the daemon", "sha256:", "zstd\n", "Size: ", "example/demo:1"},
+	"oci-bundle.sh":  {"open_tree(AT_FDCWD", `"status": "created"`, `"status": "stopped"`, "(hako-oci)"},
 }
 
 // needs lists commands that an example calls besides hako's.

@@ -2,6 +2,7 @@ package imagetools
 
 import (
 	"bytes"
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -27,6 +28,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // TestSkopeoUnderstands has skopeo read what hako writes, and hako what skopeo writes.
@@ -111,7 +116,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	needs(t, "docker-registry")
 	u, reg, dir := newUser(t), registry(t), t.TempDir()
-	src, top := layoutImage(t, 30_000_000)
+	src, top := layoutImage(t, 10_000_000)
 	for _, to := range []string{"docker://" + reg + "/app:1", "oci:" + dir + "/l:v1", "oci-archive:" + dir + "/a.tar"} {
 		for _, wait := range []time.Duration{20, 60, 120} {
 			cmd := exec.Command(filepath.Join(workDir, "hako"), "image", "copy", "oci:"+src+":v1", to)
@@ -316,6 +321,18 @@ func TestPullPolicy(t *testing.T) {
 	u.fails("is refused", "hako", "pull", app+":1")
 	if out := u.run("hako", "images", "--digests", app); strings.Contains(out, otherTop) {
 		t.Errorf("it has the name: %s", out)
+	}
+	// The kubelet reads the beginning of the text.
+	conn, err := grpc.NewClient("unix://"+strings.Replace(strings.TrimPrefix(u.env[len(u.env)-1], "HAKO_HOST=unix://"), "docker.sock", "cri.sock", 1), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	_, err = cri.NewImageServiceClient(conn).PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: reg + "/team/bad:1"}})
+	if s, _ := status.FromError(err); !strings.HasPrefix(s.Message(), "SignatureValidationFailed") {
+		t.Errorf("CRI: %v", err)
 	}
 	// A client that fetches blobs itself, and then names what it has.
 	u.fails("is refused", "hako", "image", "copy", bad+":1", "local:"+reg+"/team/bad:1")

@@ -35,15 +35,15 @@ func (s settings) boot(ctx context.Context, name string, disk ...string) (*machi
 	}
 	m := &machine{lines: make(chan string, 1024), console: filepath.Join(s.work, name+".console"), files: []io.Closer{l}}
 	args := append([]string{
-		"-n", "5", "qemu-system-x86_64", "-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-machine", "q35", "-m", "1024", "-smp", "2",
+		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-machine", "q35", "-m", "1024", "-smp", "2",
 		"-display", "none", "-nodefaults", "-no-reboot", "-kernel", filepath.Join(s.image, "vmlinuz"), "-initrd", filepath.Join(s.work, "initrd.cpio"),
-		"-append", `console=ttyS0 quiet panic=-1 mitigations=off load="` + s.load + `"`,
+		"-append", `console=ttyS0 quiet panic=-1 mitigations=off no_timer_check load="` + s.load + `"`,
 		// The first disk is the one with the programs.
 		"-drive", "file=" + filepath.Join(s.work, "tools.ext4") + ",format=raw,if=none,id=tools,readonly=on", "-device", "virtio-blk-pci,drive=tools",
 		"-serial", "file:" + m.console,
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=o,path=" + port, "-device", "virtserialport,chardev=o,name=vm.output",
 	}, disk...)
-	m.cmd = exec.CommandContext(ctx, "nice", args...)
+	m.cmd = exec.CommandContext(ctx, "qemu-system-x86_64", args...)
 	log, err := os.Create(filepath.Join(s.work, name+".qemu"))
 	if err != nil {
 		return nil, err

@@ -1,0 +1,594 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/typeurl/v2"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ctrd is a client of a node's containerd API.
+type ctrd struct {
+	*client.Client
+	t *testing.T
+	n *node
+}
+
+// ownContainerd is own with the containerd API.
+func ownContainerd(t *testing.T) (*node, *ctrd) {
+	t.Helper()
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "c.sock")
+	n := own(t, "--containerd-socket", socket)
+	return n, connectContainerd(t, n, socket)
+}
+
+func connectContainerd(t *testing.T, n *node, socket string) *ctrd {
+	t.Helper()
+	c, err := client.New(socket, client.WithTimeout(10*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return &ctrd{c, t, n}
+}
+
+// shared is the namespace that Docker and the CRI are in, too.
+func (c *ctrd) shared() context.Context { return namespaces.WithNamespace(ctx(c.t), "k8s.io") }
+
+const fullImage = "docker.io/library/" + testImage
+
+// container makes a container; it is removed at the end, if it is still there.
+func (c *ctrd) container(id string, opts []oci.SpecOpts, more ...client.NewContainerOpts) client.Container {
+	c.t.Helper()
+	cx := c.shared()
+	img, err := c.GetImage(cx, fullImage)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if done, err := img.IsUnpacked(cx, snapshotterName()); err != nil || !done {
+		if err := img.Unpack(cx, snapshotterName()); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	spec := append([]oci.SpecOpts{oci.WithImageConfig(img)}, opts...)
+	ctr, err := c.NewContainer(cx, id, append([]client.NewContainerOpts{
+		client.WithImage(img), client.WithSnapshotter(snapshotterName()), client.WithNewSnapshot(id, img), client.WithNewSpec(spec...), client.WithRuntime("io.containerd.runc.v2", nil),
+	}, more...)...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() {
+		cx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "k8s.io"), 20*time.Second)
+		defer cancel()
+		if task, err := ctr.Task(cx, nil); err == nil {
+			_, _ = task.Delete(cx, client.WithProcessKill)
+		}
+		if err := ctr.Delete(cx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
+			c.t.Errorf("remove %s: %v", id, err)
+		}
+	})
+	return ctr
+}
+
+func snapshotterName() string {
+	if s := os.Getenv("HAKO_TEST_SNAPSHOTTER"); s != "" {
+		return s
+	}
+	return "overlayfs"
+}
+
+func (c *ctrd) task(ctr client.Container, io cio.Creator) client.Task {
+	c.t.Helper()
+	task, err := ctr.NewTask(c.shared(), io)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return task
+}
+
+func args(a ...string) []oci.SpecOpts { return []oci.SpecOpts{oci.WithProcessArgs(a...)} }
+
+// sleeping makes a container that sleeps, and starts it.
+func (c *ctrd) sleeping(id string, more ...client.NewContainerOpts) (client.Container, client.Task) {
+	c.t.Helper()
+	ctr := c.container(id, args("sleep", "600"), more...)
+	task := c.task(ctr, cio.NullIO)
+	if err := task.Start(c.shared()); err != nil {
+		c.t.Fatal(err)
+	}
+	return ctr, task
+}
+
+// topics collects what is published of tasks.
+type topics struct {
+	mu   sync.Mutex
+	list map[string][]string // container/process: topics
+}
+
+func (c *ctrd) watch() *topics {
+	cx, cancel := context.WithCancel(c.shared())
+	c.t.Cleanup(cancel)
+	ch, _ := c.EventService().Subscribe(cx, `topic~="^/tasks/"`)
+	ts := &topics{list: map[string][]string{}}
+	go func() {
+		for {
+			select {
+			case e := <-ch:
+				ts.take(e)
+			case <-cx.Done():
+				return
+			}
+		}
+	}()
+	time.Sleep(100 * time.Millisecond) // the subscription has no answer of its own
+	return ts
+}
+
+func (ts *topics) take(e *events.Envelope) {
+	if e == nil {
+		return
+	}
+	v, err := typeurl.UnmarshalAny(e.Event)
+	if err != nil {
+		return
+	}
+	key := ""
+	switch v := v.(type) {
+	case *eventsapi.TaskExit:
+		key = v.ContainerID
+		if v.ID != v.ContainerID {
+			key += "/" + v.ID
+		}
+	case *eventsapi.TaskDelete:
+		key = v.ContainerID
+		if v.ID != "" {
+			key += "/" + v.ID
+		}
+	case *eventsapi.TaskExecAdded:
+		key = v.ContainerID + "/" + v.ExecID
+	case *eventsapi.TaskExecStarted:
+		key = v.ContainerID + "/" + v.ExecID
+	case interface{ GetContainerID() string }:
+		key = v.GetContainerID()
+	}
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	ts.list[key] = append(ts.list[key], strings.TrimPrefix(e.Topic, "/tasks/"))
+}
+
+func (ts *topics) expect(t *testing.T, key string, want ...string) {
+	t.Helper()
+	var got []string
+	for range 100 {
+		ts.mu.Lock()
+		got = slices.Clone(ts.list[key])
+		ts.mu.Unlock()
+		if slices.Equal(got, want) {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Errorf("events of %s: %v, want %v", key, got, want)
+}
+
+// TestContainerdTask shows the life of a task through containerd's own client.
+func TestContainerdTask(t *testing.T) {
+	t.Parallel()
+	n, c := ownContainerd(t)
+	ts := c.watch()
+	cx := c.shared()
+
+	// However short it lives, nobody misses its end, nor what it said, and events have their order.
+	for i := range 10 {
+		id := fmt.Sprint("quick", i)
+		ctr := c.container(id, args("sh", "-c", fmt.Sprintf("echo out %d; exit %d", i, i)))
+		var out, errs syncBuffer
+		task := c.task(ctr, cio.NewCreator(cio.WithStreams(nil, &out, &errs)))
+		wait, err := task.Wait(cx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := task.Start(cx); err != nil {
+			t.Fatal(err)
+		}
+		if x := <-wait; x.ExitCode() != uint32(i) || x.Error() != nil {
+			t.Errorf("exit %d, %v", x.ExitCode(), x.Error())
+		}
+		x, err := task.Delete(cx)
+		if err != nil || x.ExitCode() != uint32(i) || x.ExitTime().IsZero() {
+			t.Errorf("deleted: %v, %v", x, err)
+		}
+		if want := fmt.Sprintf("out %d\n", i); out.String() != want {
+			t.Errorf("output %q", out.String())
+		}
+		ts.expect(t, id, "create", "start", "exit", "delete")
+	}
+
+	ctr, task := c.sleeping("long")
+	if _, err := ctr.NewTask(cx, cio.NullIO); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("a second task: %v", err)
+	}
+	if _, err := c.TaskService().Delete(cx, deleteRequest("long")); !errdefs.IsFailedPrecondition(toNative(err)) {
+		t.Errorf("deletion of one that runs: %v", err)
+	}
+	spec, err := ctr.Spec(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := *spec.Process
+	p.Args = []string{"sh", "-c", "read line; echo got $line; exit 5"}
+	var out syncBuffer
+	x, err := task.Exec(cx, "x", &p, cio.NewCreator(cio.WithStreams(strings.NewReader("hello\n"), &out, &out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := task.Exec(cx, "x", &p, cio.NullIO); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("an exec of the same name: %v", err)
+	}
+	wait, err := x.Wait(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Start(cx); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-wait; r.ExitCode() != 5 {
+		t.Errorf("exec: %d, %v", r.ExitCode(), r.Error())
+	}
+	if _, err := x.Delete(cx); err != nil || out.String() != "got hello\n" {
+		t.Errorf("exec said %q, %v", out.String(), err)
+	}
+	ts.expect(t, "long/x", "exec-added", "exec-started", "exit")
+
+	p.Args, p.Terminal = []string{"sh", "-c", "stty size; sleep 600"}, true
+	var tty syncBuffer
+	y, err := task.Exec(cx, "y", &p, cio.NewCreator(cio.WithStreams(new(bytes.Buffer), &tty, nil), cio.WithTerminal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := y.Start(cx); err != nil {
+		t.Fatal(err)
+	}
+	if err := y.Resize(cx, 100, 40); err != nil {
+		t.Error(err)
+	}
+	pids, err := task.Pids(cx)
+	if err != nil || !slices.ContainsFunc(pids, func(p client.ProcessInfo) bool { return p.Pid == y.Pid() && p.Info != nil }) {
+		t.Errorf("processes %+v, %v", pids, err)
+	}
+	if m, err := task.Metrics(cx); err != nil || m.Data == nil {
+		t.Errorf("metrics %v, %v", m, err)
+	}
+	if err := y.Kill(cx, syscall.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	eventually(t, "the end of the exec on a terminal", func() bool { s, err := y.Status(cx); return err == nil && s.Status == client.Stopped })
+	if s, err := y.Delete(cx); err != nil || s.ExitCode() != 137 {
+		t.Errorf("exec on a terminal: %v, %v", s, err)
+	}
+
+	if err := task.Pause(cx); err != nil {
+		t.Error(err)
+	}
+	if s, err := task.Status(cx); err != nil || s.Status != client.Paused {
+		t.Errorf("%v, %v", s, err)
+	}
+	if err := task.Pause(cx); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("second pause: %v", err)
+	}
+	if err := task.Resume(cx); err != nil {
+		t.Error(err)
+	}
+
+	// The daemon is killed: what runs goes on, and what ends meanwhile is known.
+	_, other := c.sleeping("other")
+	if err := n.signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	syscall.Kill(int(other.Pid()), syscall.SIGTERM)
+	syscall.Kill(int(other.Pid()), syscall.SIGKILL)
+	time.Sleep(100 * time.Millisecond)
+	if err := n.start(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := task.Status(cx); err != nil || s.Status != client.Running {
+		t.Errorf("after the restart: %v, %v", s, err)
+	}
+	if s, err := other.Status(cx); err != nil || s.Status != client.Stopped || s.ExitStatus != 137 {
+		t.Errorf("what ended meanwhile: %+v, %v", s, err)
+	}
+	if s, err := other.Delete(cx); err != nil || s.ExitCode() != 137 {
+		t.Errorf("%v, %v", s, err)
+	}
+
+	// The shim is killed: what is left of the task ends, and everybody is told.
+	ts = c.watch()
+	wait, err = task.Wait(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	killProcess(t, parentOf(t, task.Pid()))
+	select {
+	case r := <-wait:
+		if r.ExitCode() != 137 {
+			t.Errorf("exit of a task whose shim died: %d, %v", r.ExitCode(), r.Error())
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nobody tells of the end of a task whose shim died")
+	}
+	ts.expect(t, "long", "exit", "delete")
+	if _, err := ctr.Task(cx, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("the task of a dead shim: %v", err)
+	}
+}
+
+// TestContainerdShims shows that shims of others work by the published protocol, and that ours is one.
+func TestContainerdShims(t *testing.T) {
+	t.Parallel()
+	n, c := ownContainerd(t)
+	cx := c.shared()
+	programs := map[string]string{"hako": filepath.Join(workDir, "hako-shim")}
+	if _, err := os.Stat("/usr/bin/containerd-shim-runc-v2"); err == nil {
+		programs["runc"] = "/usr/bin/containerd-shim-runc-v2"
+	}
+	for name, program := range programs {
+		ts := c.watch()
+		_, task := c.sleeping("s-"+name, client.WithRuntime(program, nil))
+		if err := n.signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.start(); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := task.Status(cx); err != nil || s.Status != client.Running {
+			t.Errorf("%s: after a restart: %v, %v", name, s, err)
+		}
+		ts.expect(t, "s-"+name, "create", "start")
+		ts = c.watch()
+		if s, err := task.Delete(cx, client.WithProcessKill); err != nil || s.ExitCode() != 137 {
+			t.Errorf("%s: %v, %v", name, s, err)
+		}
+		ts.expect(t, "s-"+name, "exit", "delete")
+		if left, err := filepath.Glob(filepath.Join(n.dir, "run", "io.containerd.runtime.v2.task", "*", "*")); err != nil || len(left) != 0 {
+			t.Errorf("%s: bundles left: %v, %v", name, left, err)
+		}
+	}
+	ctr := c.container("none", args("true"), client.WithRuntime("io.containerd.nosuch.v2", nil))
+	if _, err := ctr.NewTask(cx, cio.NullIO); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "containerd-shim-nosuch-v2") {
+		t.Errorf("a shim that is not there: %v", err)
+	}
+}
+
+// view is what one API says and does of containers.
+type view struct {
+	listed  func(id string) bool
+	running func(id string) bool // as inspected
+	exec    func(id string) string
+	stop    func(id string)
+	remove  func(id string)
+}
+
+// TestThreeViews shows that a container made through one API is listed, inspected, executed in, stopped and
+// removed through each of the others: all nine combinations. The CRI's lists hold what lies in pods alone,
+// because the kubelet deletes what it does not know.
+func TestThreeViews(t *testing.T) {
+	t.Parallel()
+	n, c := ownContainerd(t)
+	k := newKubelet(t, n)
+	cx := c.shared()
+	config := k.config("views", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(config)
+	defer k.end(pod)
+
+	count := 0
+	name := func(by string) string { count++; return fmt.Sprint(by, count) }
+	makers := map[string]func() string{
+		"docker": func() string {
+			return strings.TrimSpace(n.docker(t, "run", "-d", "--name", name("docker"), testImage, "sleep", "600"))
+		},
+		"cri":        func() string { return k.run(pod, config, name("cri"), "sleep", "600") },
+		"containerd": func() string { id := name("containerd"); c.sleeping(id); return id },
+	}
+	load := func(id string) client.Container {
+		ctr, err := c.LoadContainer(cx, id)
+		if err != nil {
+			t.Fatalf("load %s: %v", id, err)
+		}
+		return ctr
+	}
+	views := map[string]view{
+		"docker": {
+			listed: func(id string) bool { return strings.Contains(n.docker(t, "ps", "-a", "-q", "--no-trunc"), id) },
+			running: func(id string) bool {
+				return strings.TrimSpace(n.docker(t, "inspect", "-f", "{{.State.Running}}", id)) == "true"
+			},
+			exec:   func(id string) string { return n.docker(t, "exec", id, "echo", "from", "inside") },
+			stop:   func(id string) { n.docker(t, "stop", "-t", "0", id) },
+			remove: func(id string) { n.docker(t, "rm", id) },
+		},
+		"cri": {
+			listed: func(id string) bool {
+				l, err := k.ListContainers(ctx(t), &cri.ListContainersRequest{Filter: &cri.ContainerFilter{Id: id}})
+				return err == nil && len(l.Containers) == 1
+			},
+			running: func(id string) bool { return k.status(id).State == cri.ContainerState_CONTAINER_RUNNING },
+			exec:    func(id string) string { return k.sh(id, "echo from inside") },
+			stop: func(id string) {
+				if _, err := k.StopContainer(ctx(t), &cri.StopContainerRequest{ContainerId: id}); err != nil {
+					t.Error(err)
+				}
+			},
+			remove: func(id string) {
+				if _, err := k.RemoveContainer(ctx(t), &cri.RemoveContainerRequest{ContainerId: id}); err != nil {
+					t.Error(err)
+				}
+			},
+		},
+		"containerd": {
+			listed: func(id string) bool {
+				l, err := c.Containers(cx)
+				return err == nil && slices.ContainsFunc(l, func(c client.Container) bool { return c.ID() == id })
+			},
+			running: func(id string) bool {
+				task, err := load(id).Task(cx, nil)
+				if err != nil {
+					return false
+				}
+				s, err := task.Status(cx)
+				return err == nil && s.Status == client.Running
+			},
+			exec: func(id string) string {
+				ctr := load(id)
+				task, err := ctr.Task(cx, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				spec, err := ctr.Spec(cx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := *spec.Process
+				p.Args, p.Terminal = []string{"echo", "from", "inside"}, false
+				var out syncBuffer
+				x, err := task.Exec(cx, "views", &p, cio.NewCreator(cio.WithStreams(nil, &out, &out)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				wait, err := x.Wait(cx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := x.Start(cx); err != nil {
+					t.Fatal(err)
+				}
+				<-wait
+				if _, err := x.Delete(cx); err != nil {
+					t.Error(err)
+				}
+				return out.String()
+			},
+			stop: func(id string) {
+				task, err := load(id).Task(cx, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wait, err := task.Wait(cx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := task.Kill(cx, syscall.SIGKILL); err != nil {
+					t.Error(err)
+				}
+				if x := <-wait; x.ExitCode() != 137 {
+					t.Errorf("%s ended with %d, %v", id, x.ExitCode(), x.Error())
+				}
+			},
+			remove: func(id string) {
+				ctr := load(id)
+				if task, err := ctr.Task(cx, nil); err == nil {
+					if _, err := task.Delete(cx); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := ctr.Delete(cx); err != nil {
+					t.Error(err)
+				}
+			},
+		},
+	}
+	for by, create := range makers {
+		for through, v := range views {
+			what := "made by " + by + ", seen through " + through
+			id := create()
+			if through == "cri" && by != "cri" {
+				if v.listed(id) {
+					t.Errorf("%s: listed, and the kubelet would delete it", what)
+				}
+				views[by].stop(id)
+				views[by].remove(id)
+				continue
+			}
+			if !v.listed(id) {
+				t.Errorf("%s: not listed", what)
+			}
+			if !v.running(id) {
+				t.Errorf("%s: does not run", what)
+			}
+			if out := strings.TrimSpace(v.exec(id)); out != "from inside" {
+				t.Errorf("%s: exec says %q", what, out)
+			}
+			v.stop(id)
+			for other, o := range views { // nobody's view lies
+				if (other != "cri" || by == "cri") && o.running(id) {
+					t.Errorf("%s: stopped, and %s says it runs", what, other)
+				}
+			}
+			v.remove(id)
+			for other, o := range views {
+				if o.listed(id) {
+					t.Errorf("%s: removed, and %s lists it", what, other)
+				}
+			}
+		}
+	}
+}
+
+func deleteRequest(id string) *tasks.DeleteTaskRequest {
+	return &tasks.DeleteTaskRequest{ContainerID: id}
+}
+
+func toNative(err error) error { return errgrpc.ToNative(err) }
+
+// parentOf gives the number of a process's parent.
+func parentOf(t *testing.T, pid uint32) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "PPid:"); ok {
+			return strings.TrimSpace(v)
+		}
+	}
+	t.Fatal("no parent")
+	return ""
+}
+
+// syncBuffer is a buffer that a copy still writes to while it is read.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
