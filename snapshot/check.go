@@ -35,6 +35,10 @@ const room = "snapshot"
 // settleTime is how long what is being made or removed may take to be whole.
 const settleTime = 500 * time.Millisecond
 
+// InspectMounts is where Inspect mounts EROFS images: apart from those of a daemon, which
+// containers may still stand upon.
+func InspectMounts(root string) string { return filepath.Join(root, "mounts") }
+
 // Inspect opens a snapshotter without touching what a crash left, for Check to see it as
 // it is: "overlayfs", "erofs" or "native".
 func Inspect(name, root string, s *store.Store) (*Snapshotter, error) {
@@ -43,7 +47,7 @@ func Inspect(name, root string, s *store.Store) (*Snapshotter, error) {
 	case "overlayfs":
 		d = overlay{options: layerOptions()}
 	case "erofs":
-		d = newImages(filepath.Join(root, "mounts"))
+		d = newImages(InspectMounts(root))
 	case "native":
 		d = native{}
 	default:

@@ -119,7 +119,13 @@ func checkRoot(ctx context.Context, cfg config, f checkFlags, log *slog.Logger) 
 		if err != nil {
 			return engine.CheckReport{}, err
 		}
-		defer sn.Close()
+		defer func() {
+			sn.Close()
+			// What a repair had to look into.
+			if mounts := snapshot.InspectMounts(filepath.Join(cfg.Root, name)); snapshot.UnmountAll(mounts) == nil {
+				_ = os.Remove(mounts)
+			}
+		}()
 		sns[name] = sn
 	}
 	if cfg.Snapshotter == autoSnapshotter {
