@@ -233,11 +233,8 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
-// closable tells when the client has written all.
-type closable struct {
-	bytes.Buffer
-	done chan struct{}
-}
+// closable is a buffer for who wants to close it.
+type closable struct{ bytes.Buffer }
 
 func (c *closable) Close() error { return nil }
 

@@ -58,14 +58,11 @@ func script(t *testing.T, name string, args ...string) {
 	out, err := cmd.Output()
 	n := 0
 	for lines := bufio.NewScanner(bytes.NewReader(out)); lines.Scan(); {
-		what, ok := strings.CutPrefix(lines.Text(), "ok    ")
-		if !ok {
-			what, ok = strings.CutPrefix(lines.Text(), "FAIL  ")
-			if !ok {
-				t.Log(lines.Text())
-				continue
-			}
+		if what, failed := strings.CutPrefix(lines.Text(), "FAIL  "); failed {
 			t.Error(what)
+		} else if !strings.HasPrefix(lines.Text(), "ok    ") {
+			t.Log(lines.Text())
+			continue
 		}
 		n++
 	}
