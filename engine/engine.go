@@ -146,7 +146,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		byID: map[string]*container{}, names: map[string]string{},
 		beingMade: map[string]string{},
 	}
-	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]chan struct{}{}}
+	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]*groupTicket{}}
 	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.

@@ -153,7 +153,7 @@ const (
 type tasks struct {
 	mu     sync.RWMutex
 	all    map[taskKey]*task
-	groups map[string]chan struct{} // tickets of groups that a shim is looked for, see joinGroup
+	groups map[string]*groupTicket // of groups that a shim is looked for, see holdGroup
 }
 
 func (r *tasks) add(t *task) bool {

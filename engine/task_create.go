@@ -345,19 +345,34 @@ func (e *Engine) leaveGroup(t *task) {
 	}
 }
 
+// groupTicket is held by whoever looks for the shim of a group.
+type groupTicket struct {
+	held  chan struct{}
+	users int // who hold it or wait for it; guarded by mu of tasks
+}
+
 // holdGroup makes the caller the only one that looks for the shim of a group.
 func (r *tasks) holdGroup(ctx context.Context, group string) (done func(), err error) {
 	r.mu.Lock()
 	ticket := r.groups[group]
 	if ticket == nil {
-		ticket = make(chan struct{}, 1)
+		ticket = &groupTicket{held: make(chan struct{}, 1)}
 		r.groups[group] = ticket
 	}
+	ticket.users++
 	r.mu.Unlock()
+	leave := func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if ticket.users--; ticket.users == 0 {
+			delete(r.groups, group)
+		}
+	}
 	select {
-	case ticket <- struct{}{}:
-		return func() { <-ticket }, nil
+	case ticket.held <- struct{}{}:
+		return func() { <-ticket.held; leave() }, nil
 	case <-ctx.Done():
+		leave()
 		return nil, context.Cause(ctx)
 	}
 }

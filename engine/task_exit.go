@@ -164,8 +164,8 @@ func (e *Engine) taskLost(t *task) TaskExit {
 	if !known {
 		e.announce(t.namespace, "/tasks/exit", &eventsapi.TaskExit{ContainerID: t.id, ID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
 	}
-	e.announce(t.namespace, "/tasks/delete", &eventsapi.TaskDelete{ContainerID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
 	e.forgetTask(t)
+	e.announce(t.namespace, "/tasks/delete", &eventsapi.TaskDelete{ContainerID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
 	return x
 }
 

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand"
@@ -66,8 +67,10 @@ func (r *rig) treeOf(t *testing.T, sn snapshots.Snapshotter, img Image) []string
 			return err
 		}
 		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return err
+		if err := unix.Lstat(p, &st); errors.Is(err, fs.ErrNotExist) {
+			return nil // overlayfs lists a deletion of nothing, and has no such file
+		} else if err != nil {
+			return &fs.PathError{Op: "lstat", Path: p, Err: err}
 		}
 		name := strings.TrimPrefix(p, root)
 		line := fmt.Sprintf("%s %o %d:%d %d", name, st.Mode, st.Uid, st.Gid, st.Rdev)
@@ -214,7 +217,15 @@ func TestErofsIsLikeOverlayfs(t *testing.T) {
 			}
 			want[sn] = r.treeOf(t, r.o.Snapshotters[sn], img)
 		}
-		for _, sn := range []string{"native", "erofs"} {
+		for _, sn := range []string{"erofs", "native"} {
+			if sn == "native" {
+				// Overlayfs copies a file of a lower layer that gets another name.
+				for _, at := range []string{"overlayfs", sn} {
+					for i, line := range want[at] {
+						want[at][i], _, _ = strings.Cut(line, " = ")
+					}
+				}
+			}
 			if a, b := strings.Join(want["overlayfs"], "\n"), strings.Join(want[sn], "\n"); a != b {
 				t.Errorf("%s: overlayfs has\n%s\n%s has\n%s", name, a, sn, b)
 			}

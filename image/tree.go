@@ -124,7 +124,9 @@ func (t *treeReader) wanted(idx *ocispec.Index, whole bool) (map[digest.Digest]b
 		default:
 			others = true
 			if t.sel.metadata {
-				out[c.Digest] = out[c.Digest] // nothing, or what an entry before it says
+				if _, said := out[c.Digest]; !said {
+					out[c.Digest] = false // nothing of it
+				}
 			}
 		}
 	}

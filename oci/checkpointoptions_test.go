@@ -134,8 +134,10 @@ func TestCheckpointLazyPages(t *testing.T) {
 	defer r.Close()
 	defer w.Close()
 	dumped := make(chan error, 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
 	go func() {
-		err := k.c.Checkpoint(context.Background(), CheckpointOptions{
+		err := k.c.Checkpoint(ctx, CheckpointOptions{
 			PageServer: fmt.Sprintf("127.0.0.1:%d", port), Ready: w, CRIUOptions: CRIUOptions{ImagePath: images, LazyPages: true},
 		})
 		w.Close()

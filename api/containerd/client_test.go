@@ -233,11 +233,8 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
-// closable tells when the client has written all.
-type closable struct {
-	bytes.Buffer
-	done chan struct{}
-}
+// closable is a buffer for who wants to close it.
+type closable struct{ bytes.Buffer }
 
 func (c *closable) Close() error { return nil }
 
@@ -741,6 +738,13 @@ func TestMounts(t *testing.T) {
 	info, err = mm.Activate(leases.WithLease(r.ctx, "l"), "/mnt/x", list, mount.WithTemporary)
 	if err != nil || len(info.System) != 1 || info.System[0].Type != "bind" || len(info.Active) != 3 {
 		t.Fatalf("%+v, %v", info, err)
+	}
+	again := func() (mount.ActivationInfo, error) {
+		return mm.Activate(leases.WithLease(r.ctx, "l"), "/mnt/y", ms, mount.WithTemporary)
+	}
+	first, err := again()
+	if second, err2 := again(); err != nil || err2 != nil || second.System[0].Source != first.System[0].Source {
+		t.Errorf("the same again: %v, %v", err, err2)
 	}
 	if err := r.LeasesService().Delete(r.ctx, l); err != nil {
 		t.Fatal(err)

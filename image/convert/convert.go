@@ -134,7 +134,7 @@ func (c *Converter) Layer(ctx context.Context, from transport.Source, d ocispec.
 		return copier.Layer{}, err
 	}
 	defer dec.Close()
-	l := copier.Layer{Descriptor: d}
+	var l copier.Layer
 	switch c.form {
 	case EStargz:
 		l, err = c.estargz(dec, d)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -62,15 +61,12 @@ func (s *registrySource) Close() error { return nil }
 type registryDestination struct {
 	r    *registry.Repository
 	name reference.Named
-
-	mu      sync.Mutex
-	flights map[digest.Digest]chan struct{} // blobs under way: several images share a destination
 }
 
 // CreateRegistry gives a repository to write to. name is complete; one with a digest takes
 // that image only.
 func CreateRegistry(r *registry.Repository, name reference.Named) Destination {
-	return &registryDestination{r: r, name: name, flights: map[digest.Digest]chan struct{}{}}
+	return &registryDestination{r: r, name: name}
 }
 
 func (t *registryDestination) Complete(ctx context.Context, d ocispec.Descriptor) bool {

@@ -187,8 +187,13 @@ func TestImagesOfOthers(t *testing.T) {
 		"hard link": func(dir string) error {
 			return os.Link(filepath.Join(dir, "core-1.img"), filepath.Join(filepath.Dir(dir), "other"))
 		},
-		"device":        func(dir string) error { return unix.Mknod(filepath.Join(dir, "d"), unix.S_IFCHR|0o600, 1<<8|3) },
-		"fifo":          func(dir string) error { return unix.Mkfifo(filepath.Join(dir, "status"), 0o600) },
+		"device": func(dir string) error { return unix.Mknod(filepath.Join(dir, "d"), unix.S_IFCHR|0o600, 1<<8|3) },
+		"fifo":   func(dir string) error { return unix.Mkfifo(filepath.Join(dir, "status"), 0o600) },
+		"socket": func(dir string) error { return unix.Mknod(filepath.Join(dir, "s"), unix.S_IFSOCK|0o600, 0) },
+		"socket of others": func(dir string) error {
+			name := filepath.Join(dir, "lazy-pages.socket")
+			return errors.Join(unix.Mknod(name, unix.S_IFSOCK|0o600, 0), os.Chown(name, 1000, 1000))
+		},
 		"directory":     func(dir string) error { return os.Mkdir(filepath.Join(dir, "d"), 0o700) },
 		"writable":      func(dir string) error { return os.Chmod(dir, 0o777) },
 		"writable file": func(dir string) error { return os.Chmod(filepath.Join(dir, "core-1.img"), 0o666) },
@@ -219,6 +224,10 @@ func TestImagesOfOthers(t *testing.T) {
 	}
 	dir := fill(func(dir string) error {
 		os.Mkdir(filepath.Join(filepath.Dir(dir), "first"), 0o700)
+		// criu lazy-pages listens in the directory for work.
+		if err := unix.Mknod(filepath.Join(dir, "lazy-pages.socket"), unix.S_IFSOCK|0o700, 0); err != nil {
+			return err
+		}
 		return os.Symlink("../first", filepath.Join(dir, "parent"))
 	})
 	d, err := OpenImages(dir)

@@ -109,6 +109,9 @@ func check(dir *os.File, depth int) error {
 	}
 }
 
+// lazySocket is where `criu lazy-pages` listens, in the directory for work.
+const lazySocket = "lazy-pages.socket"
+
 func checkEntry(dir *os.File, name string, depth int) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(int(dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
@@ -117,6 +120,8 @@ func checkEntry(dir *os.File, name string, depth int) error {
 	switch t := st.Mode & unix.S_IFMT; {
 	case t == unix.S_IFLNK && name == parentLink:
 		return checkParent(dir, depth)
+	case t == unix.S_IFSOCK && name == lazySocket:
+		return ours(&st)
 	case t != unix.S_IFREG:
 		return errors.New("is no plain file")
 	case st.Nlink > 1:

@@ -74,6 +74,13 @@ type activation struct {
 	Labels    map[string]string   `json:"labels,omitempty"`
 }
 
+// made tells that just these mounts are there.
+func (a activation) made(ms []mount.Mount) bool {
+	return slices.EqualFunc(a.Active, ms, func(x mount.ActiveMount, y mount.Mount) bool {
+		return x.Type == y.Type && x.Source == y.Source && x.Target == y.Target && slices.Equal(x.Options, y.Options)
+	})
+}
+
 func (a activation) info() mount.ActivationInfo {
 	return mount.ActivationInfo{Name: a.Name, Active: a.Active, System: a.System, Labels: a.Labels}
 }
@@ -153,6 +160,10 @@ func (m *Manager) Activate(ctx context.Context, name string, ms []mount.Mount, o
 	dir := m.dir(ns, name)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		if errors.Is(err, fs.ErrExist) {
+			// A client whose own mount has gone, and that asks for the same again, has it.
+			if a, rerr := read(dir); rerr == nil && o.Temporary && a.made(ms) {
+				return a.info(), nil
+			}
 			err = errdefs.ErrAlreadyExists
 		}
 		return mount.ActivationInfo{}, err

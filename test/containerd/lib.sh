@@ -19,7 +19,7 @@ enter() {
 	if type before >/dev/null 2>&1; then before "${@:2}"; fi
 	HAKO_WORLD=$w HAKO_BUSYBOX=$busybox unshare --net --mount --ipc --pid --fork --kill-child --mount-proc --propagation slave "$@" || code=$?
 	# Groups of processes that are gone; all of them are in the namespaces' names.
-	find /sys/fs/cgroup -mindepth 2 -depth -type d \( -path '*/hw-*' -o -path '*/testing*' -o -path '*/tracing*' -o -path '*/buildkit*' \) -exec rmdir {} + 2>/dev/null || true
+	find /sys/fs/cgroup -mindepth 2 -depth -type d \( -path '*/hw-*' -o -path '*/testing*' -o -path '*/tracing*' -o -path '*/buildkit*' -o -path '*/containerd/shim' -o -path '*/containerd/oomshim' \) -exec rmdir {} + 2>/dev/null || true
 	rm -rf --one-file-system "$w"
 	exit $code
 }

@@ -140,7 +140,7 @@ func freePort(t *testing.T) string {
 var expected = map[string][]string{
 	"hello.sh":       {"hostname      hello", "memory 64 MiB", "pids 32", "cpu 0.50 CPUs", "exit code 7", "from the shell, through a container"},
 	"web-and-db.sh":  {"web asked http://db:8080/, which said: Hello from ", "from another network: "},
-	"image-tools.sh": {"== out of the daemon", "sha256:", "zstd\n", "Size: ", "example/demo:1"},
+	"image-tools.sh": {"== out of the daemon", "sha256:", "zstd\n", "Size: ", "docker-archive:"},
 	"oci-bundle.sh":  {"open_tree(AT_FDCWD", `"status": "created"`, `"status": "stopped"`, "(hako-oci)"},
 }
 

@@ -179,8 +179,13 @@ func hakod(t *testing.T, config string) string {
 	}
 	sock := filepath.Join(dir, "run", "docker.sock")
 	// No containers run: a bridge is never made.
-	start(t, func() bool { _, err := os.Stat(sock); return err == nil }, filepath.Join(workDir, "hakod"), "--config", file, "--root", filepath.Join(dir, "lib"),
-		"--state", filepath.Join(dir, "run"), "--bridge-name", "hki"+filepath.Base(dir)[1:6], "--network", "builtin")
+	flags := []string{"--config", file, "--root", filepath.Join(dir, "lib"), "--state", filepath.Join(dir, "run"), "--bridge-name", "hki" + filepath.Base(dir)[1:6], "--network", "builtin"}
+	t.Cleanup(func() { // after the daemon's end: mounts of layers, too
+		if out, err := exec.Command(filepath.Join(workDir, "hakod"), append(flags, "cleanup")...).CombinedOutput(); err != nil {
+			t.Errorf("hakod cleanup: %v\n%s", err, out)
+		}
+	})
+	start(t, func() bool { _, err := os.Stat(sock); return err == nil }, filepath.Join(workDir, "hakod"), flags...)
 	return "unix://" + sock
 }
 

@@ -52,6 +52,13 @@ func connectContainerd(t *testing.T, n *node, socket string) *ctrd {
 	return &ctrd{c, t, n}
 }
 
+// back waits for the daemon to answer again, and for the client to have noticed: it does not
+// look for it all the time.
+func (c *ctrd) back() {
+	c.t.Helper()
+	eventually(c.t, "the containerd API after a restart", func() bool { _, err := c.Version(c.shared()); return err == nil })
+}
+
 // shared is the namespace that Docker and the CRI are in, too.
 func (c *ctrd) shared() context.Context { return namespaces.WithNamespace(ctx(c.t), "k8s.io") }
 
@@ -311,6 +318,7 @@ func TestContainerdTask(t *testing.T) {
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}
+	c.back()
 	if s, err := task.Status(cx); err != nil || s.Status != client.Running {
 		t.Errorf("after the restart: %v, %v", s, err)
 	}
@@ -360,6 +368,7 @@ func TestContainerdShims(t *testing.T) {
 		if err := n.start(); err != nil {
 			t.Fatal(err)
 		}
+		c.back()
 		if s, err := task.Status(cx); err != nil || s.Status != client.Running {
 			t.Errorf("%s: after a restart: %v, %v", name, s, err)
 		}

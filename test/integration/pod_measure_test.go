@@ -2,6 +2,7 @@ package integration
 
 import (
 	"archive/tar"
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -181,7 +182,9 @@ func TestPodCheckpoint(t *testing.T) {
 	id := k.run(pod, pc, "main", "sh", "-c", "echo changed >/new; i=0; while :; do i=$((i+1)); echo $i >/dev/shm/count; sleep 0.1; done")
 	archive := filepath.Join(t.TempDir(), "checkpoint.tar")
 	checkpoint := func() error {
-		_, err := k.CheckpointContainer(ctx(t), &cri.CheckpointContainerRequest{ContainerId: id, Location: archive, Timeout: 60})
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute) // an emulated machine is slow
+		defer cancel()
+		_, err := k.CheckpointContainer(ctx, &cri.CheckpointContainerRequest{ContainerId: id, Location: archive})
 		return err
 	}
 	if _, err := exec.LookPath("criu"); err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -160,7 +161,9 @@ func run(op string, next func() string) {
 		l, err := bufio.NewReader(os.Stdin).ReadString('\n')
 		say("got "+strings.TrimSpace(l), err)
 	case "tcp": // a line, over a connection to itself that was there before
-		l, err := net.Listen("tcp", "127.0.0.1:7777")
+		var listen net.ListenConfig
+		listen.SetMultipathTCP(false) // CRIU does not know it
+		l, err := listen.Listen(context.Background(), "tcp", "127.0.0.1:7777")
 		if err != nil {
 			say(nil, err)
 			return
