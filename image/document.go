@@ -59,89 +59,24 @@ func invalid(what string, format string, args ...any) error {
 	return fmt.Errorf("%s: %s: %w", what, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 }
 
-// parseDocument reads a manifest or index. mediaType is what its descriptor or its
-// registry called it, "" if that is not known. A document that could be read as both,
-// or as something else than announced, is refused (CVE-2021-41190).
+// parseDocument reads a manifest or index (manifest.Parse) of a container image. mediaType is
+// what its descriptor or its registry called it, "" if that is not known.
 func parseDocument(what, mediaType string, body []byte) (document, error) {
-	if len(body) > maxDocument {
-		return document{}, fmt.Errorf("%s: larger than %d bytes: %w", what, maxDocument, errdefs.ErrResourceExhausted)
-	}
-	fields, err := manifest.TopLevel(body)
+	d, err := manifest.Parse(what, mediaType, body)
 	if err != nil {
-		return document{}, invalid(what, "%v", err)
+		return document{}, err
 	}
-	var probe struct {
-		MediaType     *string         `json:"mediaType"`
-		SchemaVersion int             `json:"schemaVersion"`
-		Layers        json.RawMessage `json:"layers"`
-		Manifests     json.RawMessage `json:"manifests"`
-		Config        json.RawMessage `json:"config"`
-	}
-	if err := json.Unmarshal(body, &probe); err != nil {
-		return document{}, invalid(what, "%v", err)
-	}
-	has := func(f string) bool { return slices.Contains(fields, f) }
-	isIndex, isManifest := has("manifests"), has("layers") || has("config")
-	switch {
-	case has("fslayers") || probe.SchemaVersion == 1:
-		return document{}, fmt.Errorf("%s: manifests of schema version 1 are not supported: %w", what, errdefs.ErrNotImplemented)
-	case isIndex && isManifest:
-		return document{}, invalid(what, "it is a manifest and an index at once")
-	case !isIndex && !isManifest:
-		return document{}, invalid(what, "it is neither a manifest nor an index")
-	}
-	own := ""
-	if probe.MediaType != nil {
-		own = *probe.MediaType
-	}
-	if mediaType, err = manifest.Type(mediaType, own, isIndex); err != nil {
-		return document{}, invalid(what, "%v", err)
-	}
-	if isIndex {
-		return parseIndex(what, mediaType, probe.Manifests, body)
-	}
-	return parseManifest(what, mediaType, probe.Config, probe.Layers, body)
-}
-
-func isArray(raw json.RawMessage) bool  { return len(raw) > 0 && raw[0] == '[' }
-func isObject(raw json.RawMessage) bool { return len(raw) > 0 && raw[0] == '{' }
-
-func parseIndex(what, mediaType string, list json.RawMessage, body []byte) (document, error) {
-	if !isArray(list) {
-		return document{}, invalid(what, "manifests is not a list")
-	}
-	var idx ocispec.Index
-	if err := json.Unmarshal(body, &idx); err != nil {
-		return document{}, invalid(what, "%v", err)
-	}
-	for i, d := range idx.Manifests {
-		if err := manifest.ValidDescriptor(d); err != nil {
-			return document{}, fmt.Errorf("%s: manifest %d: %w", what, i, err)
+	if d.Index != nil {
+		for i, c := range d.Index.Manifests {
+			if c.Size > maxDocument && c.MediaType == "" { // of the types that manifest.Parse knows it has seen to that
+				return document{}, fmt.Errorf("%s: manifest %d: larger than %d bytes: %w", what, i, maxDocument, errdefs.ErrResourceExhausted)
+			}
 		}
-		if d.Size > maxDocument && isManifestType(d.MediaType) {
-			return document{}, fmt.Errorf("%s: manifest %d: larger than %d bytes: %w", what, i, maxDocument, errdefs.ErrResourceExhausted)
-		}
+		return document{index: d.Index, mediaType: d.MediaType}, nil
 	}
-	return document{index: &idx, mediaType: mediaType}, nil
-}
-
-func isManifestType(mt string) bool {
-	return mt == "" || mt == ocispec.MediaTypeImageManifest || mt == registry.DockerManifest || mt == ocispec.MediaTypeImageIndex || mt == registry.DockerIndex
-}
-
-func parseManifest(what, mediaType string, config, layers json.RawMessage, body []byte) (document, error) {
-	if !isObject(config) {
-		return document{}, invalid(what, "config is not an object")
-	}
-	if !isArray(layers) {
+	m := d.Manifest
+	if m.Layers == nil {
 		return document{}, invalid(what, "layers is not a list")
-	}
-	var m ocispec.Manifest
-	if err := json.Unmarshal(body, &m); err != nil {
-		return document{}, invalid(what, "%v", err)
-	}
-	if err := manifest.ValidDescriptor(m.Config); err != nil {
-		return document{}, fmt.Errorf("%s: config: %w", what, err)
 	}
 	if m.Config.MediaType != dockerConfig && m.Config.MediaType != ocispec.MediaTypeImageConfig {
 		return document{}, invalid(what, "not a container image: its config has media type %q", m.Config.MediaType)
@@ -153,15 +88,16 @@ func parseManifest(what, mediaType string, config, layers json.RawMessage, body 
 		return document{}, fmt.Errorf("%s: %d layers, more than %d: %w", what, len(m.Layers), maxLayers, errdefs.ErrResourceExhausted)
 	}
 	for i, l := range m.Layers {
-		if err := manifest.ValidDescriptor(l); err != nil {
-			return document{}, fmt.Errorf("%s: layer %d: %w", what, i, err)
-		}
 		if !slices.Contains(layerTypes, l.MediaType) {
 			return document{}, invalid(what, "layer %d has unknown media type %q", i, l.MediaType)
 		}
 		m.Layers[i].URLs = nil // foreign addresses are never asked
 	}
-	return document{manifest: &m, mediaType: mediaType}, nil
+	return document{manifest: m, mediaType: d.MediaType}, nil
+}
+
+func isManifestType(mt string) bool {
+	return mt == "" || mt == ocispec.MediaTypeImageManifest || mt == registry.DockerManifest || mt == ocispec.MediaTypeImageIndex || mt == registry.DockerIndex
 }
 
 // config is an image's configuration, checked against the manifest.
