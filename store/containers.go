@@ -118,34 +118,8 @@ func (s *containerStore) Get(ctx context.Context, id string) (c containers.Conta
 	return c, nil
 }
 
-func (s *containerStore) List(ctx context.Context, fs ...string) (list []containers.Container, err error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return nil, err
-	}
-	filter, err := ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		list = nil
-		b := NamespaceBucket(tx, ns, sectionContainers)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(k, v []byte) error {
-			var r containerRecord
-			if err := decode(v, &r); err != nil {
-				s.log.Error("skipped a damaged container record", "namespace", ns, "container", string(k), "error", err)
-				return nil
-			}
-			if c := r.container(string(k)); filter.Match(AdaptContainer(c)) {
-				list = append(list, c)
-			}
-			return nil
-		})
-	})
-	return list, wrap(err, "list containers")
+func (s *containerStore) List(ctx context.Context, fs ...string) ([]containers.Container, error) {
+	return listRecords(ctx, (*Store)(s), sectionContainers, fs, containerRecord.container, AdaptContainer)
 }
 
 // AdaptContainer lets containerd's filters look at a container.

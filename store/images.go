@@ -38,34 +38,7 @@ func (s *imageStore) Get(ctx context.Context, name string) (images.Image, error)
 }
 
 func (s *imageStore) List(ctx context.Context, fs ...string) ([]images.Image, error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return nil, err
-	}
-	filter, err := ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	var list []images.Image
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		b := NamespaceBucket(tx, ns, sectionImages)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(k, v []byte) error {
-			var r imageRecord
-			if err := decode(v, &r); err != nil {
-				// One damaged record must not hide all the others.
-				s.log.Error("skipped a damaged image record", "namespace", ns, "image", string(k), "error", err)
-				return nil
-			}
-			if img := r.image(string(k)); filter.Match(adaptImage(img)) {
-				list = append(list, img)
-			}
-			return nil
-		})
-	})
-	return list, wrap(err, "list images")
+	return listRecords(ctx, (*Store)(s), sectionImages, fs, imageRecord.image, adaptImage)
 }
 
 func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image, error) {

@@ -56,34 +56,8 @@ func (s *sandboxStore) Get(ctx context.Context, id string) (b sandbox.Sandbox, e
 	return b, nil
 }
 
-func (s *sandboxStore) List(ctx context.Context, fs ...string) (list []sandbox.Sandbox, err error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return nil, err
-	}
-	filter, err := ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		list = nil
-		b := NamespaceBucket(tx, ns, sectionSandboxes)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(k, v []byte) error {
-			var r sandboxRecord
-			if err := decode(v, &r); err != nil {
-				s.log.Error("skipped a damaged sandbox record", "namespace", ns, "sandbox", string(k), "error", err)
-				return nil
-			}
-			if b := r.sandbox(string(k)); filter.Match(AdaptSandbox(b)) {
-				list = append(list, b)
-			}
-			return nil
-		})
-	})
-	return list, wrap(err, "list sandboxes")
+func (s *sandboxStore) List(ctx context.Context, fs ...string) ([]sandbox.Sandbox, error) {
+	return listRecords(ctx, (*Store)(s), sectionSandboxes, fs, sandboxRecord.sandbox, AdaptSandbox)
 }
 
 // AdaptSandbox lets containerd's filters look at a sandbox.

@@ -70,18 +70,7 @@ func (s *dirSource) Document(_ context.Context, d ocispec.Descriptor) ([]byte, e
 }
 
 func (s *dirSource) Blob(_ context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
-	if err := manifest.ValidDigest(d.Digest); err != nil {
-		return nil, err
-	}
-	rc, size, err := s.f.open(dirBlob(d.Digest), offset)
-	if err != nil {
-		return nil, fmt.Errorf("%s: blob %s: %w", s.ref, d.Digest, err)
-	}
-	if size != d.Size {
-		rc.Close()
-		return nil, fmt.Errorf("%s: blob %s has %d bytes, not %d: %w", s.ref, d.Digest, size, d.Size, errdefs.ErrDataLoss)
-	}
-	return rc, nil
+	return openBlob(s.f, s.ref, dirBlob, d, offset)
 }
 
 func (s *dirSource) Referrers(context.Context, digest.Digest) ([]ocispec.Descriptor, error) {

@@ -72,6 +72,23 @@ func (f folder) open(name string, offset int64) (io.ReadCloser, int64, error) {
 	return file, st.Size(), nil
 }
 
+// openBlob opens a blob from offset on. path is how its file is called; nothing is opened for what
+// is no digest.
+func openBlob(f files, r Ref, path func(digest.Digest) string, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	if err := manifest.ValidDigest(d.Digest); err != nil {
+		return nil, err
+	}
+	rc, size, err := f.open(path(d.Digest), offset)
+	if err != nil {
+		return nil, fmt.Errorf("%s: blob %s: %w", r, d.Digest, err)
+	}
+	if size != d.Size {
+		rc.Close()
+		return nil, fmt.Errorf("%s: blob %s has %d bytes, not %d: %w", r, d.Digest, size, d.Size, errdefs.ErrDataLoss)
+	}
+	return rc, nil
+}
+
 // readSmall reads a whole file of at most limit bytes.
 func readSmall(f files, name string, limit int64) ([]byte, error) {
 	rc, size, err := f.open(name, 0)
@@ -241,18 +258,7 @@ func (s *layoutSource) Document(_ context.Context, d ocispec.Descriptor) ([]byte
 }
 
 func (s *layoutSource) Blob(_ context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
-	if err := manifest.ValidDigest(d.Digest); err != nil {
-		return nil, err
-	}
-	rc, size, err := s.f.open(blobPath(d.Digest), offset)
-	if err != nil {
-		return nil, fmt.Errorf("%s: blob %s: %w", s.ref, d.Digest, err)
-	}
-	if size != d.Size {
-		rc.Close()
-		return nil, fmt.Errorf("%s: blob %s has %d bytes, not %d: %w", s.ref, d.Digest, size, d.Size, errdefs.ErrDataLoss)
-	}
-	return rc, nil
+	return openBlob(s.f, s.ref, blobPath, d, offset)
 }
 
 // Referrers are entries of the index.json with that subject, and those under the tag that
