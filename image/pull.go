@@ -224,7 +224,7 @@ func (s *Service) fetchConfig(ctx context.Context, repo *registry.Repository, d 
 		return nil, err
 	}
 	defer rc.Close()
-	body, err := io.ReadAll(rc) // as long as the descriptor says, which parseManifest bounds
+	body, err := io.ReadAll(rc) // as long as the descriptor says, which parseDocument bounds
 	if err != nil {
 		return nil, err
 	}
