@@ -50,7 +50,7 @@ func (e *Engine) RunSandbox(ctx context.Context, c SandboxConfig) (string, error
 		},
 		drop: func(s *sandbox) {
 			e.log.Info("nobody came for a sandbox", "sandbox", s.id, "name", c.key())
-			if err := e.removeSandbox(context.Background(), s); err != nil {
+			if err := e.dropSandbox(context.Background(), s); err != nil {
 				e.log.Error("remove a sandbox that nobody came for", "sandbox", s.id, "error", err)
 			}
 		},

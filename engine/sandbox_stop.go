@@ -231,6 +231,22 @@ func (e *Engine) RemoveSandbox(ctx context.Context, ref string) error {
 	return e.removeSandbox(ctx, s)
 }
 
+// dropSandbox removes a sandbox that its client did not wait for. Others may have seen it already: it is listed as soon as
+// it is ready, and whoever found it there may be removing it.
+func (e *Engine) dropSandbox(ctx context.Context, s *sandbox) error {
+	if err := s.acquire(ctx); err != nil {
+		return err
+	}
+	defer s.release()
+	s.mu.Lock()
+	removed := s.state == SandboxRemoving // by somebody else, since the ticket is ours
+	s.mu.Unlock()
+	if removed {
+		return nil
+	}
+	return e.removeSandbox(ctx, s)
+}
+
 // removeSandbox removes a sandbox whose ticket the caller holds.
 func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 	if err := e.stopHeld(ctx, s); err != nil {

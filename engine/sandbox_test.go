@@ -214,11 +214,17 @@ func TestRemovalsSideBySide(t *testing.T) {
 	for range 20 {
 		pod := n.pod(hostPod("p"))
 		id := n.member(pod, memberConfig("a", "sleep"))
+		s, err := n.e.pods.get(pod)
+		if err != nil {
+			t.Fatal(err)
+		}
 		var wg sync.WaitGroup
 		for _, f := range []func() error{
 			func() error { return n.e.RemovePodContainer(bg, id) }, func() error { return n.e.RemovePodContainer(bg, id) },
 			func() error { return n.e.StopSandbox(bg, pod) }, func() error { return n.e.RemoveSandbox(bg, pod) },
 			func() error { return n.e.RemoveSandbox(bg, pod) },
+			// A client cancelled in the moment in which it was ready: others see it before it is taken back.
+			func() error { return n.e.dropSandbox(bg, s) },
 		} {
 			wg.Go(func() {
 				if err := f(); err != nil && !errdefs.IsNotFound(err) {
