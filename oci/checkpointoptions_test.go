@@ -173,7 +173,7 @@ func TestCheckpointLazyPages(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		k.c.Kill(context.Background(), unix.SIGKILL)
 		t.Errorf("the dump does not end: %v", <-dumped)
 	}

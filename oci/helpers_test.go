@@ -135,7 +135,7 @@ func (o *output) end() string {
 	o.w.Close()
 	select {
 	case <-o.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		return "(output did not end)"
 	}
 	return o.buf.String()

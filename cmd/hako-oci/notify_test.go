@@ -61,7 +61,7 @@ func TestNotify(t *testing.T) {
 				if !want.MatchString(got) {
 					t.Errorf("%s: %q", what, got)
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("%s: no word", what)
 			}
 		}

@@ -85,7 +85,7 @@ func (c *ctrd) container(id string, opts []oci.SpecOpts, more ...client.NewConta
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() {
-		cx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "k8s.io"), 20*time.Second)
+		cx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "k8s.io"), time.Minute)
 		defer cancel()
 		if task, err := ctr.Task(cx, nil); err == nil {
 			_, _ = task.Delete(cx, client.WithProcessKill)
@@ -147,7 +147,15 @@ func (c *ctrd) watch() *topics {
 			}
 		}
 	}()
-	time.Sleep(100 * time.Millisecond) // the subscription has no answer of its own
+	// The subscription has no answer of its own.
+	eventually(c.t, "the subscription", func() bool {
+		if err := c.EventService().Publish(cx, "/tasks/oom", &eventsapi.TaskOOM{ContainerID: "probe"}); err != nil {
+			c.t.Fatal(err)
+		}
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		return len(ts.list["probe"]) > 0
+	})
 	return ts
 }
 
@@ -186,7 +194,7 @@ func (ts *topics) take(e *events.Envelope) {
 func (ts *topics) expect(t *testing.T, key string, want ...string) {
 	t.Helper()
 	var got []string
-	for range 100 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		ts.mu.Lock()
 		got = slices.Clone(ts.list[key])
 		ts.mu.Unlock()
@@ -314,7 +322,7 @@ func TestContainerdTask(t *testing.T) {
 	}
 	syscall.Kill(int(other.Pid()), syscall.SIGTERM)
 	syscall.Kill(int(other.Pid()), syscall.SIGKILL)
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "the end of the task", func() bool { return syscall.Kill(int(other.Pid()), 0) == syscall.ESRCH })
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +349,7 @@ func TestContainerdTask(t *testing.T) {
 		if r.ExitCode() != 137 {
 			t.Errorf("exit of a task whose shim died: %d, %v", r.ExitCode(), r.Error())
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("nobody tells of the end of a task whose shim died")
 	}
 	ts.expect(t, "long", "exit", "delete")
