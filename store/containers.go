@@ -103,7 +103,7 @@ func (r containerRecord) container(id string) containers.Container {
 }
 
 func (s *Store) containerTable() table[containerRecord, containers.Container] {
-	return table[containerRecord, containers.Container]{s, sectionContainers, "container", containerRecord.container, AdaptContainer}
+	return table[containerRecord, containers.Container]{s, sectionContainers, `container %q in namespace %q`, containerRecord.container, AdaptContainer}
 }
 
 func (s *containerStore) Get(ctx context.Context, id string) (containers.Container, error) {

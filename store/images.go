@@ -21,7 +21,7 @@ type imageStore Store
 var _ images.Store = (*imageStore)(nil)
 
 func (s *Store) imageTable() table[imageRecord, images.Image] {
-	return table[imageRecord, images.Image]{s, sectionImages, "image", imageRecord.image, adaptImage}
+	return table[imageRecord, images.Image]{s, sectionImages, `image %[1]q`, imageRecord.image, adaptImage}
 }
 
 func (s *imageStore) Get(ctx context.Context, name string) (images.Image, error) {

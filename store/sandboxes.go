@@ -41,7 +41,7 @@ func (r sandboxRecord) sandbox(id string) sandbox.Sandbox {
 }
 
 func (s *Store) sandboxTable() table[sandboxRecord, sandbox.Sandbox] {
-	return table[sandboxRecord, sandbox.Sandbox]{s, sectionSandboxes, "sandbox", sandboxRecord.sandbox, AdaptSandbox}
+	return table[sandboxRecord, sandbox.Sandbox]{s, sectionSandboxes, `sandbox %q in namespace %q`, sandboxRecord.sandbox, AdaptSandbox}
 }
 
 func (s *sandboxStore) Get(ctx context.Context, id string) (sandbox.Sandbox, error) {

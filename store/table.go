@@ -13,7 +13,7 @@ import (
 type table[R, T any] struct {
 	s       *Store
 	section string
-	kind    string // what one object is called in errors
+	name    string // of one object in errors: a format of its id and its namespace
 	object  func(R, string) T
 	adapt   func(T) filters.Adaptor // for filters
 }
@@ -54,7 +54,7 @@ func (t table[R, T]) get(ctx context.Context, id string) (o T, err error) {
 		return err
 	})
 	if err != nil {
-		return o, wrap(err, "%s %q in namespace %q", t.kind, id, ns)
+		return o, wrap(err, "%s", fmt.Sprintf(t.name, id, ns))
 	}
 	return t.object(r, id), nil
 }
@@ -109,7 +109,7 @@ func (t table[R, T]) delete(ctx context.Context, id string, refuse func(*bolt.Bu
 		}
 		return b.Delete([]byte(id))
 	})
-	return wrap(err, "delete %s %q in namespace %q", t.kind, id, ns)
+	return wrap(err, "delete %s", fmt.Sprintf(t.name, id, ns))
 }
 
 // mark visits the records of a namespace for a collection, which a damaged one stops.
