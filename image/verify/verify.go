@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -38,6 +39,12 @@ const (
 	Reject  = "reject"  // nothing
 )
 
+// What a rule may say of images that did not come from the registry.
+const (
+	LocalSame   = "same"   // what the policy says
+	LocalAccept = "accept" // anything
+)
+
 // Any is the prefix that stands for every registry.
 const Any = "*"
 
@@ -54,6 +61,9 @@ type Rule struct {
 	TrustedRoot string     `toml:"trusted-root,omitempty"` // file: sigstore's trusted_root.json; needed for identities
 	// Log asks for an entry in a transparency log of the trusted root for signatures by keys, too.
 	Log bool `toml:"transparency-log,omitempty"`
+	// Local is for images that are loaded, imported, committed or tagged under the prefix;
+	// "": same.
+	Local string `toml:"local,omitempty"`
 }
 
 // Identity is who signed without a key of their own. A value that begins with ~ is a
@@ -78,6 +88,7 @@ type Error struct {
 	Digest  digest.Digest
 	Prefix  string // of the rule
 	Rejects bool   // the rule takes no image at all
+	Local   bool   // it was not pulled, but is to have a name that the rule is for
 	Found   int    // signatures that were looked at
 	Reasons []string
 }
@@ -87,8 +98,12 @@ func (e *Error) Error() string {
 	if e.Prefix == "" {
 		where = "what was asked for"
 	}
+	what, local := "image "+e.Name, ""
+	if e.Local {
+		what, local = "the name "+e.Name+" for an image", `, or let what is made here have such names (local = "accept" in the rule)`
+	}
 	if e.Rejects {
-		return fmt.Sprintf("image %s is refused: %s takes no images", e.Name, where)
+		return fmt.Sprintf("%s is refused: %s takes no images%s", what, where, strings.Replace(local, ", or let", ": let", 1))
 	}
 	why := "it has no signature"
 	if e.Found > 0 {
@@ -97,8 +112,8 @@ func (e *Error) Error() string {
 	if len(e.Reasons) > 0 {
 		why += " (" + strings.Join(e.Reasons, "; ") + ")"
 	}
-	return fmt.Sprintf("image %s with digest %s is refused: %s, and %s requires one: have it signed (cosign sign --key KEY %s@%s), or change the rule ([verify] in hakod's configuration)",
-		e.Name, e.Digest, why, where, e.Name, e.Digest)
+	return fmt.Sprintf("%s with digest %s is refused: %s, and %s requires one: have it signed (cosign sign --key KEY %s@%s), or change the rule ([verify] in hakod's configuration)%s",
+		what, e.Digest, why, where, e.Name, e.Digest, local)
 }
 
 // Unwrap gives the class.
@@ -111,6 +126,7 @@ func (e *Error) SignatureRejected() bool { return true }
 type rule struct {
 	prefix     string
 	policy     string
+	local      bool // what was not pulled needs no signature
 	keys       []key
 	identities sigverify.CertificateIdentities
 	trusted    root.TrustedMaterial // nil: none
@@ -192,7 +208,10 @@ func normalDomain(d string) string {
 }
 
 func readRule(prefix string, r Rule) (*rule, error) {
-	out := &rule{prefix: prefix, policy: r.Policy, log: r.Log}
+	out := &rule{prefix: prefix, policy: r.Policy, local: r.Local == LocalAccept, log: r.Log}
+	if r.Local != "" && r.Local != LocalSame && r.Local != LocalAccept {
+		return nil, fmt.Errorf("local %q is neither %s nor %s: %w", r.Local, LocalSame, LocalAccept, errdefs.ErrInvalidArgument)
+	}
 	switch r.Policy {
 	case "":
 		out.policy = Require
@@ -329,6 +348,36 @@ func (p *Policy) Check(ctx context.Context, name reference.Named, d ocispec.Desc
 		return nil, err, nil
 	}
 	return sig, nil, err
+}
+
+// CheckLocal decides whether an image that was not pulled by a name (it was loaded,
+// imported, committed, or has another name) may have it. It is as Check; open gives the
+// repository, and is only called if that has to be asked.
+func (p *Policy) CheckLocal(ctx context.Context, name reference.Named, d ocispec.Descriptor, open func(reference.Named) (transport.Source, error)) (sig []Signature, warn error, err error) {
+	r := p.find(name)
+	if r == nil || r.policy == Accept || r.local {
+		return nil, nil, nil
+	}
+	if r.policy != Reject {
+		src, err := open(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer src.Close()
+		sig, warn, err = p.Check(ctx, name, d, src)
+		return sig, warn, local(err)
+	}
+	sig, warn, err = p.Check(ctx, name, d, nil)
+	return sig, warn, local(err)
+}
+
+// local says in a refusal that it is about a name.
+func local(err error) error {
+	var refused *Error
+	if errors.As(err, &refused) {
+		refused.Local = true
+	}
+	return err
 }
 
 // Verify checks by one rule, whatever the name.
