@@ -236,7 +236,7 @@ func (c *config) complete() error {
 			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
 		}
 	}
-	if _, err := verify.NewPolicy(c.Verify); err != nil {
+	if _, err := verify.NewPolicy(c.Verify, ""); err != nil {
 		return err
 	}
 	for name, bin := range c.Runtimes {
