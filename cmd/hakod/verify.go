@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -25,12 +26,13 @@ import (
 // pullRules are the rules about signatures that are in force. They may change at any time.
 type pullRules struct {
 	policy atomic.Pointer[verify.Policy] // nil: everything is allowed
+	cache  string                        // folder
 	reg    *registry.Client
 	log    *slog.Logger
 }
 
 func newPullRules(cfg config, log *slog.Logger) (*pullRules, error) {
-	r := &pullRules{reg: registry.New(registry.Options{Dir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log}), log: log}
+	r := &pullRules{cache: filepath.Join(cfg.Root, "tuf"), reg: registry.New(registry.Options{Dir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log}), log: log}
 	return r, r.SetRules(cfg.Verify)
 }
 
@@ -41,7 +43,7 @@ func (r *pullRules) SetRules(rules map[string]verify.Rule) error {
 		r.policy.Store(nil)
 		return nil
 	}
-	policy, err := verify.NewPolicy(rules)
+	policy, err := verify.NewPolicy(rules, r.cache)
 	if err == nil {
 		r.policy.Store(policy)
 	}
@@ -98,6 +100,8 @@ type verifyRequest struct {
 	Keys        []string
 	Identities  []verify.Identity
 	TrustedRoot string
+	TUFMirror   string
+	TUFRoot     string
 	Policy      string // configuration file
 	RegistryDir string
 }
@@ -151,7 +155,7 @@ func verifyImage(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	rep := verifyReport{Name: ref.String(), Digest: d.Digest}
 	if q.Policy == "" {
-		rep.Signatures, err = verify.Verify(ctx, verify.Rule{Keys: q.Keys, Identities: q.Identities, TrustedRoot: q.TrustedRoot}, rep.Name, d.Digest, src)
+		rep.Signatures, err = verify.Verify(ctx, verify.Rule{Keys: q.Keys, Identities: q.Identities, TrustedRoot: q.TrustedRoot, TUFMirror: q.TUFMirror, TUFRoot: q.TUFRoot}, rep.Name, d.Digest, src)
 	} else {
 		rep, err = verifyByPolicy(ctx, rep, q, ref, d, src)
 	}
@@ -172,7 +176,7 @@ func verifyByPolicy(ctx context.Context, rep verifyReport, q verifyRequest, ref 
 	if err := cfg.load(q.Policy, true); err != nil {
 		return rep, err
 	}
-	policy, err := verify.NewPolicy(cfg.Verify)
+	policy, err := verify.NewPolicy(cfg.Verify, "")
 	if err != nil {
 		return rep, err
 	}

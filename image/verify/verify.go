@@ -58,7 +58,12 @@ type Rule struct {
 	Policy      string     `toml:"policy,omitempty"`       // "": require
 	Keys        []string   `toml:"keys,omitempty"`         // files with public keys (PEM)
 	Identities  []Identity `toml:"identities,omitempty"`   // of keyless signatures
-	TrustedRoot string     `toml:"trusted-root,omitempty"` // file: sigstore's trusted_root.json; needed for identities
+	TrustedRoot string     `toml:"trusted-root,omitempty"` // file: sigstore's trusted_root.json; needed for identities, unless a mirror has it
+	// TUFMirror is where trusted_root.json is kept up to date by The Update Framework: the
+	// address of a repository (https, http on this machine, or file); TUFRoot is the file
+	// root.json that it is trusted by, of any version.
+	TUFMirror string `toml:"tuf-mirror,omitempty"`
+	TUFRoot   string `toml:"tuf-root,omitempty"`
 	// Log asks for an entry in a transparency log of the trusted root for signatures by keys, too.
 	Log bool `toml:"transparency-log,omitempty"`
 	// Local is for images that are loaded, imported, committed or tagged under the prefix;
@@ -129,7 +134,7 @@ type rule struct {
 	local      bool // what was not pulled needs no signature
 	keys       []key
 	identities sigverify.CertificateIdentities
-	trusted    root.TrustedMaterial // nil: none
+	trusted    trust // nil: none
 	log        bool
 }
 
@@ -143,7 +148,9 @@ type Policy struct{ rules map[string]*rule }
 
 // NewPolicy reads the files that rules name. Prefixes are a registry, or a registry and the
 // beginning of a repository's path, up to a slash; "*" is every image.
-func NewPolicy(rules map[string]Rule) (*Policy, error) {
+//
+// cache is a folder for what mirrors of trusted roots have sent; "" keeps nothing.
+func NewPolicy(rules map[string]Rule, cache string) (*Policy, error) {
 	if len(rules) > maxRules {
 		return nil, fmt.Errorf("more than %d rules: %w", maxRules, errdefs.ErrResourceExhausted)
 	}
@@ -156,7 +163,7 @@ func NewPolicy(rules map[string]Rule) (*Policy, error) {
 		if p.rules[norm] != nil {
 			return nil, fmt.Errorf("verify: %q and %q are the same: %w", prefix, p.rules[norm].prefix, errdefs.ErrInvalidArgument)
 		}
-		if p.rules[norm], err = readRule(prefix, rules[prefix]); err != nil {
+		if p.rules[norm], err = readRule(prefix, rules[prefix], cache); err != nil {
 			return nil, fmt.Errorf("verify: %q: %w", prefix, err)
 		}
 	}
@@ -207,7 +214,7 @@ func normalDomain(d string) string {
 	return strings.TrimSuffix(d, ":443")
 }
 
-func readRule(prefix string, r Rule) (*rule, error) {
+func readRule(prefix string, r Rule, cache string) (*rule, error) {
 	out := &rule{prefix: prefix, policy: r.Policy, local: r.Local == LocalAccept, log: r.Log}
 	if r.Local != "" && r.Local != LocalSame && r.Local != LocalAccept {
 		return nil, fmt.Errorf("local %q is neither %s nor %s: %w", r.Local, LocalSame, LocalAccept, errdefs.ErrInvalidArgument)
@@ -242,7 +249,17 @@ func readRule(prefix string, r Rule) (*rule, error) {
 		if err != nil {
 			return nil, fmt.Errorf("trusted-root %s: %w: %w", r.TrustedRoot, err, errdefs.ErrInvalidArgument)
 		}
-		out.trusted = t
+		out.trusted = fileTrust{t}
+	}
+	if r.TUFMirror != "" || r.TUFRoot != "" {
+		if r.TrustedRoot != "" {
+			return nil, fmt.Errorf("trusted-root and tuf-mirror: choose one: %w", errdefs.ErrInvalidArgument)
+		}
+		m, err := newMirror(r.TUFMirror, r.TUFRoot, cache)
+		if err != nil {
+			return nil, err
+		}
+		out.trusted = m
 	}
 	checks := out.policy == Require || out.policy == Warn
 	switch {
@@ -251,7 +268,7 @@ func readRule(prefix string, r Rule) (*rule, error) {
 	case !checks && len(out.keys)+len(out.identities) > 0:
 		return nil, fmt.Errorf("policy %s takes no keys and no identities: %w", out.policy, errdefs.ErrInvalidArgument)
 	case out.trusted == nil && (len(out.identities) > 0 || out.log):
-		return nil, fmt.Errorf("identities and transparency-log need trusted-root, the file trusted_root.json of the sigstore that signs (cosign trusted-root create): %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("identities and transparency-log need trusted-root, the file trusted_root.json of the sigstore that signs (cosign trusted-root create), or tuf-mirror and tuf-root: %w", errdefs.ErrInvalidArgument)
 	}
 	return out, nil
 }
@@ -382,7 +399,7 @@ func local(err error) error {
 
 // Verify checks by one rule, whatever the name.
 func Verify(ctx context.Context, want Rule, name string, d digest.Digest, src transport.Source) ([]Signature, error) {
-	r, err := readRule("", want)
+	r, err := readRule("", want, "")
 	if err != nil {
 		return nil, err
 	}

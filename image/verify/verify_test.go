@@ -382,7 +382,7 @@ func TestScopes(t *testing.T) {
 	p, err := NewPolicy(map[string]Rule{
 		"registry.example.com/team": require, "registry.example.com/team/open": {Policy: Accept}, "registry.example.com/no": {Policy: Reject},
 		"docker.io/library": require, "Warn.example.com": {Policy: Warn, Keys: []string{key.file}}, "localhost:5000": require,
-	})
+	}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestScopes(t *testing.T) {
 			t.Errorf("%s: %v %v %v", name, sig, warn, err)
 		}
 	}
-	p, err = NewPolicy(map[string]Rule{Any: {Policy: Reject}, "docker.io": {Policy: Accept}})
+	p, err = NewPolicy(map[string]Rule{Any: {Policy: Reject}, "docker.io": {Policy: Accept}}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestLocalNames(t *testing.T) {
 	key := newSigner(t)
 	policy := func(rules map[string]Rule) *Policy {
 		t.Helper()
-		p, err := NewPolicy(rules)
+		p, err := NewPolicy(rules, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -530,6 +530,9 @@ func TestBadRules(t *testing.T) {
 	require := Rule{Keys: []string{key.file}}
 	for name, rules := range map[string]map[string]Rule{
 		"no keys":               {"a.example": {}},
+		"a mirror without root": {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "https://tuf.example.com"}},
+		"a mirror in the open":  {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "http://tuf.example.com", TUFRoot: key.file}},
+		"a root that is none":   {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "https://tuf.example.com", TUFRoot: key.file}},
 		"unknown local":         {"a.example": {Keys: []string{key.file}, Local: "maybe"}},
 		"unknown policy":        {"a.example": {Policy: "maybe"}},
 		"keys without use":      {"a.example": {Policy: Accept, Keys: []string{key.file}}},
@@ -547,7 +550,7 @@ func TestBadRules(t *testing.T) {
 		"twice":                 {"a.example": require, "A.example:443": require},
 		"empty":                 {"": require},
 	} {
-		if _, err := NewPolicy(rules); err == nil {
+		if _, err := NewPolicy(rules, ""); err == nil {
 			t.Errorf("%s: was taken", name)
 		}
 	}
@@ -565,7 +568,7 @@ func FuzzSignature(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, sig, cert, bundle string) {
 		for _, log := range []bool{false, true} {
-			s := &search{r: &rule{keys: []key{{"k", v}}, log: log, trusted: &root.BaseTrustedMaterial{}}, want: image1}
+			s := &search{r: &rule{keys: []key{{"k", v}}, log: log}, trusted: &root.BaseTrustedMaterial{}, want: image1}
 			if got, err := s.bundle(body); err == nil {
 				t.Errorf("%+v", got)
 			}
