@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -33,8 +35,12 @@ func newImages(c cli.ImagesConfig) cli.Images {
 	if c.Debug != nil {
 		log = slog.New(debugHandler{c.Debug})
 	}
+	var ro registry.Options
+	if cache, err := os.UserCacheDir(); err == nil {
+		ro.UploadDir = filepath.Join(cache, "hako", "uploads")
+	}
 	d := daemon.New(daemon.Options{Docker: c.Docker, Containerd: c.Containerd, Namespace: namespace})
-	return &images{tools.New(tools.Options{RegistryDir: c.RegistryDir, UserAgent: "hako/" + version.Version, Local: d, Log: log}), d}
+	return &images{tools.New(tools.Options{RegistryDir: c.RegistryDir, UserAgent: "hako/" + version.Version, Registry: ro, Local: d, Log: log}), d}
 }
 
 func (i *images) Close() error { return i.d.Close() }

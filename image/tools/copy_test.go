@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,7 @@ import (
 	"github.com/hako-engine/hako/image/convert"
 	"github.com/hako-engine/hako/image/copier"
 	"github.com/hako-engine/hako/image/manifest"
+	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/internal/erofs"
 )
 
@@ -203,6 +205,133 @@ func TestInterruptedUpload(t *testing.T) {
 	}
 	if resumed <= 0 || resumed > 700 {
 		t.Errorf("went on at byte %d", resumed)
+	}
+}
+
+// TestUploadOfEarlierProcess ends a copy in the middle of an upload; the next one, of another
+// process, asks the registry how far it came and goes on there, unless what is there is bad,
+// the registry has forgotten it, or a process that lives is sending.
+func TestUploadOfEarlierProcess(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		damage, forget, held bool
+		resumes              bool
+	}{
+		"good": {resumes: true}, "damaged": {damage: true, resumes: true}, "forgotten": {forget: true}, "in use": {held: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			process := func() *Tools {
+				return New(Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: dir, UploadDir: filepath.Join(dir, "uploads"), UploadMin: 1000}})
+			}
+			ctx, kill := context.WithCancel(context.Background())
+			defer kill()
+			var mu sync.Mutex
+			had := map[string][]byte{} // by upload
+			var resumed []int64
+			blobsDone := map[string]bool{}
+			broken := false
+			host := newRegistry(t, func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.Contains(r.URL.Path, "/blobs/") {
+					return false
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				id := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+				loc := r.URL.Path
+				_, known := had[id]
+				switch {
+				case r.Method == http.MethodHead:
+					if !blobsDone[id] {
+						w.WriteHeader(http.StatusNotFound)
+					}
+					return true
+				case r.Method == http.MethodPost:
+					id = fmt.Sprint("up", len(had))
+					loc = r.URL.Path + id
+					had[id] = nil
+				case !known:
+					w.WriteHeader(http.StatusNotFound)
+					return true
+				case r.Method == http.MethodPatch:
+					if cr := r.Header.Get("Content-Range"); cr != "" {
+						var at int64
+						fmt.Sscanf(cr, "%d-", &at)
+						resumed = append(resumed, at)
+						if at != int64(len(had[id])) {
+							w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+							return true
+						}
+					}
+					if r.ContentLength > 1000 && !broken {
+						broken = true
+						part := make([]byte, 700)
+						_, _ = io.ReadFull(r.Body, part)
+						if c.damage {
+							part[0] ^= 1
+						}
+						if had[id] = part; c.forget {
+							delete(had, id)
+						}
+						kill()
+						panic(http.ErrAbortHandler)
+					}
+					got, _ := io.ReadAll(r.Body)
+					had[id] = append(had[id], got...)
+				case r.Method == http.MethodGet:
+					w.Header().Set("Location", loc)
+					w.Header().Set("Range", fmt.Sprintf("0-%d", len(had[id])-1))
+					w.WriteHeader(http.StatusNoContent)
+					return true
+				case r.Method == http.MethodDelete:
+					delete(had, id)
+					w.WriteHeader(http.StatusNoContent)
+					return true
+				case r.Method == http.MethodPut:
+					want := r.URL.Query().Get("digest")
+					if digest.FromBytes(had[id]).String() != want {
+						w.WriteHeader(http.StatusBadRequest)
+						return true
+					}
+					blobsDone[want] = true
+					w.WriteHeader(http.StatusCreated)
+					return true
+				}
+				w.Header().Set("Location", loc)
+				w.WriteHeader(http.StatusAccepted)
+				return true
+			})
+			src, top, _ := source(t)
+			to := "docker://" + host + "/app:1"
+			if _, err := process().Copy(ctx, src, to, CopyOptions{Options: copier.Options{Jobs: 1}}); err == nil {
+				t.Fatal("the first copy was not interrupted")
+			}
+			notes, err := filepath.Glob(filepath.Join(dir, "uploads", "*"))
+			if err != nil || len(notes) != 1 {
+				t.Fatalf("notes: %q, %v", notes, err)
+			}
+			if c.held {
+				f, err := os.Open(notes[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+					t.Fatal(err)
+				}
+			}
+			res, err := process().Copy(context.Background(), src, to, CopyOptions{Options: copier.Options{Jobs: 1}})
+			if err != nil || res.Top.Digest != top.Digest {
+				t.Fatal(res, err)
+			}
+			if (len(resumed) > 0) != c.resumes || c.resumes && resumed[0] != 700 {
+				t.Errorf("went on at %d", resumed)
+			}
+			if left, _ := filepath.Glob(filepath.Join(dir, "uploads", "*")); (len(left) > 0) != c.held {
+				t.Errorf("notes left: %q", left)
+			}
+		})
 	}
 }
 
