@@ -78,6 +78,8 @@ type Options struct {
 	Backoff   time.Duration // before the second attempt, doubled for each further; 0: 250 ms
 	// DockerConfig is the folder of docker's config.json; "": $DOCKER_CONFIG or ~/.docker.
 	DockerConfig string
+	// AuthFile is such a file itself, under any name; it has to be there. "": DockerConfig counts.
+	AuthFile string
 	// Anonymous asks no config.json: hosts get what the client gave, or nothing.
 	Anonymous bool
 	// Ask gives the credentials of a host instead of docker's config.json, when it asks for

@@ -25,6 +25,7 @@ import (
 	"github.com/hako-engine/hako/image/copier"
 	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/registry"
+	"github.com/hako-engine/hako/image/transport"
 	"github.com/hako-engine/hako/internal/erofs"
 )
 
@@ -231,7 +232,7 @@ func TestUploadOfEarlierProcess(t *testing.T) {
 			had := map[string][]byte{} // by upload
 			var resumed []int64
 			blobsDone := map[string]bool{}
-			broken := false
+			broken, begun := false, 0
 			host := newRegistry(t, func(w http.ResponseWriter, r *http.Request) bool {
 				if !strings.Contains(r.URL.Path, "/blobs/") {
 					return false
@@ -248,7 +249,8 @@ func TestUploadOfEarlierProcess(t *testing.T) {
 					}
 					return true
 				case r.Method == http.MethodPost:
-					id = fmt.Sprint("up", len(had))
+					begun++
+					id = fmt.Sprint("up", begun)
 					loc = r.URL.Path + id
 					had[id] = nil
 				case !known:
@@ -392,6 +394,45 @@ func TestInterruptedDownload(t *testing.T) {
 	whole(t, k, "oci:"+dir+":v1")
 	if left, _ := filepath.Glob(filepath.Join(blobsDir, "*.partial")); len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestTags gives an image several tags.
+func TestTags(t *testing.T) {
+	t.Parallel()
+	k, ctx := kit(t), context.Background()
+	src, top, _ := source(t)
+	dir, host := t.TempDir(), newRegistry(t, nil)
+	for to, tags := range map[string][]string{"docker://" + host + "/app:1": {"latest", "2"}, "oci:" + dir + "/l:1": {"latest", "2"}, "oci-archive:" + dir + "/a.tar:1": {"latest", "2"}, "docker-archive:" + dir + "/d.tar:app:1": {"app:2", "other:1"}} {
+		for range 2 { // the second time there is nothing to do but that
+			if _, err := k.Copy(ctx, src, to, CopyOptions{Options: copier.Options{Tags: tags}}); err != nil {
+				t.Fatalf("%s: %v", to, err)
+			}
+			if strings.Contains(to, ".tar") {
+				break // archives are made anew
+			}
+		}
+		place := to[:strings.LastIndexByte(to, ':')]
+		if strings.HasPrefix(to, "docker-archive") {
+			place = strings.TrimSuffix(place, ":app")
+		}
+		for _, tag := range tags {
+			d, _, err := k.Open(ctx, place+":"+tag, transport.Registry, Access{})
+			if err != nil {
+				t.Errorf("%s:%s: %v", place, tag, err)
+				continue
+			}
+			got, _, err := d.Top(ctx)
+			if err != nil || got.Digest != top.Digest && !strings.HasPrefix(to, "docker-archive") {
+				t.Errorf("%s:%s: %v %v", place, tag, got, err)
+			}
+			d.Close()
+		}
+	}
+	for to, tag := range map[string]string{"docker://" + host + "/app:1": "a/b:c", "oci:" + dir + "/m": "", "docker-archive:" + dir + "/e.tar:app:1": "app", "dir:" + dir + "/dir": "x"} {
+		if _, err := k.Copy(ctx, src, to, CopyOptions{Options: copier.Options{Tags: []string{tag}}}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s %q: %v", to, tag, err)
+		}
 	}
 }
 
