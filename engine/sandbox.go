@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/events"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -289,8 +292,19 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 	}
 }
 
-// emitSandbox publishes an event of a sandbox.
+// emitSandbox publishes an event of a sandbox, to containerd's clients as containerd does.
 func (e *Engine) emitSandbox(s *sandbox, action string) {
+	switch action {
+	case "create":
+		e.announce(Namespace, "/containers/create", &eventsapi.ContainerCreate{ID: s.id, Runtime: &eventsapi.ContainerCreate_Runtime{Name: RuntimeHako}})
+		e.announce(Namespace, "/sandboxes/create", &eventsapi.SandboxCreate{SandboxID: s.id})
+	case "start":
+		e.announce(Namespace, "/sandboxes/start", &eventsapi.SandboxStart{SandboxID: s.id})
+	case "stop":
+		e.announce(Namespace, "/sandboxes/exit", &eventsapi.SandboxExit{SandboxID: s.id, ExitedAt: timestamppb.Now()})
+	case "destroy":
+		e.announce(Namespace, "/containers/delete", &eventsapi.ContainerDelete{ID: s.id})
+	}
 	c := s.rec.Config
 	e.events.publish(Event{Type: EventSandbox, Action: action, ID: s.id,
 		Attributes: map[string]string{AttrPodName: c.Name, AttrPodNamespace: c.Namespace, AttrPodUID: c.UID}})

@@ -434,6 +434,7 @@ func (e *Engine) StartTask(ctx context.Context, id, execID string) (pid uint32, 
 		return 0, fmt.Errorf("start task %s: %w", id, err)
 	}
 	if execID == "" {
+		e.taskStarted(t)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.pid = resp.Pid

@@ -249,11 +249,14 @@ func (e *Engine) freezeTask(ctx context.Context, id, op string, to taskState, ca
 		return err
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	if t.state == taskRunning || t.state == taskPaused { // it may have ended by now
-		return t.changeLocked(to)
+		err = t.changeLocked(to)
 	}
-	return nil
+	t.mu.Unlock()
+	if err == nil {
+		e.emitTask(t, map[string]string{"pause": "pause", "resume": "unpause"}[op])
+	}
+	return err
 }
 
 // TaskPids lists the processes of a task, by their numbers on the host.

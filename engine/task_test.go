@@ -247,6 +247,13 @@ func (f *fakeContainers) List(ctx context.Context, _ ...string) (list []containe
 	return list, nil
 }
 
+func (f *fakeContainers) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all[f.key(ctx, c.ID)] = c
+	return c, nil
+}
+
 func (f *fakeContainers) Delete(ctx context.Context, id string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

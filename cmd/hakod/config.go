@@ -50,6 +50,7 @@ type config struct {
 	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
+	CgroupPath       string                 `toml:"cgroup-path" comment:"Cgroup that the daemon moves itself into, with the shims that it starts, e.g. /system/hakod; \"\": it stays where it was started."`
 	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string                 `toml:"log-format" comment:"text or json."`
 	BridgeName       string                 `toml:"bridge-name" comment:"Interface of the default network."`
@@ -205,6 +206,7 @@ func (c *config) complete() error {
 		oneOf("snapshotter", c.Snapshotter, append(slices.Sorted(maps.Keys(c.ProxyPlugins)), autoSnapshotter, "erofs", "overlayfs", "native")...),
 		checkProxyPlugins(c.ProxyPlugins),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
+		checkCgroupPath(c.CgroupPath),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
 	} {

@@ -44,6 +44,9 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		return err
 	}
 	defer unlock()
+	if err := enterCgroup(cfg.CgroupPath); err != nil {
+		return err
+	}
 
 	bus := &events.Bus{}
 	st, err := store.Open(cfg.Root, store.Options{Log: log, Events: bus})
