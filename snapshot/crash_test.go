@@ -107,7 +107,10 @@ func TestCrash(t *testing.T) {
 		t.Run(driver, func(t *testing.T) {
 			root := t.TempDir()
 			state := map[string]string{}
-			defer func() { must(t, unmountAll(root+"/sn")) }()
+			defer func() {
+				must(t, unmountAll(root+"/sn"))
+				noLoopDevices(t, root)
+			}()
 			for range 10 {
 				cmd := exec.Command(os.Args[0])
 				cmd.Env = append(os.Environ(), "HAKO_CRASH_ROOT="+root, "HAKO_CRASH_DRIVER="+driver)

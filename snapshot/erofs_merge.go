@@ -27,7 +27,7 @@ import (
 // goes with it; that layer's record keeps the others.
 
 // mergeFrom is from how many layers on a stack is slower than a merged image: see docs/performance.md.
-const mergeFrom = 6
+const mergeFrom = 10
 
 // mergedSuffix is that of its mount point.
 const mergedSuffix = ".merged"
