@@ -236,7 +236,7 @@ func (s *Store) checkLeases(tx *bolt.Tx, ns string) (found []Finding) {
 				_, err := readBlob(tx, ns, digest.Digest(r.ID))
 				there = !errdefs.IsNotFound(err)
 			case resourceImages:
-				_, err := readImage(NamespaceBucket(tx, ns, sectionImages), r.ID)
+				_, err := readRecord[imageRecord](NamespaceBucket(tx, ns, sectionImages), r.ID)
 				there = !errdefs.IsNotFound(err)
 			case resourceIngests:
 				_, err := os.Lstat(s.blobs.ingestDir(ingestName(ns, r.ID)))

@@ -51,6 +51,7 @@ type config struct {
 	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
 	ErofsMergeLayers int                    `toml:"erofs-merge-layers" comment:"From how many layers on the snapshotter erofs puts those of an image into one file system: containers look names up faster, and images do not share memory for the files of common layers. 0: where that was measured to pay; -1: never."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
+	CgroupPath       string                 `toml:"cgroup-path" comment:"Cgroup that the daemon moves itself into, with the shims that it starts, e.g. /system/hakod; \"\": it stays where it was started."`
 	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
 	LogFormat        string                 `toml:"log-format" comment:"text or json."`
 	BridgeName       string                 `toml:"bridge-name" comment:"Interface of the default network."`
@@ -206,6 +207,7 @@ func (c *config) complete() error {
 		oneOf("snapshotter", c.Snapshotter, append(slices.Sorted(maps.Keys(c.ProxyPlugins)), autoSnapshotter, "erofs", "overlayfs", "native")...),
 		checkProxyPlugins(c.ProxyPlugins),
 		oneOf("cgroup-driver", c.CgroupDriver, "", "cgroupfs", "systemd"),
+		checkCgroupPath(c.CgroupPath),
 		oneOf("log-level", c.LogLevel, "debug", "info", "warn", "error"),
 		oneOf("log-format", c.LogFormat, "text", "json"),
 	} {
@@ -238,7 +240,7 @@ func (c *config) complete() error {
 			return fmt.Errorf("cdi-spec-dirs: %q is not an absolute path", dir)
 		}
 	}
-	if _, err := verify.NewPolicy(c.Verify); err != nil {
+	if _, err := verify.NewPolicy(c.Verify, ""); err != nil {
 		return err
 	}
 	for name, bin := range c.Runtimes {

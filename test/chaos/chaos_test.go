@@ -140,7 +140,7 @@ func clientsAndKills(t *testing.T, snapshotter string, flags ...string) {
 	every := env(t, "HAKO_CHAOS_KILL", 3*time.Second)
 	for round := 0; time.Now().Before(end) && !t.Failed(); round++ {
 		n.start()
-		limit, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		limit, cancel := context.WithTimeout(t.Context(), time.Minute)
 		if err := load.Ready(limit); err != nil {
 			t.Fatalf("round %d: the daemon does not answer: %v", round, err)
 		}
