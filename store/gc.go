@@ -382,23 +382,13 @@ func referrersFirst(objects map[Node][]Node, seen map[Node]bool) (order []Node) 
 // markImages adds the images and what they hold. One whose time is over is an object like others: it
 // stays only as long as something refers to it.
 func (s *Store) markImages(tx *bolt.Tx, ns string, at time.Time, w *walk) {
-	b := NamespaceBucket(tx, ns, sectionImages)
-	if b == nil {
-		return
-	}
-	_ = b.ForEach(func(k, v []byte) error {
-		var r imageRecord
-		if err := decode(v, &r); err != nil {
-			s.damage(w, ns, resourceImages, string(k), err)
-			return nil
-		}
-		n := Node{Type: resourceImages, Namespace: ns, ID: string(k)}
+	s.imageTable().mark(tx, w, ns, func(id string, r imageRecord) {
+		n := Node{Type: resourceImages, Namespace: ns, ID: id}
 		if expired(r.Labels, at) {
 			w.object(Object{Node: n, Labels: r.Labels, Refs: []Node{ContentNode(ns, r.Target.Digest)}})
-			return nil
+			return
 		}
 		w.roots = append(append(append(w.roots, n), imageRefs(ns, r)...), w.cond(ns, r.Labels)...)
-		return nil
 	})
 }
 
@@ -521,7 +511,7 @@ func (s *Store) liveLabels(tx *bolt.Tx, collectors map[string]Collector, n Node)
 			return r.Labels
 		}
 	case resourceImages:
-		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
+		if r, err := readRecord[imageRecord](NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return r.Labels
 		}
 	default:
@@ -547,11 +537,11 @@ func (s *Store) plainRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) 
 			return labelRefs(n.Namespace, r.Labels)
 		}
 	case resourceImages:
-		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
+		if r, err := readRecord[imageRecord](NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return imageRefs(n.Namespace, r)
 		}
 	case resourceContainers:
-		if r, err := readContainer(NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
+		if r, err := readRecord[containerRecord](NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
 			return containerRefs(n.Namespace, r)
 		}
 	default:
@@ -625,7 +615,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 		return b.Delete([]byte(n.ID))
 	case resourceImages:
 		b := NamespaceBucket(tx, n.Namespace, sectionImages)
-		r, err := readImage(b, n.ID)
+		r, err := readRecord[imageRecord](b, n.ID)
 		if errdefs.IsNotFound(err) || err == nil && !expired(r.Labels, time.Now()) {
 			return nil
 		}

@@ -100,9 +100,9 @@ func (s *Store) Exists(ctx context.Context, n Node) (found bool, err error) {
 		case resourceContent:
 			_, err = readBlob(tx, n.Namespace, digest.Digest(n.ID))
 		case resourceImages:
-			_, err = readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID)
+			_, err = readRecord[imageRecord](NamespaceBucket(tx, n.Namespace, sectionImages), n.ID)
 		case resourceContainers:
-			_, err = readContainer(NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID)
+			_, err = readRecord[containerRecord](NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID)
 		default:
 			c := collectors[n.Type]
 			if c == nil {

@@ -30,7 +30,7 @@ type containerdRooms struct {
 	engine       *engine.Engine
 	bus          *events.Bus
 	cri          *cri.Server // nil: not on this socket
-	rules        pullRules
+	rules        *pullRules
 }
 
 // ttrpcSocket is where shims report to; "" without the API.
