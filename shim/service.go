@@ -60,7 +60,7 @@ type Service struct {
 	events    *publisher
 	reaper    *reaper
 
-	trim *time.Timer
+	trim *idleness
 
 	attachments sync.WaitGroup
 
@@ -90,7 +90,7 @@ func New(o Options) (*Service, error) {
 		shutdown: make(chan struct{}),
 	}
 	s.mu.containers, s.mu.creations = map[string]*container{}, map[string]chan struct{}{}
-	s.trim = time.AfterFunc(quiet, trim)
+	s.trim = newIdleness(quiet, trim)
 	go s.reaper.run()
 	return s, nil
 }
@@ -221,7 +221,7 @@ func (s *Service) close() {
 	case <-done:
 	case <-limit:
 	}
-	s.trim.Stop()
+	s.trim.stop()
 	s.events.close()
 	close(s.reaper.quit)
 }
