@@ -60,7 +60,7 @@ type Service struct {
 	events    *publisher
 	reaper    *reaper
 
-	trim *time.Timer
+	trim *time.Timer // makes an idle shim small
 
 	attachments sync.WaitGroup
 
@@ -90,7 +90,7 @@ func New(o Options) (*Service, error) {
 		shutdown: make(chan struct{}),
 	}
 	s.mu.containers, s.mu.creations = map[string]*container{}, map[string]chan struct{}{}
-	s.trim = time.AfterFunc(quiet, trim)
+	s.trim = time.AfterFunc(quiet, shrink)
 	go s.reaper.run()
 	return s, nil
 }
