@@ -37,7 +37,7 @@ type observers struct {
 // of CPU time, and that of the program, which takes 1 to 2 ms.
 const (
 	heapAfter    = 10 * time.Second
-	programAfter = 3 * time.Second
+	programAfter = 2 * time.Second
 )
 
 // heapGrowth is how much the heap grows until it is collected, in percent of what is in use. That is a few megabytes, whose collection is cheap.
