@@ -463,6 +463,7 @@ func (k *creation) ready(pid int) (err error) {
 	if k.c.state.StartTime, _, err = startTime(pid); err != nil {
 		return err
 	}
+	k.c.state.Usual = k.c.usual(k.spec)
 	return k.c.writeState()
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/early"
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/oci/plan"
@@ -50,7 +51,7 @@ func (c *Container) Start(ctx context.Context) error {
 		return c.abandon(ctx, err)
 	}
 	if err := c.release(ctx, s); err != nil {
-		return fmt.Errorf("container %q: unable to start container process: %w", c.ID(), classify(err))
+		return c.startFailed(err)
 	}
 	if err := c.poststart(ctx, s); err != nil {
 		return c.abandon(ctx, err)
@@ -86,10 +87,31 @@ func (c *Container) release(ctx context.Context, s *specs.Spec) error {
 		return err
 	}
 	if word != 0 {
-		p := &plan.Plan{Program: []plan.Step{{Do: plan.Say("exec %q", s.Process.Args[0]), Class: plan.ClassNoExec}}}
-		return launch.LoaderError(p, word, errno)
+		return loaderError(s, word, errno)
 	}
 	return nil
+}
+
+func loaderError(s *specs.Spec, word int32, errno unix.Errno) error {
+	p := &plan.Plan{Program: []plan.Step{{Do: plan.Say("exec %q", s.Process.Args[0]), Class: plan.ClassNoExec}}}
+	return launch.LoaderError(p, word, errno)
+}
+
+func (c *Container) startFailed(err error) error {
+	return fmt.Errorf("container %q: unable to start container process: %w", c.ID(), classify(err))
+}
+
+// EarlyFailure is the error of a start that package early has tried, and nil if it has not.
+func (c *Container) EarlyFailure() error {
+	f := &early.Failure
+	if f.Word == 0 || f.ID != c.ID() {
+		return nil
+	}
+	s, err := c.readSpec()
+	if err != nil {
+		return err
+	}
+	return c.startFailed(loaderError(s, f.Word, f.Errno))
 }
 
 // readReport waits for the loader's word, or for the end of the FIFO: exec has closed

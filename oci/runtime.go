@@ -35,6 +35,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/early"
 	"github.com/hako-engine/hako/oci/internal/classed"
 )
 
@@ -68,10 +69,10 @@ const (
 )
 
 const (
-	stateFile  = "state.json"
-	configFile = "config.json"
-	startFifo  = "exec.fifo"
-	reportFifo = "report.fifo"
+	stateFile  = early.StateFile
+	configFile = early.ConfigFile
+	startFifo  = early.StartFifo
+	reportFifo = early.ReportFifo
 )
 
 // Container is a container that exists. Its methods may be called side by side, and

@@ -48,6 +48,7 @@ type state struct {
 	Rootless    bool              `json:"rootless,omitempty"`
 	Unit        *unit             `json:"unit,omitempty"` // with the cgroup driver systemd
 	Rdt         *rdt.Group        `json:"rdt,omitempty"`
+	Usual       bool              `json:"usual,omitempty"` // see usual
 }
 
 // marshal gives the text of state.json. encoding/json would give the same, after half
@@ -102,6 +103,9 @@ func (s *state) marshal() ([]byte, error) {
 	words(`,"cgroups":`, s.Cgroups)
 	if s.Rootless {
 		b = append(b, `,"rootless":true`...)
+	}
+	if s.Usual {
+		b = append(b, `,"usual":true`...)
 	}
 	rare := func(key string, v any) {
 		raw, err := json.Marshal(v)
@@ -170,6 +174,8 @@ func (s *state) plain(raw []byte) bool {
 			n.Cgroups = d.StrMap()
 		case "rootless":
 			n.Rootless = d.Bool()
+		case "usual":
+			n.Usual = d.Bool()
 		default:
 			d.Fail()
 		}
@@ -179,6 +185,13 @@ func (s *state) plain(raw []byte) bool {
 	}
 	*s = n
 	return true
+}
+
+// usual tells whether starting, killing and deleting the container takes nothing but what
+// package early can do: no hooks, and no processes but those that end with the first.
+func (c *Container) usual(s *specs.Spec) bool {
+	return s.Process != nil && ownPidNamespace(s) && c.state.Unit == nil && c.state.Rdt == nil && !c.state.Rootless &&
+		(s.Hooks == nil || len(s.Hooks.StartContainer)+len(s.Hooks.Poststart)+len(s.Hooks.Poststop) == 0)
 }
 
 func (c *Container) writeState() error {

@@ -60,6 +60,9 @@ func startCommand(a *app, _ *flag.FlagSet) (action, error) {
 		if err != nil {
 			return 0, err
 		}
+		if err := c.EarlyFailure(); err != nil {
+			return 0, err
+		}
 		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err

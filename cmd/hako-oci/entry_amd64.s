@@ -12,6 +12,7 @@ GLOBL noGC<>(SB), RODATA|NOPTR, $16
 // It does what comes too late once the Go runtime has started, and goes on as ever. See
 // quiet.go.
 //
+//   - It starts, kills and deletes usual containers, and exits: see package early.
 //   - It sets the timer slack, which the Go runtime's threads inherit.
 //   - It takes away the descriptors, if those below 3 are open, until main gives them back:
 //     the Go runtime reads mountinfo, whatever GOMAXPROCS says, and does without if it
@@ -21,6 +22,17 @@ GLOBL noGC<>(SB), RODATA|NOPTR, $16
 //     there. argc and argv move two words down the stack for it, which stays aligned to 16
 //     bytes.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	// beforeRuntime(stack), by Go's internal calling convention: the argument in AX, the
+	// goroutine in R14, X15 zero, and room on the stack for the argument.
+	MOVQ	SP, AX
+	LEAQ	·noG(SB), R14
+	XORPS	X15, X15
+	MOVQ	·beforeRuntime(SB), DX
+	MOVQ	(DX), R12
+	SUBQ	$64, SP
+	CALL	R12
+	ADDQ	$64, SP
+
 	MOVL	$157, AX // prctl
 	MOVL	$30, DI  // PR_GET_TIMERSLACK
 	SYSCALL

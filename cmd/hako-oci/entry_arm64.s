@@ -10,6 +10,16 @@ GLOBL noGC<>(SB), RODATA|NOPTR, $16
 
 // entry(SB): see entry_amd64.s.
 TEXT ·entry(SB), NOSPLIT|NOFRAME, $0
+	// beforeRuntime(stack), by Go's internal calling convention: the argument in R0, the
+	// goroutine in R28, and room on the stack for the argument.
+	MOVD	RSP, R0
+	MOVD	$·noG(SB), g
+	MOVD	·beforeRuntime(SB), R26
+	MOVD	(R26), R1
+	SUB	$64, RSP
+	BL	(R1)
+	ADD	$64, RSP
+
 	MOVD	$30, R0  // PR_GET_TIMERSLACK
 	MOVD	$167, R8 // prctl
 	SVC

@@ -15,11 +15,7 @@ import (
 // it gets its arguments and its environment.
 func TestEntry(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	binary := filepath.Join(dir, "hako-oci")
-	if out, err := exec.Command("go", "build", "-ldflags=-E main.entry", "-o", binary, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	dir, binary := t.TempDir(), built(t)
 	for _, args := range [][]string{{"--root", dir, "list", "-q"}, {"--root=" + dir, "list"}} { // even and odd
 		cmd := exec.Command(binary, args...)
 		cmd.Env = append(os.Environ(), "GOMAXPROCS=3", "GODEBUG=inittrace=1")

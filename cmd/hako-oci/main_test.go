@@ -8,8 +8,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,7 +30,15 @@ func TestMain(m *testing.M) {
 	case os.Getenv("HAKO_TEST_MAIN") != "":
 		os.Exit(Main(os.Args[1:]))
 	}
-	os.Exit(m.Run())
+	dir, err := os.MkdirTemp("", "hako-oci")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	buildDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
 }
 
 func guest() {
@@ -73,15 +83,32 @@ func guest() {
 		}
 		time.Sleep(300 * time.Millisecond)
 		os.Exit(7)
-	case "wait":
-		fmt.Println("waiting")
-		time.Sleep(time.Minute)
-	case "stay": // on a slow machine, too
+	case "wait": // until it is killed, also on a slow machine
 		fmt.Println("waiting")
 		time.Sleep(time.Hour)
 	}
 	os.Exit(0)
 }
+
+// built gives a program whose first instructions are those of the hako-oci of make build.
+func built(t *testing.T) string {
+	t.Helper()
+	path, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var buildOnce = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(buildDir, "hako-oci")
+	if out, err := exec.Command("go", "build", "-ldflags=-E main.entry", "-o", path, ".").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+var buildDir string // removed at the end
 
 type cli struct {
 	t      *testing.T
@@ -91,7 +118,11 @@ type cli struct {
 
 func (c cli) run(args ...string) (stdout, stderr string, code int) {
 	c.t.Helper()
-	cmd := exec.Command(os.Args[0], append([]string{"--root", filepath.Join(c.bundle, "state")}, args...)...)
+	program := os.Args[0]
+	if len(args) > 0 && slices.Contains([]string{"start", "kill", "delete"}, args[0]) {
+		program = built(c.t) // see package early
+	}
+	cmd := exec.Command(program, append([]string{"--root", filepath.Join(c.bundle, "state")}, args...)...)
 	cmd.Env = append(os.Environ(), "HAKO_TEST_MAIN=1")
 	cmd.Dir = c.bundle
 	// Files, and not pipes: a container that runs on keeps them open.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/early"
 )
 
 // The container's process tells a socket of its own that it is ready (sd_notify(3)), and we
@@ -37,7 +38,7 @@ type notifier struct {
 }
 
 // notifyDir has a name that is not one of a container.
-func notifyDir(root, id string) string { return filepath.Join(root, id+":notify") }
+func notifyDir(root, id string) string { return filepath.Join(root, id+early.NotifyDir) }
 
 // removeNotify removes what the notifier of a container has left.
 func removeNotify(root, id string) {

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/hako-engine/hako/internal/quiet"
+	"github.com/hako-engine/hako/oci/early"
 )
 
 // monitorSlack is how late the Go runtime's monitor may wake, in nanoseconds.
@@ -20,6 +21,13 @@ var (
 	// ownFiles is the limit of descriptors, soft and hard. The soft one is noFiles', 0,
 	// until main begins.
 	ownFiles, noFiles [2]uint64
+)
+
+// beforeRuntime does what needs no Go runtime. With noG for the current goroutine no function
+// finds its stack too small.
+var (
+	beforeRuntime = early.Run
+	noG           [512]byte //lint:ignore U1000 the assembly uses it
 )
 
 // quietRuntime keeps the Go runtime from work that a process of a few milliseconds has
