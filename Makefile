@@ -59,11 +59,13 @@ test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppAr
 
 POWERCUTS ?= 100
 FLUSHES   ?= 1200
+# erofs needs a newer kernel: make test-powercut SNAPSHOTTER=erofs KERNEL=backports
+SNAPSHOTTER ?= overlayfs
 test-powercut: build ## cut the power of a VM that hako works in: at random, and at every flush of one run
 	$(GO) build -ldflags '-s -w' -o bin/load ./test/chaos/load
 	$(GO) build -o bin/powercut ./test/powercut
-	bin/powercut kill -n $(POWERCUTS) -v
-	bin/powercut replay -flushes $(FLUSHES) -v
+	bin/powercut kill -n $(POWERCUTS) -v -snapshotter $(SNAPSHOTTER)
+	bin/powercut replay -flushes $(FLUSHES) -v -snapshotter $(SNAPSHOTTER)
 
 bench: build ## benchmarks beside the code, then against the peers that are installed
 	$(GO) test -run '^$$' -bench . -benchtime 1s ./...

@@ -40,7 +40,7 @@ var lean = map[string][]string{
 	"cmd/hako-oci":  {"net/http", "net", "google.golang.org/grpc", "google.golang.org/protobuf", module + "shim", module + "engine"},
 	"cmd/hako": {module + "engine", module + "store", module + "snapshot", module + "oci", module + "shim", module + "network", module + "image$", module + "image/verify",
 		"go.etcd.io/bbolt", "github.com/sigstore"},
-	"cmd/hakod": {module + "oci", module + "cli"},
+	"cmd/hakod": {module + "oci$", module + "oci/launch", module + "oci/plan", module + "oci/seccomp", module + "cli"},
 }
 
 var update = flag.Bool("update", false, "rewrite the lists of linked packages")

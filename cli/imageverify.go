@@ -16,8 +16,10 @@ type VerifyRequest struct {
 	// Identities of keyless signatures: issuer and subject; both with a leading "~" are regular expressions.
 	Identities  []Identity
 	TrustedRoot string // file with the certificates of Fulcio and of logs; needed for identities
-	Policy      string // configuration file of the daemon to take the rules from
-	RegistryDir string // certs.d
+	// TUFMirror keeps such a file, and is trusted by the file TUFRoot.
+	TUFMirror, TUFRoot string
+	Policy             string // configuration file of the daemon to take the rules from
+	RegistryDir        string // certs.d
 }
 
 // Identity is who signed without a key of their own.
@@ -99,6 +101,8 @@ docs/image-tools.md.`,
 	fs.StringArrayVar(&subjects, "certificate-identity", nil, "who signed without a key: an e-mail address or URI; ~ and a regular expression")
 	fs.StringArrayVar(&issuers, "certificate-oidc-issuer", nil, "who vouches for that identity: a URL; ~ and a regular expression")
 	fs.StringVar(&r.TrustedRoot, "trusted-root", "", "file with the certificates of Fulcio and logs (trusted_root.json) for keyless signatures and logs")
+	fs.StringVar(&r.TUFMirror, "tuf-mirror", "", "address (https or file) of a TUF repository that has trusted_root.json, instead")
+	fs.StringVar(&r.TUFRoot, "tuf-root", "", "file root.json that the repository is trusted by")
 	fs.StringVar(&r.Policy, "policy", "", "take keys and identities from the [verify] rules of this configuration file of hakod")
 	fs.StringVarP(&format, "format", "f", "", `"json" or a Go template`)
 	acc.register(fs, "", "registry")

@@ -141,19 +141,22 @@ func (g *guest) live() bool {
 	return g.t != nil && s != TaskStatusStopped && s != TaskStatusCreated
 }
 
-// view is the guest in Docker's terms.
+// guestView is the guest in Docker's terms.
 func (e *Engine) guestView(ctx context.Context, g *guest) Container {
+	v := g.view()
+	if img, err := e.opt.Images.Get(shared(ctx), g.rec.Image, nil); err == nil && g.rec.Image != "" {
+		v.ImageID = img.ID.String()
+	}
+	return v
+}
+
+// view is guestView without the image's id, which takes a look into the store.
+func (g *guest) view() Container {
 	rec := g.rec
 	v := Container{
-		ID: rec.ID, Guest: true, Name: rec.ID, Created: rec.CreatedAt, ImageName: rec.Image, Labels: rec.Labels, Snapshotter: rec.Snapshotter, SnapshotKey: rec.SnapshotKey,
+		ID: rec.ID, Guest: true, Name: guestName(rec), Created: rec.CreatedAt, ImageName: rec.Image, Labels: rec.Labels, Snapshotter: rec.Snapshotter, SnapshotKey: rec.SnapshotKey,
 		Hostname: g.spec.Hostname, StopSignal: rec.Labels[stopSignalLabel], Attached: []EndpointSettings{}, Args: []string{}, Env: []string{},
 		Config: Config{Image: rec.Image, Labels: rec.Labels, Runtime: rec.Runtime.Name, NetworkMode: "host", Annotations: g.spec.Annotations, Log: LogConfig{Driver: "none"}},
-	}
-	if n := rec.Labels[nerdctlName]; n != "" {
-		v.Name = n
-	}
-	if img, err := e.opt.Images.Get(shared(ctx), rec.Image, nil); err == nil && rec.Image != "" {
-		v.ImageID = img.ID.String()
 	}
 	if p := g.spec.Process; p != nil {
 		v.Env, v.WorkingDir, v.Config.TTY, v.Config.Env = p.Env, p.Cwd, p.Terminal, p.Env
@@ -344,6 +347,7 @@ func (e *Engine) removeGuest(ctx context.Context, g *guest, force bool) error {
 	} else if err != nil {
 		return err
 	}
+	e.emitGuest(g.rec, "destroy")
 	guests, err := e.guests(ctx)
 	sn := e.opt.Snapshotters[g.rec.Snapshotter]
 	if err != nil || sn == nil || g.rec.SnapshotKey == "" || slices.ContainsFunc(guests, func(o *guest) bool {

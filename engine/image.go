@@ -52,7 +52,10 @@ func (e *Engine) Images(ctx context.Context, f Filters) ([]ImageSummary, error) 
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	users := e.imageUsers()
+	users, err := e.imageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
 	out := []ImageSummary{}
 	for _, img := range list {
 		if asked && dangling != (len(img.Names) == 0) ||
@@ -92,14 +95,37 @@ func matchReference(full string, patterns []string) bool {
 	return false
 }
 
-// imageUsers gives the containers of each image, by image id.
-func (e *Engine) imageUsers() map[string][]Container {
+// imageUsers gives the containers of each image, by image id: those of containerd's clients too, as far
+// as the name that they were made from still is an image's.
+func (e *Engine) imageUsers(ctx context.Context) (map[string][]Container, error) {
 	users := map[string][]Container{}
 	for _, c := range e.containers.all() {
 		v := c.view()
 		users[v.ImageID] = append(users[v.ImageID], v)
 	}
-	return users
+	guests, err := e.guests(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("who uses images: %w", err)
+	}
+	ids := map[string]string{}
+	for _, g := range guests {
+		name := g.rec.Image
+		if _, asked := ids[name]; !asked && name != "" {
+			img, err := e.opt.Images.Get(shared(ctx), name, nil)
+			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
+				return nil, fmt.Errorf("who uses images: %w", err)
+			}
+			if err == nil {
+				ids[name] = img.ID.String()
+			}
+		}
+		if id := ids[name]; id != "" {
+			v := g.view()
+			v.ImageID = id
+			users[id] = append(users[id], v)
+		}
+	}
+	return users, nil
 }
 
 // image finds an image, with Docker's text if there is none.
@@ -179,7 +205,11 @@ func (e *Engine) RemoveImage(ctx context.Context, ref string, force, noPrune boo
 	}
 	defer done()
 	id := shortImageID(img.ID.String())
-	users := e.imageUsers()[img.ID.String()]
+	all, err := e.imageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	users := all[img.ID.String()]
 	i := slices.IndexFunc(users, func(v Container) bool { return v.State.live() || v.State.Status == StatusRestarting })
 	names := namesMeant(img, ref)
 	if len(names) > 0 {
@@ -355,7 +385,11 @@ func (e *Engine) pruneImage(ctx context.Context, id string, dangling bool) ([]Re
 		return nil, err
 	}
 	defer done()
-	if busy || len(e.imageUsers()[img.ID.String()]) > 0 || dangling && len(img.Names) > 0 {
+	users, err := e.imageUsers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if busy || len(users[img.ID.String()]) > 0 || dangling && len(img.Names) > 0 {
 		return nil, conflictf("image %s came into use", shortImageID(id))
 	}
 	return e.deleteImage(ctx, img)

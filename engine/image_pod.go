@@ -31,8 +31,12 @@ func (e *Engine) DropImage(ctx context.Context, ref string) error {
 	}
 	defer done()
 	id := img.ID.String()
-	if i := slices.IndexFunc(e.imageUsers()[id], func(v Container) bool { return v.State.live() }); i >= 0 {
-		return failedf("image %s is in use by running container %s", ref, e.imageUsers()[id][i].ID)
+	users, err := e.imageUsers(ctx)
+	if err != nil {
+		return fmt.Errorf("remove image %s: %w", ref, err)
+	}
+	if i := slices.IndexFunc(users[id], func(v Container) bool { return v.State.live() }); i >= 0 {
+		return failedf("image %s is in use by running container %s", ref, users[id][i].ID)
 	}
 	if busy {
 		return failedf("image %s is in use by a container that is being created", ref)
@@ -45,11 +49,15 @@ func (e *Engine) DropImage(ctx context.Context, ref string) error {
 
 // PinnedImages are those that containers outside any pod use: the kubelet, which does not
 // know these, shall leave them.
-func (e *Engine) PinnedImages(context.Context) map[string]bool {
+func (e *Engine) PinnedImages(ctx context.Context) map[string]bool {
 	out := map[string]bool{}
-	for _, c := range e.containers.all() {
-		if v := c.view(); v.Config.Pod == nil {
-			out[v.ImageID] = true
+	users, err := e.imageUsers(ctx)
+	if err != nil {
+		e.log.Error("images that containers outside pods use", "error", err)
+	}
+	for id, list := range users {
+		if slices.ContainsFunc(list, func(v Container) bool { return v.Config.Pod == nil }) {
+			out[id] = true
 		}
 	}
 	return out

@@ -89,7 +89,11 @@ func (r *recordView) Create(ctx context.Context, c containers.Container) (contai
 			return containers.Container{}, fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
 	}
-	return r.Store.Create(ctx, c)
+	made, err := r.Store.Create(ctx, c)
+	if err == nil && isShared(ctx) {
+		r.e.emitGuest(made, "create")
+	}
+	return made, err
 }
 
 func (r *recordView) Update(ctx context.Context, c containers.Container, fieldpaths ...string) (containers.Container, error) {
@@ -116,6 +120,15 @@ func (r *recordView) Delete(ctx context.Context, id string) error {
 			}
 			return r.e.RemoveSandbox(ctx, id)
 		}
+		rec, err := r.Store.Get(ctx, id)
+		if err != nil {
+			return err
+		}
+		if err := r.Store.Delete(ctx, id); err != nil {
+			return err
+		}
+		r.e.emitGuest(rec, "destroy")
+		return nil
 	}
 	return r.Store.Delete(ctx, id)
 }

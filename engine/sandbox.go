@@ -12,6 +12,9 @@ import (
 	"sync"
 	"time"
 
+	eventsapi "github.com/containerd/containerd/api/events"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -162,6 +165,9 @@ func (r *sandboxes) leave(id string, c *container) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.members[id], c.id)
+	if len(r.members[id]) == 0 {
+		delete(r.members, id)
+	}
 }
 
 // containers are those of a sandbox, in no order.
@@ -289,8 +295,19 @@ func (e *Engine) sandboxShim(s *sandbox) client.StartOptions {
 	}
 }
 
-// emitSandbox publishes an event of a sandbox.
+// emitSandbox publishes an event of a sandbox, to containerd's clients as containerd does.
 func (e *Engine) emitSandbox(s *sandbox, action string) {
+	switch action {
+	case "create":
+		e.announce(Namespace, "/containers/create", &eventsapi.ContainerCreate{ID: s.id, Runtime: &eventsapi.ContainerCreate_Runtime{Name: RuntimeHako}})
+		e.announce(Namespace, "/sandboxes/create", &eventsapi.SandboxCreate{SandboxID: s.id})
+	case "start":
+		e.announce(Namespace, "/sandboxes/start", &eventsapi.SandboxStart{SandboxID: s.id})
+	case "stop":
+		e.announce(Namespace, "/sandboxes/exit", &eventsapi.SandboxExit{SandboxID: s.id, ExitedAt: timestamppb.Now()})
+	case "destroy":
+		e.announce(Namespace, "/containers/delete", &eventsapi.ContainerDelete{ID: s.id})
+	}
 	c := s.rec.Config
 	e.events.publish(Event{Type: EventSandbox, Action: action, ID: s.id,
 		Attributes: map[string]string{AttrPodName: c.Name, AttrPodNamespace: c.Namespace, AttrPodUID: c.UID}})
@@ -319,6 +336,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if s.removed() { // the record must not come back
+		return notFoundf("sandbox %q not found", ref)
+	}
 	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
 		return err
 	}

@@ -124,6 +124,9 @@ type task struct {
 	docker Shim
 	pid    uint32
 	exit   TaskExit
+	// started is when the start was told, and unsaid that it ended before it was.
+	started time.Time
+	unsaid  bool
 }
 
 // taskMeta is what is kept of a task in its bundle. Fields are only ever added.
@@ -240,7 +243,13 @@ func noTask(k taskKey) error {
 func (t *task) acquire(ctx context.Context) error {
 	select {
 	case t.ticket <- struct{}{}:
-		return nil
+		select {
+		case <-t.gone:
+			t.release()
+			return noTask(t.taskKey)
+		default:
+			return nil
+		}
 	case <-t.gone:
 		return noTask(t.taskKey)
 	case <-ctx.Done():
@@ -307,13 +316,11 @@ func (t *task) live(op string) (TaskShim, error) {
 	return t.shim, nil
 }
 
-// ended records the exit once.
-func (t *task) ended(x TaskExit) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// endedLocked records the exit once, and tells whether it was this time. The caller holds t.mu.
+func (t *task) endedLocked(x TaskExit) (now bool) {
 	select {
 	case <-t.exited:
-		return
+		return false
 	default:
 	}
 	if t.state != taskDeleting {
@@ -324,6 +331,7 @@ func (t *task) ended(x TaskExit) {
 	}
 	t.exit = x
 	close(t.exited)
+	return true
 }
 
 // ending gives the exit, if it is known.

@@ -27,7 +27,7 @@ func (e *Engine) watchTask(t *task) {
 			if _, known := t.ending(); !known {
 				resp, err := shim.Wait(e.ctx, &taskapi.WaitRequest{ID: t.id})
 				if err == nil {
-					t.ended(TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
+					e.taskEnded(t, TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
 					pause = restartFirst
 				} else if e.ctx.Err() == nil && !errdefs.IsUnavailable(err) {
 					e.log.Debug("wait for a task", "task", t.id, "namespace", t.namespace, "error", err)
@@ -102,12 +102,12 @@ func (e *Engine) taskOver(t *task, was TaskShim) bool {
 	if was != nil {
 		was.Close()
 	}
-	t.take(next, st)
+	e.takeTask(t, next, st)
 	return false
 }
 
-// take makes a connection the task's, and believes what the shim says of it.
-func (t *task) take(shim TaskShim, st *taskapi.StateResponse) {
+// takeTask makes a connection the task's, and believes what the shim says of it.
+func (e *Engine) takeTask(t *task, shim TaskShim, st *taskapi.StateResponse) {
 	p := processOf(st)
 	t.mu.Lock()
 	t.shim = shim
@@ -123,14 +123,20 @@ func (t *task) take(shim TaskShim, st *taskapi.StateResponse) {
 		if t.state == taskCreating || t.state == taskCreated || t.state == taskPaused {
 			t.state = taskRunning
 		}
+		if t.started.IsZero() { // an earlier daemon has told of it
+			t.started = t.meta.CreatedAt
+		}
 	case client.StatusPaused:
 		if t.state == taskCreating || t.state == taskCreated || t.state == taskRunning {
 			t.state = taskPaused
 		}
+		if t.started.IsZero() {
+			t.started = t.meta.CreatedAt
+		}
 	}
 	t.mu.Unlock()
 	if p.Status == client.StatusStopped {
-		t.ended(p.Exit)
+		e.taskEnded(t, p.Exit)
 	}
 }
 
@@ -159,7 +165,7 @@ func (e *Engine) taskLost(t *task) TaskExit {
 	if x.At.IsZero() {
 		x.At = time.Now().UTC()
 	}
-	t.ended(x)
+	e.taskEnded(t, x)
 	x, _ = t.ending()
 	if !known {
 		e.announce(t.namespace, "/tasks/exit", &eventsapi.TaskExit{ContainerID: t.id, ID: t.id, Pid: x.Pid, ExitStatus: x.Status, ExitedAt: timestamppb.New(x.At)})
@@ -202,11 +208,6 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 		return TaskExit{}, err
 	}
 	defer t.release()
-	select {
-	case <-t.gone:
-		return TaskExit{}, noTask(t.taskKey)
-	default:
-	}
 	// It goes on if the client goes away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
@@ -214,7 +215,7 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 		// Its end may be on its way to us, and known to the client already.
 		if shim, err := t.live("look at"); err == nil {
 			if st, err := shim.State(ctx, &taskapi.StateRequest{ID: id}); err == nil {
-				t.take(shim, st)
+				e.takeTask(t, shim, st)
 			}
 		}
 	}
@@ -233,6 +234,9 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 		if e.shimGone(ctx, t, shim) {
 			return e.taskLost(t), nil
 		}
+		if _, over := t.ending(); over {
+			before = taskStopped
+		}
 		t.mu.Lock()
 		t.state = before // the inverse of the change above
 		t.mu.Unlock()
@@ -242,7 +246,7 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 	if err == nil {
 		x = TaskExit{Pid: resp.Pid, Status: resp.ExitStatus, At: stamp(resp.ExitedAt)}
 	}
-	t.ended(x)
+	e.taskEnded(t, x)
 	if !t.meta.Foreign {
 		// Of a shim that others use, too, it has no effect.
 		if _, err := shim.Shutdown(ctx, &taskapi.ShutdownRequest{ID: id}); err != nil && !errdefs.IsUnavailable(err) {

@@ -73,6 +73,7 @@ func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
 	if errdefs.IsNotFound(err) {
 		t.ticket <- struct{}{}
 		defer t.release()
+		t.started = meta.CreatedAt // as far as is known
 		e.taskLost(t)
 		return
 	}
@@ -82,7 +83,7 @@ func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
 	}
 	switch {
 	case err == nil:
-		t.take(shim, st)
+		e.takeTask(t, shim, st)
 	case shim != nil && errdefs.IsNotFound(err):
 		// Nobody got an answer to a creation, or everything of a deletion was done but the end.
 		t.ticket <- struct{}{}

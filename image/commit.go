@@ -81,6 +81,11 @@ func (s *Service) commit(ctx context.Context, o CommitOptions) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
+	if name != "" {
+		if err := s.mayName(ctx, name, r.target); err != nil {
+			return Image{}, err
+		}
+	}
 	if err := w.image(ctx, r.chosen.Digest.String(), r); err != nil {
 		return Image{}, err
 	}

@@ -93,6 +93,11 @@ func (a *archive) load(ctx context.Context, f found) (Loaded, error) {
 	if len(f.names) > 0 {
 		what = f.names[0]
 	}
+	for _, n := range f.names {
+		if err := s.mayName(ctx, n, f.target); err != nil {
+			return Loaded{}, err
+		}
+	}
 	if err := a.w.image(ctx, what, &f.resolved); err != nil {
 		return Loaded{}, fmt.Errorf("image %s: %w", what, err)
 	}

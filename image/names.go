@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/hako-engine/hako/image/manifest"
@@ -450,16 +451,32 @@ func (s *Service) Tag(ctx context.Context, source, target string) error {
 	if isDigested(named) {
 		return fmt.Errorf("tag %s: a name with digest cannot be given: %w", target, errdefs.ErrInvalidArgument)
 	}
-	return s.naming(ctx, func() error {
+	var allowed digest.Digest
+	for again := true; again; {
 		r, err := s.find(ctx, source)
 		if err != nil {
 			return err
 		}
-		if err := s.giveName(ctx, named.String(), r.Target); err != nil {
+		// Not while names are held: a registry may be asked.
+		if err := s.mayName(ctx, named.String(), r.Target); err != nil {
 			return fmt.Errorf("tag %s: %w", target, err)
 		}
-		return nil
-	})
+		allowed = r.Target.Digest
+		err = s.naming(ctx, func() error {
+			r, err := s.find(ctx, source)
+			if err != nil {
+				return err
+			}
+			if again = r.Target.Digest != allowed; again {
+				return nil
+			}
+			return wrapf(s.giveName(ctx, named.String(), r.Target), "tag %s", target)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Untag removes one name. An image that loses its last one is kept under a record of its

@@ -146,6 +146,28 @@ func (s *Service) allow(ctx context.Context, named reference.Named, d ocispec.De
 	return s.o.Allow(ctx, named, d, repo)
 }
 
+// mayName asks whether an image that was not pulled by it may have a name. What the
+// repository of the name has here already, it may call by another tag.
+func (s *Service) mayName(ctx context.Context, name string, target ocispec.Descriptor) error {
+	if s.o.Allow == nil {
+		return nil
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return nil // no image can be pulled by it
+	}
+	records, err := s.o.Images.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		if n, err := reference.ParseNormalizedNamed(r.Name); err == nil && r.Target.Digest == target.Digest && n.Name() == named.Name() {
+			return nil
+		}
+	}
+	return s.o.Allow(ctx, named, target, nil)
+}
+
 // resolve gets the documents of an image, from the registry or the store, and checks them.
 func (s *Service) resolve(ctx context.Context, repo *registry.Repository, named reference.Named, platform *ocispec.Platform) (*resolved, error) {
 	what := reference.FamiliarString(named)

@@ -48,7 +48,9 @@ type Options struct {
 	Registry registry.Options
 	// Allow decides, when a pull has found out what it would fetch, whether it may: d is the
 	// document that the name leads to, whose bytes were checked and which everything else of
-	// the pull follows from. Its error ends the pull. nil: everything may be pulled.
+	// the pull follows from. Its error ends the pull. It is also asked, with a nil repo, before
+	// what did not come from a registry (loaded, imported, committed, tagged) gets a name that
+	// its repository has not given it yet. nil: everything is allowed.
 	Allow func(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error
 	// Limits of one layer; zero fields mean the defaults.
 	Limits unpack.Limits

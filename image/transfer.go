@@ -101,10 +101,12 @@ func (s *Service) TransferPull(ctx context.Context, from Remote, to Stored, tell
 	if err := s.allow(ctx, named, desc, repo); err != nil {
 		return err
 	}
-	// An image may not take the name of a repository with stricter rules either.
-	if as, err := parseName(to.Name); err == nil && as.Name() != named.Name() {
-		if err := s.allow(ctx, as, desc, repo); err != nil {
-			return err
+	// An image may not take names of repositories with stricter rules either.
+	for _, img := range to.records(desc, nil) {
+		if as, err := reference.ParseNormalizedNamed(img.Name); err == nil && as.Name() != named.Name() {
+			if err := s.mayName(ctx, img.Name, desc); err != nil {
+				return err
+			}
 		}
 	}
 	t.say("Pulling from " + from.Reference)
@@ -359,31 +361,59 @@ func (s *Service) TransferTag(ctx context.Context, from, to Stored, tell transfe
 	if err != nil {
 		return err
 	}
+	if err := s.mayStore(ctx, to, img.Target, nil); err != nil {
+		return wrapf(err, "tag %s", from.Name)
+	}
 	_, err = s.storeNames(ctx, to, img.Target, nil, newTransfer("", tell, ""))
 	return err
 }
 
-// storeNames makes the records of a target: with told, by the names that an archive's
-// annotations give it, else by name. errdefs.ErrNotFound if that is none.
+// mayStore asks whether a target may have the names that storeNames would give it.
+func (s *Service) mayStore(ctx context.Context, to Stored, target ocispec.Descriptor, told map[string]string) error {
+	for _, img := range to.records(target, told) {
+		if err := s.mayName(ctx, img.Name, target); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeNames makes the records of a target. errdefs.ErrNotFound if there are none.
 func (s *Service) storeNames(ctx context.Context, to Stored, target ocispec.Descriptor, told map[string]string, t *transferred) ([]images.Image, error) {
-	var list []images.Image
-	extra := maps.Clone(to.Labels)
-	if to.Name != "" {
+	list := to.records(target, told)
+	if len(list) == 0 {
+		return nil, fmt.Errorf("no image name found: %w", errdefs.ErrNotFound)
+	}
+	for i := range list {
+		err := s.naming(ctx, func() (err error) { list[i], err = s.overwrite(ctx, list[i]); return err })
+		if err != nil {
+			return nil, err
+		}
+		t.part("saved", list[i].Name, nil, target, 0)
+	}
+	return list, nil
+}
+
+// records are those of a target: with told, by the names that an archive's annotations
+// give it, else by name.
+func (t Stored) records(target ocispec.Descriptor, told map[string]string) (list []images.Image) {
+	extra := maps.Clone(t.Labels)
+	if t.Name != "" {
 		// They live as long as the main name does.
 		if extra == nil {
 			extra = map[string]string{}
 		}
-		extra["containerd.io/gc.bref.image"] = to.Name
+		extra["containerd.io/gc.bref.image"] = t.Name
 		extra["containerd.io/gc.expire"] = time.Now().Format(time.RFC3339)
 	}
 	add := func(name string, labels map[string]string) {
 		list = append(list, images.Image{Name: name, Target: target, Labels: labels})
 	}
 	byDigest := func(r NameRule) { add(r.Name+"@"+target.Digest.String(), extra) }
-	if told == nil && to.Name != "" {
-		add(to.Name, to.Labels)
+	if told == nil && t.Name != "" {
+		add(t.Name, t.Labels)
 	}
-	for _, r := range to.References {
+	for _, r := range t.References {
 		switch {
 		case told == nil && r.AddDigest:
 			byDigest(r)
@@ -400,17 +430,7 @@ func (s *Service) storeNames(ctx context.Context, to Stored, target ocispec.Desc
 			}
 		}
 	}
-	if len(list) == 0 {
-		return nil, fmt.Errorf("no image name found: %w", errdefs.ErrNotFound)
-	}
-	for i := range list {
-		err := s.naming(ctx, func() (err error) { list[i], err = s.overwrite(ctx, list[i]); return err })
-		if err != nil {
-			return nil, err
-		}
-		t.part("saved", list[i].Name, nil, target, 0)
-	}
-	return list, nil
+	return list
 }
 
 // overwrite makes a record, or lets the one of its name point elsewhere.

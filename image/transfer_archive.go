@@ -85,6 +85,15 @@ func (s *Service) TransferImport(ctx context.Context, r io.Reader, compress bool
 		}
 		root.children = append(root.children, child)
 	}
+	list = append([]named{{desc: root.desc}}, list...)
+	for i, n := range list {
+		if n.told == nil && n.desc.Digest != root.desc.Digest {
+			list[i].told = map[string]string{}
+		}
+		if err := s.mayStore(ctx, to, n.desc, list[i].told); err != nil {
+			return err
+		}
+	}
 	t.learn(root)
 	for _, c := range root.children {
 		if _, err := s.unpackTree(ctx, w, c, to.Unpacks); err != nil {
@@ -95,11 +104,7 @@ func (s *Service) TransferImport(ctx context.Context, r io.Reader, compress bool
 		return err
 	}
 	p.close(ctx)
-	list = append([]named{{desc: root.desc}}, list...)
 	for _, n := range list {
-		if n.told == nil && n.desc.Digest != root.desc.Digest {
-			n.told = map[string]string{}
-		}
 		if _, err := s.storeNames(ctx, to, n.desc, n.told, t); err != nil && !errdefs.IsNotFound(err) {
 			return err
 		}

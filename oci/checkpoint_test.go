@@ -88,13 +88,7 @@ func (k *talker) end(b *box) {
 // expect waits until the container has written text.
 func (k *talker) expect(t *testing.T, text string) {
 	t.Helper()
-	for range 600 {
-		if strings.Contains(k.out.peek(), text) {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatalf("no %q in %q", text, k.out.peek())
+	k.out.await(t, text)
 }
 
 // stop writes the container to files and removes it.
@@ -312,7 +306,7 @@ func TestCheckpointOverlay(t *testing.T) {
 // TestCheckpointShared: network and IPC of another container, as in a pod.
 func TestCheckpointShared(t *testing.T) {
 	b, pod := newDump(t), newBox(t)
-	holder, _ := pod.start("sleep", "1000")
+	holder, _ := pod.start("sleep", "3600")
 	for i := range b.spec.Linux.Namespaces {
 		n := &b.spec.Linux.Namespaces[i]
 		if file := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts"}[n.Type]; file != "" {
@@ -505,7 +499,7 @@ func TestCheckpointRefuses(t *testing.T) {
 	if _, err := criu.Path(); err == nil {
 		return // what follows is about its absence
 	}
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	err := c.Checkpoint(t.Context(), CheckpointOptions{CRIUOptions: CRIUOptions{ImagePath: filepath.Join(b.bundle, "images")}})
 	if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "no program criu in $PATH") {
 		t.Errorf("without CRIU: %v", err)

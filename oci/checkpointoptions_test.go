@@ -30,7 +30,7 @@ func freePort(t *testing.T) int {
 // listening waits until somebody listens, without a connection, which would count.
 func listening(t *testing.T, port int) {
 	t.Helper()
-	for range 600 {
+	for deadline := time.Now().Add(hangLimit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		raw, err := os.ReadFile("/proc/net/tcp")
 		if err != nil {
 			t.Fatal(err)
@@ -38,7 +38,6 @@ func listening(t *testing.T, port int) {
 		if strings.Contains(string(raw), fmt.Sprintf(":%04X 00000000:0000 0A ", port)) {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatalf("nobody listens on port %d", port)
 }
@@ -134,7 +133,7 @@ func TestCheckpointLazyPages(t *testing.T) {
 	defer r.Close()
 	defer w.Close()
 	dumped := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), hangLimit)
 	defer cancel()
 	go func() {
 		err := k.c.Checkpoint(ctx, CheckpointOptions{
@@ -147,10 +146,7 @@ func TestCheckpointLazyPages(t *testing.T) {
 		t.Fatalf("the dump is not ready: %v, %v", err, <-dumped)
 	}
 	criuDaemon(t, "lazy-pages", "--page-server", "--images-dir", images, "--work-dir", work, "--address", "127.0.0.1", "--port", fmt.Sprint(port))
-	for range 600 {
-		if exists(filepath.Join(work, "lazy-pages.socket")) {
-			break
-		}
+	for deadline := time.Now().Add(hangLimit); !exists(filepath.Join(work, "lazy-pages.socket")) && time.Now().Before(deadline); {
 		time.Sleep(50 * time.Millisecond)
 	}
 	other := *b // as on another machine: the first one is still there
@@ -173,7 +169,7 @@ func TestCheckpointLazyPages(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(hangLimit):
 		k.c.Kill(context.Background(), unix.SIGKILL)
 		t.Errorf("the dump does not end: %v", <-dumped)
 	}

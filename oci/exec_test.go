@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -27,7 +26,7 @@ func TestExec(t *testing.T) {
 	b.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
 		{Names: []string{"unshare"}, Action: specs.ActErrno, ErrnoRet: &errno},
 	}}
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -130,7 +129,7 @@ func TestTerminal(t *testing.T) {
 func TestExecTerminal(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	p, err := c.ExecProcess([]string{"/bin/guest", "tty", "readlink", "/proc/self/fd/1", "fds", "line"})
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +247,7 @@ func TestFailingHooksLeaveNothing(t *testing.T) {
 		b.spec.Hooks.Poststop = []specs.Hook{
 			{Path: "/bin/false"}, {Path: "/bin/sh", Args: []string{"sh", "-c", "grep -o stopped >>" + ran}, Env: []string{"PATH=/usr/bin:/bin"}},
 		}
-		_, _, err := b.tryRun("sleep", "100")
+		_, _, err := b.tryRun("sleep", "3600")
 		if kind == "startContainer" || kind == "poststart" {
 			// Once more, in two steps.
 			if raw, err := os.ReadFile(ran); err != nil || string(raw) != "stopped\n" {
@@ -287,13 +286,8 @@ func TestKillAllAndForcedDelete(t *testing.T) {
 	// Without a PID namespace of its own, processes survive the first one.
 	b.spec.Linux.Namespaces = slices.DeleteFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == "pid" })
 	b.spec.Linux.MaskedPaths, b.spec.Linux.ReadonlyPaths = nil, nil
-	c, o := b.start("spawn", "sleep", "100")
-	for range 200 {
-		if strings.Contains(o.peek(), "spawned") {
-			break
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	c, o := b.start("spawn", "sleep", "3600")
+	o.await(t, "spawned")
 	pids, err := c.Processes()
 	if err != nil || len(pids) != 2 {
 		t.Fatalf("processes %v %v: %s", pids, err, o.peek())

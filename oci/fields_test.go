@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -42,7 +41,7 @@ func TestSchedulingPolicyAndMemory(t *testing.T) {
 	out, _ := b.run(ops...)
 	same(t, out, want...)
 
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	out, _, err := b.exec(c, nil, ops...)
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +88,7 @@ func TestSchedulerPolicies(t *testing.T) {
 func TestSchedulerInJoinedPIDNamespace(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	o := newBox(t)
 	o.spec.Linux.Namespaces = slices.Clone(o.spec.Linux.Namespaces)
 	i := slices.IndexFunc(o.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
@@ -98,13 +97,8 @@ func TestSchedulerInJoinedPIDNamespace(t *testing.T) {
 	if out, code := o.run("scheduler"); code != 0 || !strings.HasPrefix(out, "5 ") {
 		t.Errorf("run: %q, %d", out, code)
 	}
-	_, out := o.start("scheduler", "sleep", "100")
-	for range 100 {
-		if out.peek() != "" {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
+	_, out := o.start("scheduler", "sleep", "3600")
+	out.await(t, "\n")
 	if !strings.HasPrefix(out.peek(), "5 ") {
 		t.Errorf("create and start: %q", out.peek())
 	}
@@ -119,7 +113,7 @@ func TestExecCPUAffinity(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := online
-	c, o := b.start("status", "Cpus_allowed_list", "sleep", "100")
+	c, o := b.start("status", "Cpus_allowed_list", "sleep", "3600")
 	out, _, err := b.exec(c, nil, "status", "Cpus_allowed_list")
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +140,7 @@ func TestTimeNamespace(t *testing.T) {
 	b := newBox(t)
 	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 	b.spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 864000}, "boottime": {Secs: 1728000, Nanosecs: 5}}
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	for range 2 {
 		out, _, err := b.exec(c, nil, "cat", "/proc/self/timens_offsets")
 		if err != nil {
@@ -411,7 +405,7 @@ func TestSharedRoot(t *testing.T) {
 		}
 		b.spec.Linux.RootfsPropagation = kind
 		b.spec.Mounts = append(b.spec.Mounts, specs.Mount{Destination: "/unbindable", Source: t.TempDir(), Options: []string{"rbind", "unbindable"}})
-		c, _ := b.start("sleep", "100")
+		c, _ := b.start("sleep", "3600")
 		raw, err := os.ReadFile("/proc/self/mountinfo")
 		if err != nil {
 			t.Fatal(err)

@@ -131,11 +131,24 @@ func newOutput(t testing.TB) *output {
 	return o
 }
 
+// hangLimit ends what hangs. Nothing is measured by it.
+const hangLimit = 5 * time.Minute
+
+// await waits until text was written.
+func (o *output) await(t testing.TB, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(hangLimit); !strings.Contains(o.peek(), text); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %q in %q", text, o.peek())
+		}
+	}
+}
+
 func (o *output) end() string {
 	o.w.Close()
 	select {
 	case <-o.done:
-	case <-time.After(10 * time.Second):
+	case <-time.After(hangLimit):
 		return "(output did not end)"
 	}
 	return o.buf.String()

@@ -133,7 +133,7 @@ func TestRootlessInside(t *testing.T) {
 	b = newRootless()
 	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 	b.spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000}}
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	out, _, err := b.exec(c, nil, "pid", "cat", "/proc/self/timens_offsets")
 	if err != nil || !strings.Contains(strings.Join(strings.Fields(out), " "), "boottime 1000 0") {
 		t.Errorf("exec: %q %v", out, err)

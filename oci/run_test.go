@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -328,12 +327,7 @@ func TestLifecycle(t *testing.T) {
 	if out, _, err := b.exec(c, nil, "cat", map[bool]string{true: "/sys/fs/cgroup/pids.max", false: "/sys/fs/cgroup/pids/pids.max"}[CgroupV2()]); err != nil || out != "40\n" {
 		t.Errorf("after update: %q %v", out, err)
 	}
-	for range 100 {
-		if strings.Contains(o.peek(), "trapped") {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	o.await(t, "trapped")
 	if err := c.Kill(ctx, unix.SIGTERM); err != nil {
 		t.Error(err)
 	}

@@ -133,7 +133,7 @@ func TestWorkingDirectoryThroughDescriptors(t *testing.T) {
 	}
 	defer held.Close()
 	b := newBox(t)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	for fd := 3; fd <= 40; fd++ {
 		cwd := fmt.Sprintf("/proc/self/fd/%d", fd)
 		if _, _, err := b.exec(c, func(p *specs.Process) { p.Cwd = cwd }, "cwd"); err == nil {
@@ -287,7 +287,7 @@ func TestUserNamespace(t *testing.T) {
 	// And exec joins it.
 	b = newBox(t)
 	ownUserNamespace(b)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	out, _, err := b.exec(c, func(p *specs.Process) { p.User.UID = 12 }, "id", "cat", "/proc/self/uid_map")
 	if err != nil || !strings.HasPrefix(out, "12 0 []\n") || !strings.Contains(out, "200000") {
 		t.Errorf("exec: %q %v", out, err)
@@ -300,7 +300,7 @@ func TestUserNamespace(t *testing.T) {
 func TestStateIsThereBeforeTheProgram(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	for _, path := range []string{"", fmt.Sprintf("/proc/%d/ns/pid", c.Pid())} {
 		o := newBox(t)
 		if err := os.MkdirAll(o.rt.Root, 0o711); err != nil {
@@ -319,7 +319,7 @@ func TestStateIsThereBeforeTheProgram(t *testing.T) {
 func TestJoinedNamespaces(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 	for _, types := range [][]string{{"network", "ipc", "uts"}, {"pid"}, {"network", "ipc", "uts", "pid"}} {
 		o := newBox(t)
 		o.spec.Hostname = ""
@@ -401,9 +401,9 @@ func TestJoinedUserNamespace(t *testing.T) {
 		return b
 	}
 	first := mapped()
-	pod, _ := first.start("sleep", "100")
+	pod, _ := first.start("sleep", "3600")
 	plain := newBox(t)
-	host, _ := plain.start("sleep", "100")
+	host, _ := plain.start("sleep", "3600")
 	for _, tt := range []struct {
 		name    string
 		network *Container // nil: a new one

@@ -54,7 +54,7 @@ func TestSystemdDriver(t *testing.T) {
 	b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: &pids}
 	b.spec.Annotations = map[string]string{"org.systemd.property.TimeoutStopSec": "7", "org.systemd.property.CollectMode": "'inactive-or-failed'"}
 	unit := "pre-" + b.id + ".scope"
-	c, _ := b.start("sleep", "100")
+	c, _ := b.start("sleep", "3600")
 
 	got := show(t, unit, "ActiveState", "Slice", "Delegate", "MemoryMax", "TasksMax", "CPUWeight", "TimeoutStopUSec", "CollectMode")
 	want := "ActiveState=active CPUWeight=100 CollectMode=inactive-or-failed Delegate=yes MemoryMax=67108864 Slice=hakotest-sub.slice TasksMax=50 TimeoutStopUSec=7s"
@@ -119,7 +119,7 @@ func TestSystemdDriverOfOtherKinds(t *testing.T) {
 		t.Errorf("%q %d", out, code)
 	}
 	b = newSystemdBox(t) // a joined PID namespace: the process is cloned twice
-	first, _ := b.start("sleep", "100")
+	first, _ := b.start("sleep", "3600")
 	other := newSystemdBox(t)
 	for i := range other.spec.Linux.Namespaces {
 		if n := &other.spec.Linux.Namespaces[i]; n.Type == specs.PIDNamespace {
@@ -127,7 +127,7 @@ func TestSystemdDriverOfOtherKinds(t *testing.T) {
 		}
 	}
 	other.spec.Linux.CgroupsPath = ""
-	c, _ := other.start("sleep", "100")
+	c, _ := other.start("sleep", "3600")
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.Pid()))
 	if err != nil || !strings.Contains(string(raw), "/system.slice/hako-"+other.id+".scope") {
 		t.Errorf("the process is in %s %v", raw, err)

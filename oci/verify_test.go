@@ -30,7 +30,7 @@ func TestVerifyRestored(t *testing.T) {
 		if made != nil {
 			made(b)
 		}
-		c, _ := b.start("sleep", "100")
+		c, _ := b.start("sleep", "3600")
 		clone := newBox(t)
 		clone.bundle, clone.rootfs = b.bundle, b.rootfs
 		if wanted != nil {
@@ -112,8 +112,8 @@ func TestVerifyRestored(t *testing.T) {
 	}
 	t.Run("another cgroup", func(t *testing.T) {
 		a, b := newBox(t), newBox(t)
-		c, _ := a.start("sleep", "100")
-		d, _ := b.start("sleep", "100")
+		c, _ := a.start("sleep", "3600")
+		d, _ := b.start("sleep", "3600")
 		may := allowed{spec: a.spec, bundle: a.bundle, cgroups: c.CgroupPaths(), member: d.Pid()}
 		if err := may.verify(c.Pid()); err == nil || !strings.Contains(err.Error(), "is in the cgroup") {
 			t.Errorf("got %v", err)
@@ -121,8 +121,8 @@ func TestVerifyRestored(t *testing.T) {
 	})
 	t.Run("another cgroup's directory", func(t *testing.T) {
 		a, b := newBox(t), newBox(t)
-		c, _ := a.start("sleep", "100")
-		d, _ := b.start("sleep", "100")
+		c, _ := a.start("sleep", "3600")
+		d, _ := b.start("sleep", "3600")
 		may := allowed{spec: a.spec, bundle: a.bundle, cgroups: d.CgroupPaths(), member: c.Pid()}
 		if err := may.verify(c.Pid()); err == nil || !strings.Contains(err.Error(), "it is not the container's cgroup") {
 			t.Errorf("got %v", err)
@@ -130,7 +130,7 @@ func TestVerifyRestored(t *testing.T) {
 	})
 	t.Run("another root", func(t *testing.T) {
 		b := newBox(t)
-		c, _ := b.start("sleep", "100")
+		c, _ := b.start("sleep", "3600")
 		for dir, good := range map[string]bool{b.rootfs: true, b.bundle: false} {
 			var st unix.Stat_t
 			if err := unix.Stat(dir, &st); err != nil {
@@ -144,7 +144,7 @@ func TestVerifyRestored(t *testing.T) {
 	})
 	t.Run("a child with namespaces of its own", func(t *testing.T) {
 		b := newBox(t)
-		c, _ := b.start("sleep", "100")
+		c, _ := b.start("sleep", "3600")
 		if err := sameNamespaces(c.Pid(), os.Getpid()); err == nil {
 			t.Error("the namespaces of the test are taken for the container's")
 		}

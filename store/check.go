@@ -30,7 +30,7 @@ const (
 
 // Finding is one thing that a check found. docs/check.md lists the problems of all rooms.
 type Finding struct {
-	Room      string   `json:"room"`    // "store", "image", "snapshot", "engine"
+	Room      string   `json:"room"`    // "store", "image", "snapshot", "network", "engine"
 	Problem   string   `json:"problem"` // for programs, e.g. "blob-missing"
 	Severity  Severity `json:"severity"`
 	Namespace string   `json:"namespace,omitempty"`
@@ -236,7 +236,7 @@ func (s *Store) checkLeases(tx *bolt.Tx, ns string) (found []Finding) {
 				_, err := readBlob(tx, ns, digest.Digest(r.ID))
 				there = !errdefs.IsNotFound(err)
 			case resourceImages:
-				_, err := readImage(NamespaceBucket(tx, ns, sectionImages), r.ID)
+				_, err := readRecord[imageRecord](NamespaceBucket(tx, ns, sectionImages), r.ID)
 				there = !errdefs.IsNotFound(err)
 			case resourceIngests:
 				_, err := os.Lstat(s.blobs.ingestDir(ingestName(ns, r.ID)))

@@ -102,24 +102,16 @@ func (r containerRecord) container(id string) containers.Container {
 	}
 }
 
-func (s *containerStore) Get(ctx context.Context, id string) (c containers.Container, err error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return c, err
-	}
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		r, err := readContainer(NamespaceBucket(tx, ns, sectionContainers), id)
-		c = r.container(id)
-		return err
-	})
-	if err != nil {
-		return containers.Container{}, wrap(err, "container %q in namespace %q", id, ns)
-	}
-	return c, nil
+func (s *Store) containerTable() table[containerRecord, containers.Container] {
+	return table[containerRecord, containers.Container]{s, sectionContainers, `container %q in namespace %q`, containerRecord.container, AdaptContainer}
+}
+
+func (s *containerStore) Get(ctx context.Context, id string) (containers.Container, error) {
+	return (*Store)(s).containerTable().get(ctx, id)
 }
 
 func (s *containerStore) List(ctx context.Context, fs ...string) ([]containers.Container, error) {
-	return listRecords(ctx, (*Store)(s), sectionContainers, fs, containerRecord.container, AdaptContainer)
+	return (*Store)(s).containerTable().list(ctx, fs)
 }
 
 // AdaptContainer lets containerd's filters look at a container.
@@ -190,7 +182,7 @@ func (s *containerStore) Update(ctx context.Context, c containers.Container, fie
 	}
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		b := NamespaceBucket(tx, ns, sectionContainers)
-		r, err := readContainer(b, c.ID)
+		r, err := readRecord[containerRecord](b, c.ID)
 		if err != nil {
 			return err
 		}
@@ -268,19 +260,8 @@ func updateExtensions(have, want map[string]typeurl.Any, path string) (_ map[str
 }
 
 func (s *containerStore) Delete(ctx context.Context, id string) error {
-	ns, err := Namespace(ctx)
-	if err != nil {
+	if err := (*Store)(s).containerTable().delete(ctx, id, nil); err != nil {
 		return err
-	}
-	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
-		b := NamespaceBucket(tx, ns, sectionContainers)
-		if b == nil || id == "" || b.Get([]byte(id)) == nil {
-			return errdefs.ErrNotFound
-		}
-		return b.Delete([]byte(id))
-	})
-	if err != nil {
-		return wrap(err, "container %q in namespace %q", id, ns)
 	}
 	(*Store)(s).Publish(ctx, "/containers/delete", &apievents.ContainerDelete{ID: id})
 	s.gc.schedule()
@@ -289,26 +270,8 @@ func (s *containerStore) Delete(ctx context.Context, id string) error {
 
 // putContainer also tells a collection under way that the container is there.
 func (s *Store) putContainer(b *bolt.Bucket, ns string, c containers.Container) error {
-	raw, err := encode(recordContainer(c))
-	if err != nil {
-		return err
-	}
-	if len(raw) > maxRecord {
-		return fmt.Errorf("%d bytes, at most %d are possible: %w", len(raw), maxRecord, errdefs.ErrInvalidArgument)
-	}
 	s.Touch(Node{Type: resourceContainers, Namespace: ns, ID: c.ID})
-	return b.Put([]byte(c.ID), raw)
-}
-
-func readContainer(b *bolt.Bucket, id string) (r containerRecord, err error) {
-	var raw []byte
-	if b != nil && id != "" {
-		raw = b.Get([]byte(id))
-	}
-	if raw == nil {
-		return r, errdefs.ErrNotFound
-	}
-	return r, decode(raw, &r)
+	return writeRecord(b, c.ID, recordContainer(c))
 }
 
 func validateContainer(c containers.Container) error {
@@ -336,18 +299,8 @@ func validateContainer(c containers.Container) error {
 
 // markContainers adds what containers hold.
 func (s *Store) markContainers(tx *bolt.Tx, ns string, w *walk) {
-	b := NamespaceBucket(tx, ns, sectionContainers)
-	if b == nil {
-		return
-	}
-	_ = b.ForEach(func(k, v []byte) error {
-		var r containerRecord
-		if err := decode(v, &r); err != nil {
-			s.damage(w, ns, resourceContainers, string(k), err)
-			return nil
-		}
-		w.roots = append(append(w.roots, Node{Type: resourceContainers, Namespace: ns, ID: string(k)}), containerRefs(ns, r)...)
-		return nil
+	s.containerTable().mark(tx, w, ns, func(id string, r containerRecord) {
+		w.roots = append(append(w.roots, Node{Type: resourceContainers, Namespace: ns, ID: id}), containerRefs(ns, r)...)
 	})
 }
 

@@ -45,6 +45,11 @@ func SnapshotNode(snapshotter, ns, key string) Node {
 	return Node{Type: resourceSnapshots + snapshotter, Namespace: ns, ID: key}
 }
 
+// ContainerNode is the node of a container's record.
+func ContainerNode(ns, id string) Node {
+	return Node{Type: resourceContainers, Namespace: ns, ID: id}
+}
+
 // ContentNode is the node of a blob.
 func ContentNode(ns string, d digest.Digest) Node {
 	return Node{Type: resourceContent, Namespace: ns, ID: d.String()}
@@ -108,6 +113,7 @@ type collector struct {
 	mu         sync.Mutex
 	sources    []Source
 	collectors map[string]Collector
+	after      []func(context.Context)
 	marking    bool
 	touched    map[Node]bool // since the walk began
 
@@ -221,7 +227,9 @@ func (s *Store) GC(ctx context.Context) (st GCStats, err error) {
 	if err := s.sweep(ctx, dead, &st); err != nil {
 		return st, err
 	}
-	return st, errors.Join(s.sweepFiles(ctx, start, &st), s.cleanup(ctx))
+	err = errors.Join(s.sweepFiles(ctx, start, &st), s.cleanup(ctx))
+	s.gc.finish(ctx)
+	return st, err
 }
 
 func (c *collector) begin() {
@@ -248,8 +256,10 @@ func (c *collector) rooms() ([]Source, map[string]Collector) {
 
 // walk is what mark finds out.
 type walk struct {
-	objects map[Node][]Node // collectable ones, with their references
-	back    map[Node][]Node // what an object keeps because that refers back to it
+	at      time.Time
+	cond    func(ns string, labels map[string]string) []Node // condRefs
+	objects map[Node][]Node                                  // collectable ones, with their references
+	back    map[Node][]Node                                  // what an object keeps because that refers back to it
 	roots   []Node
 	flat    []Node          // kept without what they refer to
 	expired []Node          // leases
@@ -261,8 +271,9 @@ func (w *walk) add(n Node) { w.roots = append(w.roots, n) }
 // mark gives the objects that nothing reached, and how many were reached.
 func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int, err error) {
 	sources, collectors := s.gc.rooms()
-	w := &walk{objects: map[Node][]Node{}, back: map[Node][]Node{}, damaged: map[string]bool{}}
+	w := &walk{at: at, objects: map[Node][]Node{}, back: map[Node][]Node{}, damaged: map[string]bool{}}
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		w.cond = func(ns string, labels map[string]string) []Node { return condRefs(tx, collectors, ns, labels, at) }
 		err := EachNamespace(tx, func(ns string) error {
 			s.markImages(tx, ns, at, w)
 			s.markContent(tx, ns, w)
@@ -309,11 +320,11 @@ func (w *walk) object(o Object) {
 		w.damaged[o.Namespace] = true
 		return
 	}
-	w.objects[o.Node] = o.refs()
+	w.objects[o.Node] = append(o.refs(), w.cond(o.Namespace, o.Labels)...)
 	for _, n := range backRefs(o.Namespace, o.Labels) {
 		w.back[n] = append(w.back[n], o.Node)
 	}
-	if o.Root || o.Labels[labelRoot] != "" {
+	if o.Root || o.Labels[labelRoot] != "" || unexpired(o.Labels, w.at) {
 		w.add(o.Node)
 	}
 }
@@ -371,23 +382,13 @@ func referrersFirst(objects map[Node][]Node, seen map[Node]bool) (order []Node) 
 // markImages adds the images and what they hold. One whose time is over is an object like others: it
 // stays only as long as something refers to it.
 func (s *Store) markImages(tx *bolt.Tx, ns string, at time.Time, w *walk) {
-	b := NamespaceBucket(tx, ns, sectionImages)
-	if b == nil {
-		return
-	}
-	_ = b.ForEach(func(k, v []byte) error {
-		var r imageRecord
-		if err := decode(v, &r); err != nil {
-			s.damage(w, ns, resourceImages, string(k), err)
-			return nil
-		}
-		n := Node{Type: resourceImages, Namespace: ns, ID: string(k)}
+	s.imageTable().mark(tx, w, ns, func(id string, r imageRecord) {
+		n := Node{Type: resourceImages, Namespace: ns, ID: id}
 		if expired(r.Labels, at) {
 			w.object(Object{Node: n, Labels: r.Labels, Refs: []Node{ContentNode(ns, r.Target.Digest)}})
-			return nil
+			return
 		}
-		w.roots = append(append(w.roots, n), imageRefs(ns, r)...)
-		return nil
+		w.roots = append(append(append(w.roots, n), imageRefs(ns, r)...), w.cond(ns, r.Labels)...)
 	})
 }
 
@@ -510,7 +511,7 @@ func (s *Store) liveLabels(tx *bolt.Tx, collectors map[string]Collector, n Node)
 			return r.Labels
 		}
 	case resourceImages:
-		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
+		if r, err := readRecord[imageRecord](NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return r.Labels
 		}
 	default:
@@ -525,17 +526,22 @@ func (s *Store) liveLabels(tx *bolt.Tx, collectors map[string]Collector, n Node)
 
 // liveRefs gives an object's references as they are now.
 func (s *Store) liveRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) []Node {
+	return append(s.plainRefs(tx, collectors, n), condRefs(tx, collectors, n.Namespace, s.liveLabels(tx, collectors, n), time.Now())...)
+}
+
+// plainRefs are those without conditions.
+func (s *Store) plainRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) []Node {
 	switch n.Type {
 	case resourceContent:
 		if r, err := readBlob(tx, n.Namespace, digest.Digest(n.ID)); err == nil {
 			return labelRefs(n.Namespace, r.Labels)
 		}
 	case resourceImages:
-		if r, err := readImage(NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
+		if r, err := readRecord[imageRecord](NamespaceBucket(tx, n.Namespace, sectionImages), n.ID); err == nil {
 			return imageRefs(n.Namespace, r)
 		}
 	case resourceContainers:
-		if r, err := readContainer(NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
+		if r, err := readRecord[containerRecord](NamespaceBucket(tx, n.Namespace, sectionContainers), n.ID); err == nil {
 			return containerRefs(n.Namespace, r)
 		}
 	default:
@@ -609,7 +615,7 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 		return b.Delete([]byte(n.ID))
 	case resourceImages:
 		b := NamespaceBucket(tx, n.Namespace, sectionImages)
-		r, err := readImage(b, n.ID)
+		r, err := readRecord[imageRecord](b, n.ID)
 		if errdefs.IsNotFound(err) || err == nil && !expired(r.Labels, time.Now()) {
 			return nil
 		}

@@ -20,25 +20,16 @@ type imageStore Store
 
 var _ images.Store = (*imageStore)(nil)
 
+func (s *Store) imageTable() table[imageRecord, images.Image] {
+	return table[imageRecord, images.Image]{s, sectionImages, `image %[1]q`, imageRecord.image, adaptImage}
+}
+
 func (s *imageStore) Get(ctx context.Context, name string) (images.Image, error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return images.Image{}, err
-	}
-	var img images.Image
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		r, err := readImage(NamespaceBucket(tx, ns, sectionImages), name)
-		img = r.image(name)
-		return err
-	})
-	if err != nil {
-		return images.Image{}, wrap(err, "image %q", name)
-	}
-	return img, nil
+	return (*Store)(s).imageTable().get(ctx, name)
 }
 
 func (s *imageStore) List(ctx context.Context, fs ...string) ([]images.Image, error) {
-	return listRecords(ctx, (*Store)(s), sectionImages, fs, imageRecord.image, adaptImage)
+	return (*Store)(s).imageTable().list(ctx, fs)
 }
 
 func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image, error) {
@@ -83,7 +74,7 @@ func (s *imageStore) Update(ctx context.Context, img images.Image, fieldpaths ..
 	var out images.Image
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		b := NamespaceBucket(tx, ns, sectionImages)
-		r, err := readImage(b, img.Name)
+		r, err := readRecord[imageRecord](b, img.Name)
 		if err != nil {
 			return err
 		}
@@ -132,34 +123,27 @@ func updateImageField(have *images.Image, want images.Image, path string) error 
 }
 
 func (s *imageStore) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return err
-	}
 	var o images.DeleteOptions
 	for _, opt := range opts {
 		if err := opt(ctx, &o); err != nil {
 			return wrap(err, "delete image %q", name)
 		}
 	}
-	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
-		b := NamespaceBucket(tx, ns, sectionImages)
-		if b == nil || b.Get([]byte(name)) == nil {
-			return errdefs.ErrNotFound
+	err := (*Store)(s).imageTable().delete(ctx, name, func(b *bolt.Bucket) error {
+		if o.Target == nil {
+			return nil
 		}
-		if o.Target != nil {
-			r, err := readImage(b, name)
-			if err != nil {
-				return err
-			}
-			if !sameTarget(r.Target, *o.Target) {
-				return fmt.Errorf("it has another target, %s: %w", r.Target.Digest, errdefs.ErrNotFound)
-			}
+		r, err := readRecord[imageRecord](b, name)
+		if err != nil {
+			return err
 		}
-		return b.Delete([]byte(name))
+		if !sameTarget(r.Target, *o.Target) {
+			return fmt.Errorf("it has another target, %s: %w", r.Target.Digest, errdefs.ErrNotFound)
+		}
+		return nil
 	})
 	if err != nil {
-		return wrap(err, "delete image %q", name)
+		return err
 	}
 	(*Store)(s).Publish(ctx, "/images/delete", &apievents.ImageDelete{Name: name})
 	if o.Synchronous {
@@ -186,23 +170,8 @@ func sameTarget(a, b ocispec.Descriptor) bool {
 // putImage also tells a collection under way that the image, and so what it refers
 // to, is in use.
 func (s *Store) putImage(b *bolt.Bucket, ns string, img images.Image) error {
-	raw, err := encode(imageRecord{Target: img.Target, Created: img.CreatedAt, Updated: img.UpdatedAt, Labels: img.Labels})
-	if err != nil {
-		return err
-	}
 	s.Touch(Node{Type: resourceImages, Namespace: ns, ID: img.Name})
-	return b.Put([]byte(img.Name), raw)
-}
-
-func readImage(b *bolt.Bucket, name string) (r imageRecord, err error) {
-	var raw []byte
-	if b != nil && name != "" {
-		raw = b.Get([]byte(name))
-	}
-	if raw == nil {
-		return r, errdefs.ErrNotFound
-	}
-	return r, decode(raw, &r)
+	return writeRecord(b, img.Name, imageRecord{Target: img.Target, Created: img.CreatedAt, Updated: img.UpdatedAt, Labels: img.Labels})
 }
 
 func validateImage(img images.Image) error {

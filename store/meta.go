@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	bolt "go.etcd.io/bbolt"
 )
 
 // blobRecord is what a namespace knows about a blob.
@@ -194,37 +193,4 @@ func adaptLease(l leases.Lease) filters.Adaptor {
 		}
 		return "", false
 	})
-}
-
-// listRecords gives what the filters match of a section of the context's namespace. A damaged record
-// is reported, and does not hide the others.
-func listRecords[R, T any](ctx context.Context, s *Store, section string, fs []string, object func(R, string) T, adapt func(T) filters.Adaptor) ([]T, error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return nil, err
-	}
-	filter, err := ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	var list []T
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		list = nil
-		b := NamespaceBucket(tx, ns, section)
-		if b == nil {
-			return nil
-		}
-		return b.ForEach(func(k, v []byte) error {
-			var r R
-			if err := decode(v, &r); err != nil {
-				s.log.Error("skipped a damaged record", "section", section, "namespace", ns, "id", string(k), "error", err)
-				return nil
-			}
-			if o := object(r, string(k)); filter.Match(adapt(o)) {
-				list = append(list, o)
-			}
-			return nil
-		})
-	})
-	return list, wrap(err, "list %s", section)
 }

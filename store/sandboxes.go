@@ -40,24 +40,16 @@ func (r sandboxRecord) sandbox(id string) sandbox.Sandbox {
 	}
 }
 
-func (s *sandboxStore) Get(ctx context.Context, id string) (b sandbox.Sandbox, err error) {
-	ns, err := Namespace(ctx)
-	if err != nil {
-		return b, err
-	}
-	err = s.db.View(ctx, func(tx *bolt.Tx) error {
-		r, err := readSandbox(NamespaceBucket(tx, ns, sectionSandboxes), id)
-		b = r.sandbox(id)
-		return err
-	})
-	if err != nil {
-		return sandbox.Sandbox{}, wrap(err, "sandbox %q in namespace %q", id, ns)
-	}
-	return b, nil
+func (s *Store) sandboxTable() table[sandboxRecord, sandbox.Sandbox] {
+	return table[sandboxRecord, sandbox.Sandbox]{s, sectionSandboxes, `sandbox %q in namespace %q`, sandboxRecord.sandbox, AdaptSandbox}
+}
+
+func (s *sandboxStore) Get(ctx context.Context, id string) (sandbox.Sandbox, error) {
+	return (*Store)(s).sandboxTable().get(ctx, id)
 }
 
 func (s *sandboxStore) List(ctx context.Context, fs ...string) ([]sandbox.Sandbox, error) {
-	return listRecords(ctx, (*Store)(s), sectionSandboxes, fs, sandboxRecord.sandbox, AdaptSandbox)
+	return (*Store)(s).sandboxTable().list(ctx, fs)
 }
 
 // AdaptSandbox lets containerd's filters look at a sandbox.
@@ -119,7 +111,7 @@ func (s *sandboxStore) Update(ctx context.Context, b sandbox.Sandbox, fieldpaths
 	}
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		bucket := NamespaceBucket(tx, ns, sectionSandboxes)
-		r, err := readSandbox(bucket, b.ID)
+		r, err := readRecord[sandboxRecord](bucket, b.ID)
 		if err != nil {
 			return err
 		}
@@ -169,47 +161,18 @@ func updateSandboxField(have *sandbox.Sandbox, want sandbox.Sandbox, path string
 }
 
 func (s *sandboxStore) Delete(ctx context.Context, id string) error {
-	ns, err := Namespace(ctx)
-	if err != nil {
+	if err := (*Store)(s).sandboxTable().delete(ctx, id, nil); err != nil {
 		return err
-	}
-	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
-		b := NamespaceBucket(tx, ns, sectionSandboxes)
-		if b == nil || id == "" || b.Get([]byte(id)) == nil {
-			return errdefs.ErrNotFound
-		}
-		return b.Delete([]byte(id))
-	})
-	if err != nil {
-		return wrap(err, "sandbox %q in namespace %q", id, ns)
 	}
 	s.gc.schedule()
 	return nil
 }
 
 func putSandbox(bucket *bolt.Bucket, b sandbox.Sandbox) error {
-	raw, err := encode(sandboxRecord{
+	return writeRecord(bucket, b.ID, sandboxRecord{
 		Labels: b.Labels, Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
 		Extensions: recordAnys(b.Extensions), Created: b.CreatedAt, Updated: b.UpdatedAt,
 	})
-	if err != nil {
-		return err
-	}
-	if len(raw) > maxRecord {
-		return fmt.Errorf("%d bytes, at most %d are possible: %w", len(raw), maxRecord, errdefs.ErrInvalidArgument)
-	}
-	return bucket.Put([]byte(b.ID), raw)
-}
-
-func readSandbox(b *bolt.Bucket, id string) (r sandboxRecord, err error) {
-	var raw []byte
-	if b != nil && id != "" {
-		raw = b.Get([]byte(id))
-	}
-	if raw == nil {
-		return r, errdefs.ErrNotFound
-	}
-	return r, decode(raw, &r)
 }
 
 func validateSandbox(b sandbox.Sandbox) error {
@@ -226,17 +189,7 @@ func validateSandbox(b sandbox.Sandbox) error {
 
 // markSandboxes adds what the labels of sandboxes name.
 func (s *Store) markSandboxes(tx *bolt.Tx, ns string, w *walk) {
-	b := NamespaceBucket(tx, ns, sectionSandboxes)
-	if b == nil {
-		return
-	}
-	_ = b.ForEach(func(k, v []byte) error {
-		var r sandboxRecord
-		if err := decode(v, &r); err != nil {
-			s.damage(w, ns, sectionSandboxes, string(k), err)
-			return nil
-		}
+	s.sandboxTable().mark(tx, w, ns, func(_ string, r sandboxRecord) {
 		w.roots = append(w.roots, labelRefs(ns, r.Labels)...)
-		return nil
 	})
 }

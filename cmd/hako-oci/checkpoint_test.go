@@ -27,7 +27,7 @@ func (c cli) piped(w *os.File, args ...string) (string, error) {
 
 func TestCheckpointCommand(t *testing.T) {
 	t.Parallel()
-	c := newCLI(t, "stay")
+	c := newCLI(t, "wait")
 	config := filepath.Join(c.bundle, "config.json")
 	raw, err := os.ReadFile(config)
 	if err != nil {
@@ -110,11 +110,10 @@ func TestCheckpointCommand(t *testing.T) {
 		}
 		done <- text
 	}()
-	for range 200 {
+	for deadline := time.Now().Add(hangLimit); time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 		if out, _, _ := c.run("state", c.id); strings.Contains(out, `"status": "running"`) {
 			break
 		}
-		time.Sleep(100 * time.Millisecond)
 	}
 	if _, stderr, code := c.run("kill", c.id, "KILL"); code != 0 {
 		t.Errorf("kill: %d %s", code, stderr)

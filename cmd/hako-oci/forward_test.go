@@ -12,7 +12,7 @@ import (
 
 // TestForward sends this process a signal that would end it, and finds that a child got it.
 func TestForward(t *testing.T) {
-	child := exec.Command("sleep", "60")
+	child := exec.Command("sleep", "3600")
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -82,6 +82,7 @@ func cleanup(ctx context.Context, cfg config, log *slog.Logger) error {
 	for _, p := range parents {
 		_ = unix.Rmdir(p)
 	}
+	leaveCgroup(cfg.CgroupPath)
 	sockets := []string{cfg.DockerSocket, cfg.CRISocket, cfg.ContainerdSocket, cfg.DebugSocket}
 	if cfg.ContainerdSocket != "" {
 		sockets = append(sockets, cfg.ContainerdSocket+".ttrpc")

@@ -44,6 +44,9 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		return err
 	}
 	defer unlock()
+	if err := enterCgroup(cfg.CgroupPath); err != nil {
+		return err
+	}
 
 	bus := &events.Bus{}
 	st, err := store.Open(cfg.Root, store.Options{Log: log, Events: bus})
@@ -67,7 +70,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		return err
 	}
 	images := image.New(image.Options{
-		Allow:   rules.allow(),
+		Allow:   rules.allow,
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(), Snapshotters: snapshotters, Default: cfg.Snapshotter,
 		RegistryDir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log,
 		Registry: registry.Options{Timeout: pullTimeout},
@@ -118,7 +121,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
 		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
-		Checked:     checked(st, images, snapshotters), Garbage: st,
+		Checked:     checked(st, images, snapshotters, newCheckedNetworks(cfg, st, false)), Garbage: st,
 		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {
@@ -187,7 +190,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		})
 		g.Go(func() error { <-gctx.Done(); return srv.Close() })
 	}
-	g.Go(func() error { r.run(gctx, eng); return nil })
+	g.Go(func() error { r.run(gctx, eng, rules); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
 	log.Info("ready", "version", version.Version, "snapshotter", cfg.Snapshotter, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
 	err = g.Wait()

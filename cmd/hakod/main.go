@@ -38,7 +38,7 @@ Usage:
                              hako system check. Exit codes: 0 clean, 1 problems, 3 not checked
 
 Each flag is also a key of the configuration file, without the dashes. SIGHUP makes the daemon read
-the file again; log level and runtimes change at once, the rest at the next start.
+the file again; log level, runtimes and verify change at once, the rest at the next start.
 
 Flags:
 `

@@ -10,6 +10,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/image/verify"
 )
 
 // reloader reads the configuration again at each SIGHUP and applies what can change while the
@@ -27,6 +29,11 @@ type runtimeSetter interface {
 	SetRuntimes(map[string]string) (kept []string)
 }
 
+// ruleSetter is what decides about images.
+type ruleSetter interface {
+	SetRules(map[string]verify.Rule) error
+}
+
 func newReloader(cfg config, read func() (config, error), level *slog.LevelVar, log *slog.Logger) *reloader {
 	r := &reloader{hup: make(chan os.Signal, 1), read: read, now: cfg, level: level, log: log}
 	signal.Notify(r.hup, unix.SIGHUP) // from now on, so that one during the start is not lost
@@ -34,12 +41,12 @@ func newReloader(cfg config, read func() (config, error), level *slog.LevelVar, 
 }
 
 // run applies changes until ctx ends.
-func (r *reloader) run(ctx context.Context, eng runtimeSetter) {
+func (r *reloader) run(ctx context.Context, eng runtimeSetter, rules ruleSetter) {
 	defer signal.Stop(r.hup)
 	for {
 		select {
 		case <-r.hup:
-			r.apply(eng)
+			r.apply(eng, rules)
 		case <-ctx.Done():
 			return
 		}
@@ -47,13 +54,22 @@ func (r *reloader) run(ctx context.Context, eng runtimeSetter) {
 }
 
 // apply takes all of a valid configuration that can change now, or nothing of one that is not valid.
-func (r *reloader) apply(eng runtimeSetter) {
+func (r *reloader) apply(eng runtimeSetter, rules ruleSetter) {
 	next, err := r.read()
 	if err != nil {
 		r.log.Error("the configuration is not reloaded", "error", err)
 		return
 	}
+	// First, since it may fail; and also if the rules are the same, whose files may have changed.
+	if err := rules.SetRules(next.Verify); err != nil {
+		r.log.Error("the configuration is not reloaded", "error", err)
+		return
+	}
 	var done []string
+	if len(next.Verify)+len(r.now.Verify) > 0 {
+		r.now.Verify = next.Verify
+		done = append(done, "verify")
+	}
 	if next.LogLevel != r.now.LogLevel {
 		_ = r.level.UnmarshalText([]byte(next.LogLevel)) // checked
 		r.now.LogLevel = next.LogLevel

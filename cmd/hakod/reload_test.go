@@ -6,9 +6,18 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/hako-engine/hako/image/verify"
 )
+
+const testKey = `-----BEGIN PUBLIC KEY-----
+MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEhIerKMsHjH+vw/MNIMCH+hPm5w1M
+m88YIvVH/dyAR8v78UIXwxwe2zQAaogXAjfTKuAQ66qygIzACmKI1Y+E2A==
+-----END PUBLIC KEY-----
+`
 
 type fakeRuntimes struct {
 	set  map[string]string
@@ -18,6 +27,19 @@ type fakeRuntimes struct {
 func (f *fakeRuntimes) SetRuntimes(m map[string]string) []string {
 	f.set = maps.Clone(m)
 	return f.kept
+}
+
+// fakeRules remembers the rules, and does not take those with a keys.
+type fakeRules struct{ set map[string]verify.Rule }
+
+func (f *fakeRules) SetRules(m map[string]verify.Rule) error {
+	for _, r := range m {
+		if len(r.Keys) > 0 {
+			return errors.New("its key went away")
+		}
+	}
+	f.set = maps.Clone(m)
+	return nil
 }
 
 func TestReload(t *testing.T) {
@@ -30,7 +52,7 @@ func TestReload(t *testing.T) {
 	}
 	var out bytes.Buffer
 	log, level := newLogger(cfg, &out)
-	eng := &fakeRuntimes{kept: []string{"old"}}
+	eng, rules := &fakeRuntimes{kept: []string{"old"}}, &fakeRules{}
 	r := &reloader{read: read, now: cfg, level: level, log: log}
 	reload := func(text string) string {
 		t.Helper()
@@ -38,7 +60,7 @@ func TestReload(t *testing.T) {
 			t.Fatal(err)
 		}
 		out.Reset()
-		r.apply(eng)
+		r.apply(eng, rules)
 		return out.String()
 	}
 
@@ -59,16 +81,28 @@ func TestReload(t *testing.T) {
 			t.Errorf("%q: %s", bad, got)
 		}
 	}
+	// Rules that were good when they were read, and cannot be taken.
+	key := filepath.Join(t.TempDir(), "cosign.pub")
+	if err := os.WriteFile(key, []byte(testKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	withKey := "log-level = 'warn'\n[verify.'a.example']\nkeys = ['" + key + "']\n"
+	if got := reload(withKey); !strings.Contains(got, "went away") || level.Level() != slog.LevelDebug {
+		t.Errorf("%s: level %v", got, level.Level())
+	}
+	if got := reload("[verify.'a.example']\npolicy = 'reject'\n"); rules.set["a.example"].Policy != verify.Reject || strings.Contains(got, "restart") {
+		t.Errorf("%s: %v", got, rules.set)
+	}
 	if err := os.Remove(path); err != nil { // it may be missing: the defaults
 		t.Fatal(err)
 	}
 	out.Reset()
-	r.apply(eng)
-	if level.Level() != slog.LevelInfo || len(eng.set) != 0 {
+	r.apply(eng, rules)
+	if level.Level() != slog.LevelInfo || len(eng.set)+len(rules.set) != 0 {
 		t.Errorf("without a file: level %v, runtimes %v", level.Level(), eng.set)
 	}
 	r.read = func() (config, error) { return config{}, errors.New("no") }
-	r.apply(eng)
+	r.apply(eng, rules)
 }
 
 // TestConfigDocumented holds that docs/config.md has each key.

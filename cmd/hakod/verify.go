@@ -9,6 +9,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/distribution/reference"
@@ -21,52 +23,69 @@ import (
 	"github.com/hako-engine/hako/internal/version"
 )
 
-// pullRules are the configured rules about signatures. The zero value allows everything.
+// pullRules are the rules about signatures that are in force. They may change at any time.
 type pullRules struct {
-	policy *verify.Policy
+	policy atomic.Pointer[verify.Policy] // nil: everything is allowed
+	cache  string                        // folder
 	reg    *registry.Client
 	log    *slog.Logger
 }
 
-func newPullRules(cfg config, log *slog.Logger) (pullRules, error) {
-	if len(cfg.Verify) == 0 {
-		return pullRules{}, nil
-	}
-	policy, err := verify.NewPolicy(cfg.Verify)
-	return pullRules{policy, registry.New(registry.Options{Dir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log}), log}, err
+func newPullRules(cfg config, log *slog.Logger) (*pullRules, error) {
+	r := &pullRules{cache: filepath.Join(cfg.Root, "tuf"), reg: registry.New(registry.Options{Dir: cfg.RegistryDir, UserAgent: "hako/" + version.Version, Log: log}), log: log}
+	return r, r.SetRules(cfg.Verify)
 }
 
-// allow is the image room's question before a pull; nil without rules.
-func (r pullRules) allow() func(context.Context, reference.Named, ocispec.Descriptor, *registry.Repository) error {
-	if r.policy == nil {
+// SetRules lets other rules count from now on, and reads their files. With an error the old
+// ones stay.
+func (r *pullRules) SetRules(rules map[string]verify.Rule) error {
+	if len(rules) == 0 {
+		r.policy.Store(nil)
 		return nil
 	}
-	return func(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error {
-		signatures, warn, err := r.policy.Check(ctx, name, d, transport.OpenRegistry(repo, name))
-		switch {
-		case err != nil:
-			r.log.Warn("image refused", "image", name.String(), "digest", d.Digest, "error", err)
-		case warn != nil:
-			r.log.Warn("image without a good signature is pulled: the rule only warns", "image", name.String(), "digest", d.Digest, "error", warn)
-		case len(signatures) > 0:
-			r.log.Info("image is signed", "image", name.String(), "digest", d.Digest, "key", signatures[0].Key, "subject", signatures[0].Subject)
-		}
-		return err
+	policy, err := verify.NewPolicy(rules, r.cache)
+	if err == nil {
+		r.policy.Store(policy)
 	}
+	return err
+}
+
+// open gives the repository of a name.
+func (r *pullRules) open(name reference.Named) (transport.Source, error) {
+	repo, err := r.reg.Repository(reference.TrimNamed(name), registry.Credentials{})
+	if err != nil {
+		return nil, err
+	}
+	return transport.OpenRegistry(repo, name), nil
+}
+
+// allow is the image room's question before an image is pulled, or named (repo is nil then).
+func (r *pullRules) allow(ctx context.Context, name reference.Named, d ocispec.Descriptor, repo *registry.Repository) error {
+	policy := r.policy.Load()
+	if policy == nil {
+		return nil
+	}
+	var signatures []verify.Signature
+	var warn, err error
+	if repo != nil {
+		signatures, warn, err = policy.Check(ctx, name, d, transport.OpenRegistry(repo, name))
+	} else {
+		signatures, warn, err = policy.CheckLocal(ctx, name, d, r.open)
+	}
+	switch {
+	case err != nil:
+		r.log.Warn("image refused", "image", name.String(), "digest", d.Digest, "error", err)
+	case warn != nil:
+		r.log.Warn("image without a good signature is taken: the rule only warns", "image", name.String(), "digest", d.Digest, "error", warn)
+	case len(signatures) > 0:
+		r.log.Info("image is signed", "image", name.String(), "digest", d.Digest, "key", signatures[0].Key, "subject", signatures[0].Subject)
+	}
+	return err
 }
 
 // guard is for the images of containerd's API, whose clients may fetch blobs themselves.
-func (r pullRules) guard(s images.Store) images.Store {
-	if r.policy == nil {
-		return s
-	}
-	return r.policy.Guard(s, func(name reference.Named) (transport.Source, error) {
-		repo, err := r.reg.Repository(reference.TrimNamed(name), registry.Credentials{})
-		if err != nil {
-			return nil, err
-		}
-		return transport.OpenRegistry(repo, name), nil
-	}, r.log)
+func (r *pullRules) guard(s images.Store) images.Store {
+	return verify.Guard(s, r.policy.Load, r.open, r.log)
 }
 
 // verifyRequest is what 'hako image verify' asks for, as JSON on standard input: the
@@ -76,11 +95,13 @@ type verifyRequest struct {
 	Access struct {
 		Username, Password, Token string
 		Anonymous, Insecure       bool
-		CertDir                   string
+		CertDir, AuthFile         string
 	}
 	Keys        []string
 	Identities  []verify.Identity
 	TrustedRoot string
+	TUFMirror   string
+	TUFRoot     string
 	Policy      string // configuration file
 	RegistryDir string
 }
@@ -114,7 +135,7 @@ func verifyImage(ctx context.Context, in io.Reader, out io.Writer) error {
 	var src transport.Source
 	switch ref.Kind {
 	case transport.Registry:
-		c := registry.New(registry.Options{Dir: q.RegistryDir, UserAgent: "hako/" + version.Version, Anonymous: q.Access.Anonymous, Insecure: q.Access.Insecure, CertDir: q.Access.CertDir})
+		c := registry.New(registry.Options{Dir: q.RegistryDir, UserAgent: "hako/" + version.Version, Anonymous: q.Access.Anonymous, Insecure: q.Access.Insecure, CertDir: q.Access.CertDir, AuthFile: q.Access.AuthFile})
 		repo, err := c.Repository(reference.TrimNamed(ref.Name), registry.Credentials{Username: q.Access.Username, Password: q.Access.Password, RegistryToken: q.Access.Token})
 		if err != nil {
 			return err
@@ -134,7 +155,7 @@ func verifyImage(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	rep := verifyReport{Name: ref.String(), Digest: d.Digest}
 	if q.Policy == "" {
-		rep.Signatures, err = verify.Verify(ctx, verify.Rule{Keys: q.Keys, Identities: q.Identities, TrustedRoot: q.TrustedRoot}, rep.Name, d.Digest, src)
+		rep.Signatures, err = verify.Verify(ctx, verify.Rule{Keys: q.Keys, Identities: q.Identities, TrustedRoot: q.TrustedRoot, TUFMirror: q.TUFMirror, TUFRoot: q.TUFRoot}, rep.Name, d.Digest, src)
 	} else {
 		rep, err = verifyByPolicy(ctx, rep, q, ref, d, src)
 	}
@@ -155,7 +176,7 @@ func verifyByPolicy(ctx context.Context, rep verifyReport, q verifyRequest, ref 
 	if err := cfg.load(q.Policy, true); err != nil {
 		return rep, err
 	}
-	policy, err := verify.NewPolicy(cfg.Verify)
+	policy, err := verify.NewPolicy(cfg.Verify, "")
 	if err != nil {
 		return rep, err
 	}

@@ -16,32 +16,44 @@ import (
 // guarded lets an image have a name only if the rules for the name let it be pulled.
 type guarded struct {
 	images.Store
-	p    *Policy
-	open func(reference.Named) (transport.Source, error)
-	log  *slog.Logger
+	rules func() *Policy
+	open  func(reference.Named) (transport.Source, error)
+	log   *slog.Logger
 }
 
 // Guard gives a store of image records for clients that fetch blobs themselves (ctr,
-// nerdctl) and then name what they fetched: for them, this is the pull. open gives the
-// repository of a name.
-func (p *Policy) Guard(s images.Store, open func(reference.Named) (transport.Source, error), log *slog.Logger) images.Store {
-	return &guarded{s, p, open, log}
+// nerdctl) and then name what they fetched: for them, this is the pull. Whether they did
+// fetch it is not to be seen, so the rules' Local does not count. rules gives those in force,
+// nil for none; open gives the repository of a name.
+func Guard(s images.Store, rules func() *Policy, open func(reference.Named) (transport.Source, error), log *slog.Logger) images.Store {
+	return &guarded{s, rules, open, log}
 }
 
 func (g *guarded) allow(ctx context.Context, name string, target ocispec.Descriptor) error {
+	p := g.rules()
+	if p == nil {
+		return nil
+	}
 	n, err := reference.ParseNormalizedNamed(name)
-	if err != nil || !g.p.Applies(n) {
+	if err != nil || !p.Applies(n) {
 		return nil // a name that no image can be pulled by is no matter of rules
 	}
-	if old, err := g.Store.Get(ctx, name); err == nil && old.Target.Digest == target.Digest {
-		return nil
+	records, err := g.Store.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, r := range records {
+		// By another tag, what the repository has given already.
+		if o, err := reference.ParseNormalizedNamed(r.Name); err == nil && r.Target.Digest == target.Digest && o.Name() == n.Name() {
+			return nil
+		}
 	}
 	src, err := g.open(n)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	_, warn, err := g.p.Check(ctx, n, target, src)
+	_, warn, err := p.Check(ctx, n, target, src)
 	if warn != nil {
 		g.log.Warn("image without a good signature is named: the rule only warns", "image", name, "digest", target.Digest, "error", warn)
 	}

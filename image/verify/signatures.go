@@ -48,6 +48,7 @@ type search struct {
 	r       *rule
 	src     transport.Source
 	want    digest.Digest
+	trusted root.TrustedMaterial // nil: none
 	found   int
 	reasons []string
 }
@@ -58,6 +59,12 @@ func (r *rule) check(ctx context.Context, name string, d digest.Digest, src tran
 		return nil, err
 	}
 	s := &search{r: r, src: src, want: d}
+	if r.trusted != nil {
+		var err error
+		if s.trusted, err = r.trusted.material(ctx); err != nil {
+			return nil, fmt.Errorf("verify %s: %w", name, err)
+		}
+	}
 	list, err := src.Referrers(ctx, d)
 	if err != nil {
 		return nil, fmt.Errorf("look for signatures of %s: %w", name, err)
@@ -281,7 +288,7 @@ func (s *search) byKey(b *bundle.Bundle, k key, artifact sigverify.ArtifactPolic
 	trusted := root.TrustedMaterialCollection{ours}
 	options := []sigverify.VerifierOption{sigverify.WithNoObserverTimestamps()}
 	if s.r.log {
-		trusted = append(trusted, s.r.trusted)
+		trusted = append(trusted, s.trusted)
 		options = []sigverify.VerifierOption{sigverify.WithTransparencyLog(1), sigverify.WithObserverTimestamps(1)}
 	}
 	v, err := sigverify.NewVerifier(trusted, options...)
@@ -298,13 +305,13 @@ func (s *search) byKey(b *bundle.Bundle, k key, artifact sigverify.ArtifactPolic
 // byIdentity checks a bundle with a certificate.
 func (s *search) byIdentity(b *bundle.Bundle, artifact sigverify.ArtifactPolicyOption) (*Signature, error) {
 	options := []sigverify.VerifierOption{sigverify.WithObserverTimestamps(1)}
-	if len(s.r.trusted.RekorLogs()) > 0 {
+	if len(s.trusted.RekorLogs()) > 0 {
 		options = append(options, sigverify.WithTransparencyLog(1))
 	}
-	if len(s.r.trusted.CTLogs()) > 0 {
+	if len(s.trusted.CTLogs()) > 0 {
 		options = append(options, sigverify.WithSignedCertificateTimestamps(1))
 	}
-	v, err := sigverify.NewVerifier(s.r.trusted, options...)
+	v, err := sigverify.NewVerifier(s.trusted, options...)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"context"
 	"crypto"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -38,6 +39,12 @@ const (
 	Reject  = "reject"  // nothing
 )
 
+// What a rule may say of images that did not come from the registry.
+const (
+	LocalSame   = "same"   // what the policy says
+	LocalAccept = "accept" // anything
+)
+
 // Any is the prefix that stands for every registry.
 const Any = "*"
 
@@ -51,9 +58,17 @@ type Rule struct {
 	Policy      string     `toml:"policy,omitempty"`       // "": require
 	Keys        []string   `toml:"keys,omitempty"`         // files with public keys (PEM)
 	Identities  []Identity `toml:"identities,omitempty"`   // of keyless signatures
-	TrustedRoot string     `toml:"trusted-root,omitempty"` // file: sigstore's trusted_root.json; needed for identities
+	TrustedRoot string     `toml:"trusted-root,omitempty"` // file: sigstore's trusted_root.json; needed for identities, unless a mirror has it
+	// TUFMirror is where trusted_root.json is kept up to date by The Update Framework: the
+	// address of a repository (https, http on this machine, or file); TUFRoot is the file
+	// root.json that it is trusted by, of any version.
+	TUFMirror string `toml:"tuf-mirror,omitempty"`
+	TUFRoot   string `toml:"tuf-root,omitempty"`
 	// Log asks for an entry in a transparency log of the trusted root for signatures by keys, too.
 	Log bool `toml:"transparency-log,omitempty"`
+	// Local is for images that are loaded, imported, committed or tagged under the prefix;
+	// "": same.
+	Local string `toml:"local,omitempty"`
 }
 
 // Identity is who signed without a key of their own. A value that begins with ~ is a
@@ -78,6 +93,7 @@ type Error struct {
 	Digest  digest.Digest
 	Prefix  string // of the rule
 	Rejects bool   // the rule takes no image at all
+	Local   bool   // it was not pulled, but is to have a name that the rule is for
 	Found   int    // signatures that were looked at
 	Reasons []string
 }
@@ -87,8 +103,12 @@ func (e *Error) Error() string {
 	if e.Prefix == "" {
 		where = "what was asked for"
 	}
+	what, local := "image "+e.Name, ""
+	if e.Local {
+		what, local = "the name "+e.Name+" for an image", `, or let what is made here have such names (local = "accept" in the rule)`
+	}
 	if e.Rejects {
-		return fmt.Sprintf("image %s is refused: %s takes no images", e.Name, where)
+		return fmt.Sprintf("%s is refused: %s takes no images%s", what, where, strings.Replace(local, ", or let", ": let", 1))
 	}
 	why := "it has no signature"
 	if e.Found > 0 {
@@ -97,8 +117,8 @@ func (e *Error) Error() string {
 	if len(e.Reasons) > 0 {
 		why += " (" + strings.Join(e.Reasons, "; ") + ")"
 	}
-	return fmt.Sprintf("image %s with digest %s is refused: %s, and %s requires one: have it signed (cosign sign --key KEY %s@%s), or change the rule ([verify] in hakod's configuration)",
-		e.Name, e.Digest, why, where, e.Name, e.Digest)
+	return fmt.Sprintf("%s with digest %s is refused: %s, and %s requires one: have it signed (cosign sign --key KEY %s@%s), or change the rule ([verify] in hakod's configuration)%s",
+		what, e.Digest, why, where, e.Name, e.Digest, local)
 }
 
 // Unwrap gives the class.
@@ -111,9 +131,10 @@ func (e *Error) SignatureRejected() bool { return true }
 type rule struct {
 	prefix     string
 	policy     string
+	local      bool // what was not pulled needs no signature
 	keys       []key
 	identities sigverify.CertificateIdentities
-	trusted    root.TrustedMaterial // nil: none
+	trusted    trust // nil: none
 	log        bool
 }
 
@@ -127,7 +148,9 @@ type Policy struct{ rules map[string]*rule }
 
 // NewPolicy reads the files that rules name. Prefixes are a registry, or a registry and the
 // beginning of a repository's path, up to a slash; "*" is every image.
-func NewPolicy(rules map[string]Rule) (*Policy, error) {
+//
+// cache is a folder for what mirrors of trusted roots have sent; "" keeps nothing.
+func NewPolicy(rules map[string]Rule, cache string) (*Policy, error) {
 	if len(rules) > maxRules {
 		return nil, fmt.Errorf("more than %d rules: %w", maxRules, errdefs.ErrResourceExhausted)
 	}
@@ -140,7 +163,7 @@ func NewPolicy(rules map[string]Rule) (*Policy, error) {
 		if p.rules[norm] != nil {
 			return nil, fmt.Errorf("verify: %q and %q are the same: %w", prefix, p.rules[norm].prefix, errdefs.ErrInvalidArgument)
 		}
-		if p.rules[norm], err = readRule(prefix, rules[prefix]); err != nil {
+		if p.rules[norm], err = readRule(prefix, rules[prefix], cache); err != nil {
 			return nil, fmt.Errorf("verify: %q: %w", prefix, err)
 		}
 	}
@@ -191,8 +214,11 @@ func normalDomain(d string) string {
 	return strings.TrimSuffix(d, ":443")
 }
 
-func readRule(prefix string, r Rule) (*rule, error) {
-	out := &rule{prefix: prefix, policy: r.Policy, log: r.Log}
+func readRule(prefix string, r Rule, cache string) (*rule, error) {
+	out := &rule{prefix: prefix, policy: r.Policy, local: r.Local == LocalAccept, log: r.Log}
+	if r.Local != "" && r.Local != LocalSame && r.Local != LocalAccept {
+		return nil, fmt.Errorf("local %q is neither %s nor %s: %w", r.Local, LocalSame, LocalAccept, errdefs.ErrInvalidArgument)
+	}
 	switch r.Policy {
 	case "":
 		out.policy = Require
@@ -223,7 +249,17 @@ func readRule(prefix string, r Rule) (*rule, error) {
 		if err != nil {
 			return nil, fmt.Errorf("trusted-root %s: %w: %w", r.TrustedRoot, err, errdefs.ErrInvalidArgument)
 		}
-		out.trusted = t
+		out.trusted = fileTrust{t}
+	}
+	if r.TUFMirror != "" || r.TUFRoot != "" {
+		if r.TrustedRoot != "" {
+			return nil, fmt.Errorf("trusted-root and tuf-mirror: choose one: %w", errdefs.ErrInvalidArgument)
+		}
+		m, err := newMirror(r.TUFMirror, r.TUFRoot, cache)
+		if err != nil {
+			return nil, err
+		}
+		out.trusted = m
 	}
 	checks := out.policy == Require || out.policy == Warn
 	switch {
@@ -232,7 +268,7 @@ func readRule(prefix string, r Rule) (*rule, error) {
 	case !checks && len(out.keys)+len(out.identities) > 0:
 		return nil, fmt.Errorf("policy %s takes no keys and no identities: %w", out.policy, errdefs.ErrInvalidArgument)
 	case out.trusted == nil && (len(out.identities) > 0 || out.log):
-		return nil, fmt.Errorf("identities and transparency-log need trusted-root, the file trusted_root.json of the sigstore that signs (cosign trusted-root create): %w", errdefs.ErrInvalidArgument)
+		return nil, fmt.Errorf("identities and transparency-log need trusted-root, the file trusted_root.json of the sigstore that signs (cosign trusted-root create), or tuf-mirror and tuf-root: %w", errdefs.ErrInvalidArgument)
 	}
 	return out, nil
 }
@@ -331,9 +367,39 @@ func (p *Policy) Check(ctx context.Context, name reference.Named, d ocispec.Desc
 	return sig, nil, err
 }
 
+// CheckLocal decides whether an image that was not pulled by a name (it was loaded,
+// imported, committed, or has another name) may have it. It is as Check; open gives the
+// repository, and is only called if that has to be asked.
+func (p *Policy) CheckLocal(ctx context.Context, name reference.Named, d ocispec.Descriptor, open func(reference.Named) (transport.Source, error)) (sig []Signature, warn error, err error) {
+	r := p.find(name)
+	if r == nil || r.policy == Accept || r.local {
+		return nil, nil, nil
+	}
+	if r.policy != Reject {
+		src, err := open(name)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer src.Close()
+		sig, warn, err = p.Check(ctx, name, d, src)
+		return sig, warn, local(err)
+	}
+	sig, warn, err = p.Check(ctx, name, d, nil)
+	return sig, warn, local(err)
+}
+
+// local says in a refusal that it is about a name.
+func local(err error) error {
+	var refused *Error
+	if errors.As(err, &refused) {
+		refused.Local = true
+	}
+	return err
+}
+
 // Verify checks by one rule, whatever the name.
 func Verify(ctx context.Context, want Rule, name string, d digest.Digest, src transport.Source) ([]Signature, error) {
-	r, err := readRule("", want)
+	r, err := readRule("", want, "")
 	if err != nil {
 		return nil, err
 	}

@@ -15,12 +15,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -74,6 +78,8 @@ func (p *place) Blob(_ context.Context, d ocispec.Descriptor, _ int64) (io.ReadC
 func (p *place) Referrers(context.Context, digest.Digest) ([]ocispec.Descriptor, error) {
 	return p.refs, p.fail
 }
+
+func (p *place) Close() error { return nil }
 
 func (p *place) manifest(t *testing.T, artifact string, layers ...ocispec.Descriptor) ocispec.Descriptor {
 	t.Helper()
@@ -376,7 +382,7 @@ func TestScopes(t *testing.T) {
 	p, err := NewPolicy(map[string]Rule{
 		"registry.example.com/team": require, "registry.example.com/team/open": {Policy: Accept}, "registry.example.com/no": {Policy: Reject},
 		"docker.io/library": require, "Warn.example.com": {Policy: Warn, Keys: []string{key.file}}, "localhost:5000": require,
-	})
+	}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +412,7 @@ func TestScopes(t *testing.T) {
 			t.Errorf("%s: %v %v %v", name, sig, warn, err)
 		}
 	}
-	p, err = NewPolicy(map[string]Rule{Any: {Policy: Reject}, "docker.io": {Policy: Accept}})
+	p, err = NewPolicy(map[string]Rule{Any: {Policy: Reject}, "docker.io": {Policy: Accept}}, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,6 +422,102 @@ func TestScopes(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+}
+
+// TestLocalNames holds what a rule says of images that were not pulled, and that the store of
+// containerd's clients asks the rules that are in force.
+func TestLocalNames(t *testing.T) {
+	t.Parallel()
+	key := newSigner(t)
+	policy := func(rules map[string]Rule) *Policy {
+		t.Helper()
+		p, err := NewPolicy(rules, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	p := policy(map[string]Rule{
+		"a.example": {Keys: []string{key.file}}, "a.example/made": {Keys: []string{key.file}, Local: LocalAccept}, "a.example/no": {Policy: Reject, Local: LocalSame},
+		"a.example/warn": {Policy: Warn, Keys: []string{key.file}}, "*": {Policy: Reject, Local: LocalAccept},
+	})
+	signed := newPlace()
+	signed.simple(t, image1, key, simplePayload(image1, simpleType))
+	for name, want := range map[string]struct{ refused, warned, asked bool }{
+		"a.example/x": {true, false, true}, "a.example/made/x": {}, "a.example/no/x": {true, false, false}, "a.example/warn/x": {false, true, true}, "b.example/x": {}, "alpine": {},
+	} {
+		n, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		asked := false
+		open := func(reference.Named) (transport.Source, error) { asked = true; return signed, nil }
+		_, warn, err := p.CheckLocal(context.Background(), n, ocispec.Descriptor{Digest: image2}, open)
+		e := refusal(err)
+		if (e != nil) != want.refused || (warn != nil) != want.warned || asked != want.asked {
+			t.Errorf("%s: %v %v, asked: %v", name, err, warn, asked)
+		}
+		if e != nil && (!e.Local || !strings.Contains(err.Error(), "the name "+name) || !strings.Contains(err.Error(), `local = "accept"`)) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if want.asked {
+			if sig, warn, err := p.CheckLocal(context.Background(), n, ocispec.Descriptor{Digest: image1}, open); err != nil || warn != nil || len(sig) != 1 {
+				t.Errorf("%s, signed: %v %v %v", name, sig, warn, err)
+			}
+		}
+		// When it is pulled, Local means nothing.
+		if _, _, err := p.Check(context.Background(), n, ocispec.Descriptor{Digest: image2}, signed); (refusal(err) != nil) != (name != "a.example/warn/x") {
+			t.Errorf("pull %s: %v", name, err)
+		}
+	}
+
+	mem := &records{byName: map[string]images.Image{}}
+	var now *Policy
+	g := Guard(mem, func() *Policy { return now }, func(reference.Named) (transport.Source, error) { return signed, nil }, slog.New(slog.DiscardHandler))
+	create := func(name string, d digest.Digest) error {
+		_, err := g.Create(context.Background(), images.Image{Name: name, Target: ocispec.Descriptor{Digest: d}})
+		return err
+	}
+	if err := create("a.example/x:0", image2); err != nil {
+		t.Errorf("without rules: %v", err)
+	}
+	now = p
+	for name, want := range map[string]struct {
+		d  digest.Digest
+		ok bool
+	}{
+		"a.example/x:1": {image1, true}, "a.example/x:2": {image2, true}, // what :0 had before there were rules
+		"a.example/y:1": {image2, false}, "a.example/made/x:1": {image2, false}, "a.example/made/x:2": {image1, true}, "no reference": {image2, true},
+	} {
+		if err := create(name, want.d); want.ok != (err == nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := g.Update(context.Background(), images.Image{Name: "a.example/made/x:2", Target: ocispec.Descriptor{Digest: image2}}, "target"); refusal(err) == nil {
+		t.Errorf("update: %v", err)
+	}
+	if _, err := g.Update(context.Background(), images.Image{Name: "a.example/made/x:2", Target: ocispec.Descriptor{Digest: image2}}, "labels"); err != nil {
+		t.Errorf("update of labels: %v", err)
+	}
+}
+
+// records are image records in memory.
+type records struct {
+	images.Store
+	byName map[string]images.Image
+}
+
+func (r *records) List(context.Context, ...string) ([]images.Image, error) {
+	return slices.Collect(maps.Values(r.byName)), nil
+}
+
+func (r *records) Create(_ context.Context, i images.Image) (images.Image, error) {
+	r.byName[i.Name] = i
+	return i, nil
+}
+
+func (r *records) Update(_ context.Context, i images.Image, _ ...string) (images.Image, error) {
+	return i, nil
 }
 
 func TestBadRules(t *testing.T) {
@@ -428,6 +530,10 @@ func TestBadRules(t *testing.T) {
 	require := Rule{Keys: []string{key.file}}
 	for name, rules := range map[string]map[string]Rule{
 		"no keys":               {"a.example": {}},
+		"a mirror without root": {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "https://tuf.example.com"}},
+		"a mirror in the open":  {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "http://tuf.example.com", TUFRoot: key.file}},
+		"a root that is none":   {"a.example": {Identities: []Identity{{"i", "s"}}, TUFMirror: "https://tuf.example.com", TUFRoot: key.file}},
+		"unknown local":         {"a.example": {Keys: []string{key.file}, Local: "maybe"}},
 		"unknown policy":        {"a.example": {Policy: "maybe"}},
 		"keys without use":      {"a.example": {Policy: Accept, Keys: []string{key.file}}},
 		"identity without root": {"a.example": {Identities: []Identity{{"i", "s"}}}},
@@ -444,7 +550,7 @@ func TestBadRules(t *testing.T) {
 		"twice":                 {"a.example": require, "A.example:443": require},
 		"empty":                 {"": require},
 	} {
-		if _, err := NewPolicy(rules); err == nil {
+		if _, err := NewPolicy(rules, ""); err == nil {
 			t.Errorf("%s: was taken", name)
 		}
 	}
@@ -462,7 +568,7 @@ func FuzzSignature(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, body []byte, sig, cert, bundle string) {
 		for _, log := range []bool{false, true} {
-			s := &search{r: &rule{keys: []key{{"k", v}}, log: log, trusted: &root.BaseTrustedMaterial{}}, want: image1}
+			s := &search{r: &rule{keys: []key{{"k", v}}, log: log}, trusted: &root.BaseTrustedMaterial{}, want: image1}
 			if got, err := s.bundle(body); err == nil {
 				t.Errorf("%+v", got)
 			}

@@ -16,23 +16,28 @@ import (
 
 const (
 	// freezeFor bounds Freeze: a process that forks without pause, or one in
-	// uninterruptible sleep, can keep a v1 cgroup from ever being frozen.
-	freezeFor = 3 * time.Second
-	// redoAfter is how long one attempt to freeze on v1 gets before processes are let
-	// go for a moment: what waits for a frozen one (vfork(2), a FUSE server) can only
-	// then get to where it can be frozen.
+	// uninterruptible sleep, can keep a v1 cgroup from ever being frozen. On a machine
+	// that is very busy each process waits for its turn to stop.
+	freezeFor = 15 * time.Second
+	// freezeToKill is the same where to kill does not depend on it.
+	freezeToKill = 3 * time.Second
+	// redoAfter is how long the first attempt to freeze on v1 gets before processes are
+	// let go for a moment: what waits for a frozen one (vfork(2), a FUSE server) can only
+	// then get to where it can be frozen. Each further one gets twice as long.
 	redoAfter = 50 * time.Millisecond
 )
 
 // Freeze stops all processes of the cgroup, and those below it, and returns when all
 // have stopped. If they do not within some seconds it lets them run again and gives an
 // errdefs.ErrUnavailable.
-func (c *Cgroup) Freeze() error {
+func (c *Cgroup) Freeze() error { return c.freeze(freezeFor) }
+
+func (c *Cgroup) freeze(limit time.Duration) error {
 	var err error
 	if c.byV2("cgroup.freeze") {
-		err = freezeV2(c.v2)
+		err = freezeV2(c.v2, limit)
 	} else if dir, ok := c.v1["freezer"]; ok {
-		err = freezeV1(dir)
+		err = freezeV1(dir, limit)
 	} else if c.Exists() {
 		err = &MissingError{"freezer", "freezing"}
 	} else {
@@ -63,7 +68,7 @@ func (c *Cgroup) byV2(file string) bool {
 	return true
 }
 
-func freezeV2(dir string) error {
+func freezeV2(dir string, limit time.Duration) error {
 	if err := writeFile(dir+"/cgroup.freeze", "1"); err != nil {
 		return err
 	}
@@ -73,7 +78,7 @@ func freezeV2(dir string) error {
 	}
 	defer unix.Close(fd)
 	buf := make([]byte, 512)
-	for deadline := time.Now().Add(freezeFor); ; {
+	for deadline := time.Now().Add(limit); ; {
 		n, err := unix.Pread(fd, buf, 0)
 		if err != nil {
 			return fmt.Errorf("read %s/cgroup.events: %w", dir, err)
@@ -91,14 +96,15 @@ func freezeV2(dir string) error {
 	}
 }
 
-func freezeV1(dir string) error {
+func freezeV1(dir string, limit time.Duration) error {
 	state := dir + "/freezer.state"
-	for deadline := time.Now().Add(freezeFor); ; {
+	deadline := time.Now().Add(limit)
+	for attempt := redoAfter; ; attempt *= 2 {
 		if err := writeFile(state, "FROZEN"); err != nil {
 			return err
 		}
 		pause := 10 * time.Microsecond
-		for redo := time.Now().Add(redoAfter); time.Now().Before(redo); pause = min(2*pause, 5*time.Millisecond) {
+		for redo := time.Now().Add(min(attempt, time.Until(deadline))); time.Now().Before(redo); pause = min(2*pause, 5*time.Millisecond) {
 			s, err := readString(state)
 			if err != nil {
 				return err
@@ -114,7 +120,7 @@ func freezeV1(dir string) error {
 		if time.Now().After(deadline) {
 			return fmt.Errorf("processes do not stop: %w", errdefs.ErrUnavailable)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(attempt / 50)
 	}
 }
 
@@ -237,7 +243,7 @@ func (c *Cgroup) killByList() error {
 			_ = writeFile(c.v2+"/cgroup.freeze", "0")
 		}
 	}()
-	_ = c.Freeze() // without it, the rounds below have to do
+	_ = c.freeze(freezeToKill) // without it, the rounds below have to do
 	sent := map[int]bool{}
 	for range killRounds {
 		pids, err := c.AllProcs()

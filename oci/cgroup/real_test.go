@@ -23,6 +23,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// hangLimit ends what hangs. Nothing is measured by it.
+const hangLimit = 5 * time.Minute
+
 // childEnv makes a copy of the test binary do something inside a cgroup.
 const childEnv = "HAKO_TEST_CGROUP_CHILD"
 
@@ -270,13 +273,9 @@ func TestRealApply(t *testing.T) {
 		{CPU: &specs.LinuxCPU{Shares: ptr(uint64(4000)), Period: ptr(uint64(1<<64 - 1))}},
 		{Memory: &specs.LinuxMemory{Limit: ptr(int64(1 << 30)), Swap: ptr(int64(1 << 30))}, Pids: &specs.LinuxPids{Limit: ptr(int64(1<<63 - 1))}},
 	} {
-		began := time.Now()
 		err := c.Apply(bad)
 		if !errors.Is(err, errdefs.ErrInvalidArgument) && !errors.Is(err, errdefs.ErrFailedPrecondition) {
 			t.Errorf("error is %v", err)
-		}
-		if d := time.Since(began); d > time.Second {
-			t.Errorf("%v took %v", err, d)
 		}
 		t.Log(err)
 	}
@@ -415,7 +414,7 @@ func TestRealDoors(t *testing.T) {
 	for _, f := range files {
 		f.Close()
 	}
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(hangLimit)
 	for _, f := range files {
 		want := itoa(int64(p.Process.Pid))
 		for {
@@ -474,7 +473,7 @@ func TestRealFreeze(t *testing.T) {
 			}
 			return s.CPU.Total
 		}
-		for deadline := time.Now().Add(5 * time.Second); cpu() == 0; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(hangLimit); cpu() == 0; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("does not run")
 			}
@@ -500,23 +499,19 @@ func TestRealFreeze(t *testing.T) {
 				t.Errorf("frozen: %v, %v", frozen, err)
 			}
 		}
-		for deadline := time.Now().Add(5 * time.Second); cpu() == before; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(hangLimit); cpu() == before; time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("does not run again")
 			}
 		}
-		// Also a frozen one dies at once.
+		// Also a frozen one dies.
 		if err := c.Freeze(); err != nil {
 			t.Fatal(err)
 		}
-		began := time.Now()
 		if err := c.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		_ = p.Wait()
-		if d := time.Since(began); d > time.Second {
-			t.Errorf("took %v to die", d)
-		}
 	})
 }
 
@@ -550,7 +545,7 @@ func TestRealKillTree(t *testing.T) {
 			t.Fatal(err)
 		}
 		p.ask(t)
-		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(hangLimit); ; time.Sleep(time.Millisecond) {
 			if pids, err := c.AllProcs(); err != nil || len(pids) > 15 {
 				break
 			}
@@ -588,7 +583,7 @@ func TestRealOOM(t *testing.T) {
 	t.Parallel()
 	c := real(t)
 	needs(t, c, "memory")
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), hangLimit)
 	defer cancel()
 	if err := c.Apply(&specs.LinuxResources{Memory: &specs.LinuxMemory{Limit: ptr(int64(24 << 20)), Swap: ptr(int64(24 << 20))}}); err != nil {
 		t.Fatal(err)
@@ -652,7 +647,7 @@ func TestRealStats(t *testing.T) {
 	}
 	p.ask(t)
 	var s *Stats
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(5 * time.Millisecond) {
 		var err error
 		if s, err = c.Stats(); err != nil {
 			t.Fatal(err)

@@ -21,6 +21,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/internal/erofs"
 )
 
 // Images is how many images the registry has.
@@ -113,12 +115,25 @@ func layerTar(seed uint64, size int) []byte {
 	return buf.Bytes()
 }
 
-// CheckLayers reads the files of unpacked layers below a daemon's root, and gives those
-// that do not hold what their names say.
+// CheckLayers reads the files of unpacked layers below a daemon's root, in folders and in EROFS
+// images, and gives those that do not hold what their names say, and images that cannot be mounted.
 func CheckLayers(root string) (torn []string, files int, err error) {
 	dirs, err := filepath.Glob(filepath.Join(root, "*", "snapshots", "*", "fs"))
 	if err != nil {
 		return nil, 0, err
+	}
+	images, err := filepath.Glob(filepath.Join(root, "*", "snapshots", "*", "layer.erofs"))
+	if err != nil {
+		return nil, 0, err
+	}
+	for _, image := range images {
+		m, err := erofs.Mount(image)
+		if err != nil {
+			torn = append(torn, fmt.Sprintf("%s: %v", image, err))
+			continue
+		}
+		defer m.Close()
+		dirs = append(dirs, fmt.Sprintf("/proc/self/fd/%d/.", m.Fd()))
 	}
 	for _, dir := range dirs {
 		err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {

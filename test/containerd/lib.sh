@@ -20,6 +20,7 @@ enter() {
 	HAKO_WORLD=$w HAKO_BUSYBOX=$busybox unshare --net --mount --ipc --pid --fork --kill-child --mount-proc --propagation slave "$@" || code=$?
 	# Groups of processes that are gone; all of them are in the namespaces' names.
 	find /sys/fs/cgroup -mindepth 2 -depth -type d \( -path '*/hw-*' -o -path '*/testing*' -o -path '*/tracing*' -o -path '*/buildkit*' -o -path '*/containerd/shim' -o -path '*/containerd/oomshim' \) -exec rmdir {} + 2>/dev/null || true
+	if [ -s "$w/cgroups" ]; then while read -r c; do rmdir /sys/fs/cgroup/*/"$c" 2>/dev/null || true; done <"$w/cgroups"; fi
 	rm -rf --one-file-system "$w"
 	exit $code
 }
@@ -61,6 +62,12 @@ wrapper() {
 		# How often the restart monitor looks.
 		if grep -qs monitor.container.v1.restart "$config"; then
 			sed -n 's/^[[:space:]]*interval = /restart-interval = /p' "$config" >"$state/hako.toml"
+		fi
+		# The cgroup of the daemon, which nobody removes.
+		cgroup=$(sed -n '/^\[cgroup\]/,/^\[[^c]/s/^[[:space:]]*path = "\/*\(.*\)"/\1/p' "$config" 2>/dev/null)
+		if [ -n "$cgroup" ]; then
+			echo "cgroup-path = \"/$cgroup\"" >>"$state/hako.toml"
+			echo "$cgroup" >>"$HAKO_WORLD/cgroups"
 		fi
 		# Daemons of one world want bridges of their own.
 		exec hakod --config "$state/hako.toml" --root "$root" --state "$state" --containerd-socket "$address" --docker-socket "" --cri-socket "" --log-level debug \

@@ -118,8 +118,8 @@ func freeAddress(t *testing.T) string {
 	return l.Addr().String()
 }
 
-// start runs a program until the test ends.
-func start(t *testing.T, ready func() bool, name string, args ...string) {
+// start runs a program until the test ends. It gives it and the file of its log.
+func start(t *testing.T, ready func() bool, name string, args ...string) (*os.Process, string) {
 	t.Helper()
 	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	if err != nil {
@@ -145,6 +145,7 @@ func start(t *testing.T, ready func() bool, name string, args ...string) {
 			t.Fatalf("%s does not come up", name)
 		}
 	}
+	return cmd.Process, log.Name()
 }
 
 // registry runs Debian's docker-registry.
@@ -169,6 +170,13 @@ func registry(t *testing.T) string {
 // hakod runs a daemon with further lines of configuration, and gives its Docker socket.
 func hakod(t *testing.T, config string) string {
 	t.Helper()
+	host, _ := reloadable(t, config)
+	return host
+}
+
+// reloadable is a hakod that can be given another configuration while it runs.
+func reloadable(t *testing.T, config string) (host string, reload func(config string)) {
+	t.Helper()
 	dir, err := os.MkdirTemp(workDir, "d")
 	if err != nil {
 		t.Fatal(err)
@@ -185,8 +193,29 @@ func hakod(t *testing.T, config string) string {
 			t.Errorf("hakod cleanup: %v\n%s", err, out)
 		}
 	})
-	start(t, func() bool { _, err := os.Stat(sock); return err == nil }, filepath.Join(workDir, "hakod"), flags...)
-	return "unix://" + sock
+	daemon, log := start(t, func() bool { _, err := os.Stat(sock); return err == nil }, filepath.Join(workDir, "hakod"), flags...)
+	reloads := func() int {
+		b, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Count(string(b), "configuration reloaded")
+	}
+	return "unix://" + sock, func(config string) {
+		t.Helper()
+		before := reloads()
+		if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := daemon.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(60 * time.Second); reloads() == before; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("hakod does not reload its configuration")
+			}
+		}
+	}
 }
 
 // layoutImage writes an image for two platforms as an OCI layout, with name v1, and gives the

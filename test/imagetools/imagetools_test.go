@@ -270,7 +270,8 @@ func TestPullPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := fmt.Sprintf("[verify.%q]\npolicy = \"require\"\nkeys = [%q]\n[verify.%q]\npolicy = \"accept\"\n", reg+"/team", pub, reg+"/team/open")
-	u.env = append(u.env, "HAKO_HOST="+hakod(t, config))
+	host, reload := reloadable(t, config)
+	u.env = append(u.env, "HAKO_HOST="+host)
 	src, top := layoutImage(t, 20_000)
 	other, _ := layoutImage(t, 30_000)
 	good, bad := "docker://"+reg+"/team/app", "docker://"+reg+"/team/bad"
@@ -328,7 +329,7 @@ func TestPullPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_, err = cri.NewImageServiceClient(conn).PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: reg + "/team/bad:1"}})
 	if s, _ := status.FromError(err); !strings.HasPrefix(s.Message(), "SignatureValidationFailed") {
@@ -342,6 +343,24 @@ func TestPullPolicy(t *testing.T) {
 		u.fails("is refused", ctr, "-a", sock, "-n", "k8s.io", "image", "pull", "--plain-http", reg+"/team/bad:1")
 		u.fails("is refused", ctr, "-a", sock, "-n", "k8s.io", "image", "tag", "example.com/free:1", reg+"/team/bad:1")
 	}
+	// What did not come from the registry: tagged, loaded, committed, imported.
+	u.fails("the name "+reg+"/team/bad for an image", "hako", "tag", "example.com/free:1", reg+"/team/bad:1")
+	u.run("hako", "image", "copy", "oci:"+other+":v1", "docker-archive:"+filepath.Join(dir, "bad.tar")+":"+reg+"/team/bad:1")
+	u.fails("is refused", "hako", "load", "-i", filepath.Join(dir, "bad.tar"))
+	u.run("hako", "create", "--name", "made", reg+"/other/x:1", "/run")
+	u.fails("is refused", "hako", "commit", "made", reg+"/team/bad:1")
+	if out := u.run("hako", "images", "-q", reg+"/team/bad"); out != "" {
+		t.Errorf("it has the name: %s", out)
+	}
+	u.run("hako", "tag", app+"@"+top.String(), app+":again") // what the repository gave already
+	// The rules change while the daemon runs.
+	reload(config + "[verify.'example.com']\npolicy = 'reject'\n")
+	u.fails("is refused", "hako", "tag", reg+"/other/x:1", "example.com/new:1")
+	reload(strings.Replace(config, "keys", "local = 'accept'\nkeys", 1))
+	u.run("hako", "commit", "made", reg+"/team/bad:1")
+	u.fails("is refused", "hako", "pull", reg+"/team/bad:1")
+	reload("")
+	u.run("hako", "pull", reg+"/team/bad:1")
 }
 
 // TestLogin keeps credentials where docker does, and uses them.

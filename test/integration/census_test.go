@@ -211,7 +211,7 @@ func (c census) diff(before census) (out []string) {
 // expectCensus waits until nothing is there that was not there before: what ends
 // asynchronously has a moment to do so.
 func (n *node) expectCensus(before census) error {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(hangLimit)
 	for {
 		now, err := n.census()
 		if err != nil {

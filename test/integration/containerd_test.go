@@ -44,7 +44,7 @@ func ownContainerd(t *testing.T) (*node, *ctrd) {
 
 func connectContainerd(t *testing.T, n *node, socket string) *ctrd {
 	t.Helper()
-	c, err := client.New(socket, client.WithTimeout(10*time.Second))
+	c, err := client.New(socket, client.WithTimeout(hangLimit))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +85,7 @@ func (c *ctrd) container(id string, opts []oci.SpecOpts, more ...client.NewConta
 		c.t.Fatal(err)
 	}
 	c.t.Cleanup(func() {
-		cx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "k8s.io"), 20*time.Second)
+		cx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), "k8s.io"), hangLimit)
 		defer cancel()
 		if task, err := ctr.Task(cx, nil); err == nil {
 			_, _ = task.Delete(cx, client.WithProcessKill)
@@ -133,7 +133,7 @@ type topics struct {
 }
 
 func (c *ctrd) watch() *topics {
-	cx, cancel := context.WithCancel(c.shared())
+	cx, cancel := context.WithCancel(namespaces.WithNamespace(context.Background(), "k8s.io"))
 	c.t.Cleanup(cancel)
 	ch, _ := c.EventService().Subscribe(cx, `topic~="^/tasks/"`)
 	ts := &topics{list: map[string][]string{}}
@@ -147,7 +147,15 @@ func (c *ctrd) watch() *topics {
 			}
 		}
 	}()
-	time.Sleep(100 * time.Millisecond) // the subscription has no answer of its own
+	// The subscription has no answer of its own.
+	eventually(c.t, "the subscription", func() bool {
+		if err := c.EventService().Publish(cx, "/tasks/oom", &eventsapi.TaskOOM{ContainerID: "probe"}); err != nil {
+			c.t.Fatal(err)
+		}
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		return len(ts.list["probe"]) > 0
+	})
 	return ts
 }
 
@@ -186,14 +194,17 @@ func (ts *topics) take(e *events.Envelope) {
 func (ts *topics) expect(t *testing.T, key string, want ...string) {
 	t.Helper()
 	var got []string
-	for range 100 {
+	for deadline := time.Now().Add(hangLimit); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		ts.mu.Lock()
 		got = slices.Clone(ts.list[key])
 		ts.mu.Unlock()
+		// More than is wanted does not become less.
 		if slices.Equal(got, want) {
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
+		if len(got) >= len(want) {
+			break
+		}
 	}
 	t.Errorf("events of %s: %v, want %v", key, got, want)
 }
@@ -314,7 +325,7 @@ func TestContainerdTask(t *testing.T) {
 	}
 	syscall.Kill(int(other.Pid()), syscall.SIGTERM)
 	syscall.Kill(int(other.Pid()), syscall.SIGKILL)
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "the end of the task", func() bool { return syscall.Kill(int(other.Pid()), 0) == syscall.ESRCH })
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -341,7 +352,7 @@ func TestContainerdTask(t *testing.T) {
 		if r.ExitCode() != 137 {
 			t.Errorf("exit of a task whose shim died: %d, %v", r.ExitCode(), r.Error())
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(hangLimit):
 		t.Error("nobody tells of the end of a task whose shim died")
 	}
 	ts.expect(t, "long", "exit", "delete")

@@ -60,6 +60,9 @@ var binaries = sync.OnceValue(func() error {
 	return nil
 })
 
+// hangLimit ends what hangs. Nothing is measured by it: an emulated machine on a busy one takes its time.
+const hangLimit = 5 * time.Minute
+
 // needs skips a test, by name, on a machine that lacks what it takes.
 func needs(t *testing.T, commands ...string) {
 	t.Helper()
@@ -200,7 +203,7 @@ func (n *node) start() error {
 	}
 	n.exited = make(chan error, 1)
 	go func(cmd *exec.Cmd, exited chan error) { exited <- cmd.Wait() }(n.cmd, n.exited)
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(hangLimit)
 	for {
 		code, _, err := n.request("GET", "/_ping", nil)
 		if err == nil && code == 200 {
@@ -235,7 +238,7 @@ func (n *node) signal(sig syscall.Signal) error {
 			return nil
 		}
 		return err
-	case <-time.After(20 * time.Second):
+	case <-time.After(hangLimit):
 		return fmt.Errorf("hakod goes on after %v\n%s", sig, n.logTail())
 	}
 }
@@ -319,7 +322,7 @@ func clip(s string) string {
 	return s
 }
 
-const commandTimeout = 60 * time.Second
+const commandTimeout = hangLimit
 
 // command makes a command line for this daemon.
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
@@ -383,13 +386,27 @@ func (n *node) name(t *testing.T, suffix string) string {
 // eventually waits for a condition that another process brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	deadline := time.Now().Add(hangLimit)
 	for !ok() {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for: %s", what)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// awaitEnd waits until a container has ended, whether the daemon runs or not: its shim has written that down, or the
+// daemon has, and then removes what the shim wrote.
+func (n *node) awaitEnd(t *testing.T, id string) {
+	t.Helper()
+	bundle := filepath.Join(n.dir, "run", "containers", id)
+	eventually(t, "the end of container "+id, func() bool {
+		if _, err := os.Lstat(bundle); errors.Is(err, os.ErrNotExist) {
+			return true
+		}
+		_, err := os.Lstat(filepath.Join(bundle, "exit.json"))
+		return err == nil
+	})
 }
 
 // killProcess ends a process of this test's daemon.

@@ -193,9 +193,7 @@ func TestPodCheckpoint(t *testing.T) {
 		}
 		t.Skipf("needs CRIU: %s", t.Name())
 	}
-	if out, err := exec.Command("criu", "check").CombinedOutput(); err != nil {
-		t.Skipf("needs a CRIU that knows this kernel: %s: %.200s", t.Name(), out)
-	}
+	needsCRIU(t)
 	for k.sh(id, "cat /dev/shm/count 2>/dev/null || echo 0") == "0" {
 		time.Sleep(50 * time.Millisecond)
 	}

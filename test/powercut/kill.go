@@ -16,8 +16,9 @@ import (
 	"github.com/hako-engine/hako/test/chaos"
 )
 
-// bootLimit is how long a machine may take until its daemon has told what it has.
-const bootLimit = 10 * time.Minute
+// bootLimit ends a machine that hangs before its daemon has told what it has. Emulation on a
+// busy host may take minutes to get there.
+const bootLimit = 30 * time.Minute
 
 // errNoBoot marks a machine that did not come as far as the daemon: emulation on a busy host
 // has such. Nothing of ours has run, or its end counts as a power cut.
@@ -57,7 +58,7 @@ func kills(ctx context.Context, s settings, n int) error {
 	rng := rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	model := &chaos.Model{}
 	bad, early, began := 0, 0, time.Now()
-	failedBoots := 0
+	failedBoots, toBoot := 0, 8*time.Second
 	for i := 0; i <= n; i++ { // the last time only to look
 		d.powerOn()
 		m, err := s.boot(ctx, "kill", "-drive", "file=nbd+unix:///?socket="+socket+",format=raw,if=none,id=disk,cache=writeback", "-device", "virtio-blk-pci,drive=disk")
@@ -67,9 +68,10 @@ func kills(ctx context.Context, s settings, n int) error {
 		// One in eight dies before it is up: in the journal's recovery, the daemon's start, the check.
 		var soon <-chan time.Time
 		if i > 0 && i < n && rng.IntN(8) == 0 {
-			soon = time.After(time.Duration(rng.Int64N(int64(8 * time.Second))))
+			soon = time.After(time.Duration(rng.Int64N(int64(toBoot))))
 		}
-		wrong, up, err := s.oneLife(ctx, m, d, model, rng, soon, i == n)
+		booted := time.Now()
+		wrong, up, err := s.oneLife(ctx, m, d, model, rng, soon, i == n, func() { toBoot = time.Since(booted) })
 		m.kill()
 		if errors.Is(err, errNoBoot) && failedBoots < maxFailedBoots {
 			failedBoots++
@@ -122,7 +124,7 @@ func kills(ctx context.Context, s settings, n int) error {
 }
 
 // oneLife reads what a machine says until it is to die.
-func (s settings) oneLife(ctx context.Context, m *machine, d *disk, model *chaos.Model, rng *rand.Rand, soon <-chan time.Time, last bool) (wrong []string, up bool, err error) {
+func (s settings) oneLife(ctx context.Context, m *machine, d *disk, model *chaos.Model, rng *rand.Rand, soon <-chan time.Time, last bool, isUp func()) (wrong []string, up bool, err error) {
 	var g greeting
 	limit := time.After(bootLimit)
 	for !up {
@@ -142,6 +144,7 @@ func (s settings) oneLife(ctx context.Context, m *machine, d *disk, model *chaos
 			return nil, false, ctx.Err()
 		}
 	}
+	isUp()
 	wrong = g.verdict(model)
 	if last {
 		return wrong, true, nil

@@ -35,9 +35,9 @@ func (s settings) boot(ctx context.Context, name string, disk ...string) (*machi
 	}
 	m := &machine{lines: make(chan string, 1024), console: filepath.Join(s.work, name+".console"), files: []io.Closer{l}}
 	args := append([]string{
-		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max", "-machine", "q35", "-m", "1024", "-smp", "2",
+		"-accel", "tcg,thread=multi,tb-size=256", "-cpu", "max,cx16=off", "-machine", "q35", "-m", "1024", "-smp", "2",
 		"-display", "none", "-nodefaults", "-no-reboot", "-kernel", filepath.Join(s.image, "vmlinuz"), "-initrd", filepath.Join(s.work, "initrd.cpio"),
-		"-append", `console=ttyS0 quiet panic=-1 mitigations=off no_timer_check load="` + s.load + `"`,
+		"-append", `console=ttyS0 quiet panic=-1 mitigations=off no_timer_check snapshotter=` + s.snapshotter + ` load="` + s.load + `"`,
 		// The first disk is the one with the programs.
 		"-drive", "file=" + filepath.Join(s.work, "tools.ext4") + ",format=raw,if=none,id=tools,readonly=on", "-device", "virtio-blk-pci,drive=tools",
 		"-serial", "file:" + m.console,

@@ -38,6 +38,7 @@ func main() {
 type settings struct {
 	bin, image, work string
 	diskMB           int
+	snapshotter      string
 	load             string // arguments of the clients
 	verbose, lie     bool
 }
@@ -52,6 +53,7 @@ func run() error {
 	fs.StringVar(&s.image, "image", "", "folder that test/vm/image.sh printed; empty: ask it")
 	fs.StringVar(&s.work, "work", "", "folder for disks; empty: a temporary one in memory")
 	fs.IntVar(&s.diskMB, "disk", 256, "size of the disk, in MiB")
+	fs.StringVar(&s.snapshotter, "snapshotter", "overlayfs", "of the daemon: overlayfs, native, or erofs, for which KERNEL=backports\nmakes a machine that can (without it, through loop devices)")
 	fs.StringVar(&s.load, "load", "", "more arguments of test/chaos/load")
 	fs.BoolVar(&s.verbose, "v", false, "say what happens")
 	fs.BoolVar(&s.lie, "lie", false, "kill: a disk that forgets what was flushed. A control: something must be lost")
@@ -91,7 +93,7 @@ func run() error {
 }
 
 // modules are what the machine's kernel needs for a disk, a port, and hako.
-var modules = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4", "overlay"}
+var modules = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4", "overlay", "loop", "erofs"}
 
 // prepare makes the initrd, the disk with the programs, and the disk under test.
 func (s settings) prepare(ctx context.Context) error {

@@ -21,6 +21,12 @@ import (
 	"github.com/hako-engine/hako/test/chaos"
 )
 
+// These end what hangs. Nothing is measured by them.
+const (
+	recordLimit = 3 * time.Hour
+	lookLimit   = 20 * time.Minute // a daemon's start and check
+)
+
 // The log of QEMU's blklogwrites has the format of the kernel's dm-log-writes:
 // https://docs.kernel.org/admin-guide/device-mapper/log-writes.html
 const (
@@ -205,7 +211,7 @@ func record(ctx context.Context, s settings, flushes int) ([]placed, error) {
 	var entries []placed
 	var g greeting
 	up := false
-	limit := time.After(20 * time.Minute)
+	limit := time.After(recordLimit)
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -233,7 +239,7 @@ func record(ctx context.Context, s settings, flushes int) ([]placed, error) {
 			}
 		case <-limit:
 			n, _ := countFlushes(log)
-			return nil, fmt.Errorf("only %d flushes in 20 minutes\n%s", n, m.logs())
+			return nil, fmt.Errorf("only %d flushes in %v\n%s", n, recordLimit, m.logs())
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		}
@@ -322,7 +328,7 @@ func (s settings) look(ctx context.Context, worker int, image string, model *cha
 	}()
 	// As it lies there, before a daemon has put anything right.
 	args := []string{"--config", filepath.Join(dir, "none"), "--root", root, "--state", state, "--network", "builtin",
-		"--bridge-name", fmt.Sprintf("hkpc%d", worker), "--bridge-subnet", fmt.Sprintf("10.197.%d.0/24", worker), "--registry-dir", dir}
+		"--bridge-name", fmt.Sprintf("hkpc%d", worker), "--bridge-subnet", fmt.Sprintf("10.197.%d.0/24", worker), "--registry-dir", dir, "--snapshotter", s.snapshotter}
 	if _, err := os.Stat(filepath.Join(root, "meta.db")); err == nil {
 		wrong = append(wrong, s.offline(ctx, args)...)
 	}
@@ -341,7 +347,7 @@ func (s settings) look(ctx context.Context, worker int, image string, model *cha
 		_ = hakod.Wait()
 	}()
 	load := &chaos.Load{Socket: filepath.Join(state, "docker.sock")}
-	limit, cancel := context.WithTimeout(ctx, 3*time.Minute) // a busy machine
+	limit, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	g := greeting{}
 	if err := load.Ready(limit); err != nil {

@@ -7,19 +7,27 @@
 # an image is built once and again only when one of these has changed. Downloaded
 # packages stay in .cache/vm/debs. Needs root, debootstrap, busybox and mke2fs.
 # MIRROR names another Debian mirror, VM_CACHE another folder than .cache/vm.
+# KERNEL=backports takes the kernel of Debian's backports (6.12 or later, which mounts
+# EROFS from a file) instead of Debian 12's own; the folder is KEY-backports then.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${VM_CACHE:-$here/../../.cache/vm}
 suite=bookworm
 mirror=${MIRROR:-http://deb.debian.org/debian}
+kernel=${KERNEL:-stable}
+case $kernel in
+stable) of='' from=$suite ;;
+backports) of=-backports from=$suite-backports ;;
+*) echo "image.sh: KERNEL is $kernel, not stable or backports" >&2; exit 2 ;;
+esac
 packages=(
 	systemd systemd-sysv dbus apparmor kmod            # what boots
 	iproute2 nftables iptables procps util-linux-extra # what hako or its tests call
 	busybox-static jq strace attr socat curl uidmap libcap2-bin
-	runc crun criu                                     # peers, and checkpoints
+	runc crun criu containernetworking-plugins         # peers, checkpoints, pods on CNI
 )
 
-key=$(cat "$0" "$here"/guest/* | sha256sum | cut -c1-12)
+key=$(cat "$0" "$here"/guest/* | sha256sum | cut -c1-12)$of
 mkdir -p "$cache/debs"
 cache=$(cd "$cache" && pwd)
 out=$cache/$key
@@ -52,15 +60,16 @@ debootstrap --variant=minbase --cache-dir="$cache/debs" --include="$list" "$suit
 
 # The kernel is taken from its package without installing it: no boot loader, no
 # initramfs of a size that would be felt at each boot.
+[ "$from" = "$suite" ] || echo "deb $mirror $from main" >>"$root/etc/apt/sources.list"
 cat >"$root/kernel" <<'K'
 set -e
 apt-get update -qq
-p=$(apt-cache depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
+p=$(apt-cache -t "$1" depends linux-image-cloud-amd64 | awk '/Depends: linux-image/ { print $2; exit }')
 cd /tmp
 apt-get download -qq -o APT::Sandbox::User=root "$p"
 dpkg -x "$p"*.deb /tmp/kernel
 K
-chroot "$root" bash /kernel >>"$out/build.log" 2>&1 || fail "no kernel package"
+chroot "$root" bash /kernel "$from" >>"$out/build.log" 2>&1 || fail "no kernel package"
 rm -f "$root/kernel"
 image=$(echo "$root"/tmp/kernel/boot/vmlinuz-*)
 release=${image##*/vmlinuz-}
@@ -110,6 +119,7 @@ echo "$release" >"$out/complete"
 # Images of earlier versions of this script are of no use any more.
 for old in "$cache"/*/; do
 	old=${old%/}
+	case ${old##*/} in *-*) [ -n "$of" ] || continue ;; *) [ -z "$of" ] || continue ;; esac # of the other kernel
 	[ "$old" = "$out" ] || [ "$old" = "$cache/debs" ] || [ "$old" = "$tmp" ] || [ ! -e "$old/complete" ] || rm -rf "$old"
 done
 echo "$out"

@@ -4,17 +4,18 @@
 cd /tests || exit 1
 echo "kernel $(uname -r), PID 1 $(cat /proc/1/comm), $(stat -fc %T /sys/fs/cgroup), LSMs $(cat /sys/kernel/security/lsm)"
 failed=0
+exec 3>/dev/null
+[ -z "$VERBOSE" ] || exec 3>&1 # shown while it comes
 while read -r binary; do
 	dir=$(dirname "${binary#./}")
 	start=$EPOCHREALTIME
-	(cd "$dir" && "$PWD/test" -test.v -test.short -test.timeout "${TIMEOUT:-20m}" ${RUN:+-test.run "$RUN"}) >/tmp/log 2>&1
-	status=$?
+	(cd "$dir" && "$PWD/test" -test.v -test.short -test.timeout "${TIMEOUT:-2h}" ${RUN:+-test.run "$RUN"}) 2>&1 | tee /tmp/log >&3
+	status=${PIPESTATUS[0]}
 	took=$(awk "BEGIN { printf \"%.1fs\", $EPOCHREALTIME - $start }")
 	if [ $status -eq 0 ]; then
-		[ -z "$VERBOSE" ] || cat /tmp/log
 		echo "ok    $dir  $took  $(grep -c '^--- PASS' /tmp/log) passed"
 	else
-		if [ -n "$VERBOSE" ]; then cat /tmp/log; else grep -vE "^(=== |\s*--- (PASS|SKIP))|level=debug" /tmp/log | tail -n 200; fi
+		if [ -z "$VERBOSE" ]; then grep -vE "^(=== |\s*--- (PASS|SKIP))|level=debug" /tmp/log | tail -n 200; fi
 		echo "FAIL  $dir  $took"
 		failed=1
 	fi

@@ -61,7 +61,7 @@ mkfifo "$tmp/output"
 
 : "${console:=$tmp/console}"
 disk=format=raw,if=virtio
-nice timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi,tb-size=512 -cpu max -machine q35 \
+nice timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi,tb-size=512 -cpu max,cx16=off -machine q35 \
 	-m "$memory" -smp 2 -display none -nodefaults -no-reboot \
 	-kernel "$image/vmlinuz" -initrd "$image/initrd.gz" \
 	-append "console=ttyS0 quiet panic=-1 mitigations=off pci=nomsi apparmor=1 security=apparmor vm.init=$init $append" \

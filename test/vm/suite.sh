@@ -46,7 +46,7 @@ for mode in ${MODES:-minimal systemd}; do
 	[ "$mode" = minimal ] || flags=(-s)
 	[ -z "${APPEND:-}" ] || flags+=(-a "$APPEND")
 	echo "--- test VM, $mode mode"
-	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 3600 -f "$tmp/tests:/tests" \
+	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 14400 -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
 		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
 done

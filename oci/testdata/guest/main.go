@@ -225,7 +225,7 @@ func run(op string, next func() string) {
 	case "peek":
 		peek(next())
 	case "spawn": // leaves a process behind
-		p, err := os.StartProcess("/bin/guest", []string{"guest", "sleep", "100"}, &os.ProcAttr{Files: []*os.File{nil, os.Stdout}})
+		p, err := os.StartProcess("/bin/guest", []string{"guest", "sleep", "3600"}, &os.ProcAttr{Files: []*os.File{nil, os.Stdout}})
 		if err == nil {
 			p.Release()
 		}

@@ -19,6 +19,10 @@ import (
 	"github.com/hako-engine/hako/test/chaos"
 )
 
+// startLimit is how long the daemon may take until it has told what it has: there only to end
+// what hangs, also in an emulated machine on a busy one.
+const startLimit = 20 * time.Minute
+
 func main() {
 	socket := flag.String("socket", "/run/hako/docker.sock", "of the daemon")
 	root := flag.String("root", "/var/lib/hako", "of the daemon, for a look at layers' files")
@@ -46,7 +50,7 @@ func run(socket, root, listen string, clients, size int, pause time.Duration, re
 	}
 	go func() { _ = http.Serve(l, images) }() //nolint:gosec // loopback, for a test
 	load := &chaos.Load{Socket: socket, Registry: listen, Images: images, Clients: clients, Pause: pause, Journal: chaos.NewJournal(os.Stdout)}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
 	defer cancel()
 	if err := load.Ready(ctx); err != nil {
 		return fmt.Errorf("the daemon does not answer: %w", err)

@@ -1,0 +1,176 @@
+package engine
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// newGuestNode is a node whose tasks are those of guests.
+func newGuestNode(t *testing.T) *taskNode {
+	t.Helper()
+	n := newTaskNode(t)
+	n.ctx = shared(context.Background())
+	return n
+}
+
+// guest makes a container through containerd's API, from an image, with a running task.
+func (n *taskNode) guest(id, image string) *fakeTaskShim {
+	n.t.Helper()
+	_, err := n.e.ContainerStore().Create(n.ctx, containers.Container{
+		ID: id, Image: image, Labels: map[string]string{nerdctlName: id + "-name"},
+		Runtime: containers.RuntimeInfo{Name: RuntimeRunc}, Spec: &anypb.Any{TypeUrl: specType, Value: []byte("{}")},
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := n.e.CreateTask(n.ctx, id, TaskConfig{}); err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := n.e.StartTask(n.ctx, id, ""); err != nil {
+		n.t.Fatal(err)
+	}
+	return n.tasks.shim(n.bundleOf(id))
+}
+
+// TestGuestUsesImage: an image that a container of containerd's client was made from is in use for all.
+func TestGuestUsesImage(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	c := context.Background()
+	s := n.guest("g", testImage)
+	id := n.images.imgs[0].ID.String()
+	conflicts := func(when string, force bool, want string) {
+		t.Helper()
+		if _, err := n.e.RemoveImage(c, id, force, false); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: Docker removes its image: %v", when, err)
+		}
+	}
+	conflicts("while it runs", true, "running container g")
+	if _, err := n.e.RemoveImage(c, testImage, false, false); !errdefs.IsConflict(err) {
+		t.Errorf("by its name: %v", err)
+	}
+	if err := n.e.DropImage(c, testImage); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("the CRI removes its image: %v", err)
+	}
+	if !n.e.PinnedImages(c)[id] {
+		t.Error("the kubelet may collect its image")
+	}
+	if list, err := n.e.Images(c, nil); err != nil || len(list) != 1 || list[0].Containers != 1 {
+		t.Errorf("%+v, %v", list, err)
+	}
+	s.end(0)
+	if _, err := n.e.WaitTask(n.ctx, "g", ""); err != nil {
+		t.Fatal(err)
+	}
+	conflicts("after its end", false, "stopped container g")
+	if _, _, err := n.e.PruneImages(c, Filters{"dangling": {"false"}}); err != nil || len(n.images.imgs) != 1 {
+		t.Errorf("pruned, %v", err)
+	}
+	if err := n.e.RemoveContainer(c, "g", RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if n.e.PinnedImages(c)[id] {
+		t.Error("pinned by nobody")
+	}
+	if _, err := n.e.RemoveImage(c, id, false, false); err != nil {
+		t.Errorf("nobody uses it any more: %v", err)
+	}
+}
+
+// TestGuestEvents: Docker's clients hear of guests.
+func TestGuestEvents(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	c, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	events, err := n.e.Events(c, time.Time{}, time.Time{}, Filters{"container": {"g"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	hear := func(until string) {
+		t.Helper()
+		for ev := range events {
+			if ev.Attributes["name"] != "g-name" || ev.Attributes["image"] != testImage {
+				t.Errorf("%+v", ev)
+			}
+			if got = append(got, ev.Action+ev.Attributes["exitCode"]); got[len(got)-1] == until {
+				return
+			}
+		}
+		t.Fatalf("no %s after %v", until, got)
+	}
+	s := n.guest("g", testImage)
+	if err := n.e.PauseTask(n.ctx, "g"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.e.UnpauseContainer(c, "g"); err != nil { // Docker's word for it
+		t.Fatal(err)
+	}
+	s.end(3)
+	hear("die3")
+	if _, err := n.e.DeleteTask(n.ctx, "g"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.e.ContainerStore().Delete(n.ctx, "g"); err != nil {
+		t.Fatal(err)
+	}
+	hear("destroy")
+	if want := []string{"create", "start", "pause", "unpause", "die3", "destroy"}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestGuestEndsFast: the end of a task that is faster than the answer to its start is told after it.
+func TestGuestEndsFast(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	k := taskKey{Namespace, "g"}
+	x := n.e.newTask(k, taskMeta{})
+	_, r := n.e.events.subscribe(time.Time{}, nil)
+	defer n.e.events.unsubscribe(r)
+	n.e.taskEnded(x, TaskExit{Status: 4})
+	n.e.taskStarted(x)
+	n.e.taskEnded(x, TaskExit{Status: 5})
+	for _, want := range []string{"start", "die4"} {
+		if ev := <-r.ch; ev.Action+ev.Attributes["exitCode"] != want {
+			t.Errorf("%+v, want %s", ev, want)
+		}
+	}
+	if len(r.ch) > 0 {
+		t.Errorf("told twice: %+v", <-r.ch)
+	}
+	never := n.e.newTask(k, taskMeta{})
+	n.e.taskEnded(never, TaskExit{})
+	if len(r.ch) > 0 {
+		t.Errorf("one that never ran: %+v", <-r.ch)
+	}
+}
+
+// TestSandboxEvents: containerd's clients hear of pods.
+func TestSandboxEvents(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	c := context.Background()
+	id, err := n.e.RunSandbox(c, SandboxConfig{Name: "p", Namespace: "d", UID: "u", Network: NamespaceNode, PID: NamespaceContainer, IPC: NamespaceNode})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.e.StopSandbox(c, id); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.e.RemoveSandbox(c, id); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"/containers/create", "/sandboxes/create", "/sandboxes/start", "/sandboxes/exit", "/containers/delete"}
+	if got := n.events.topics(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
