@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -131,8 +132,11 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	if err := e.makeTaskBundle(t, rec.Spec.GetValue()); err != nil {
 		return fmt.Errorf("bundle: %w", err)
 	}
-	checkpoint := ""
-	if c.Checkpoint != nil {
+	checkpoint, err := checkpointFolder(c.Options)
+	if err != nil {
+		return err
+	}
+	if checkpoint == "" && c.Checkpoint != nil {
 		dir, err := e.unpackCheckpoint(ctx, t, *c.Checkpoint)
 		if err != nil {
 			return fmt.Errorf("checkpoint: %w", err)
@@ -159,6 +163,18 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	defer t.mu.Unlock()
 	t.pid = resp.Pid
 	return t.changeLocked(taskCreated)
+}
+
+// checkpointFolder gives the folder of CRIU's images that the options of a request name; "" if they name none.
+func checkpointFolder(o typeurl.Any) (string, error) {
+	_, opts, err := taskOptions(false, "", o)
+	if err != nil || opts == nil {
+		return "", err
+	}
+	if opts.CriuImagePath != "" && !filepath.IsAbs(opts.CriuImagePath) {
+		return "", invalidf("criu_image_path %q is no absolute path", opts.CriuImagePath)
+	}
+	return opts.CriuImagePath, nil
 }
 
 func mountMessages(ms []mount.Mount) []*types.Mount {

@@ -16,12 +16,14 @@ import (
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/runc/options"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -49,6 +51,7 @@ type fakeTaskShim struct {
 
 	mu      sync.Mutex
 	status  tasktypes.Status // UNKNOWN: no task
+	images  string           // what it was made from
 	code    uint32
 	exited  chan struct{}
 	stuck   bool // State does not come back
@@ -127,13 +130,13 @@ func (s *fakeTaskShim) end(code uint32) {
 	}
 }
 
-func (s *fakeTaskShim) Create(context.Context, *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+func (s *fakeTaskShim) Create(_ context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	if err := s.f.step("task.create"); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status = tasktypes.Status_CREATED
+	s.status, s.images = tasktypes.Status_CREATED, r.Checkpoint
 	return &taskapi.CreateTaskResponse{Pid: 7}, nil
 }
 
@@ -587,6 +590,31 @@ func TestTaskRuntimes(t *testing.T) {
 	}
 	if _, _, err := taskOptions(true, RuntimeRunc, &anypb.Any{TypeUrl: "other.Options", Value: []byte{1}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("options of another runtime: %v", err)
+	}
+}
+
+// TestTaskFromFolder: the options of a creation can name a folder of CRIU's images.
+func TestTaskFromFolder(t *testing.T) {
+	n := newTaskNode(t)
+	create := func(id, images string) error {
+		n.record(id, `{"ociVersion":"1.0.2"}`)
+		raw, err := proto.Marshal(&options.Options{CriuImagePath: images})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = n.e.CreateTask(n.ctx, id, TaskConfig{Options: &anypb.Any{TypeUrl: runcOptions, Value: raw}})
+		return err
+	}
+	for id, images := range map[string]string{"a": "", "b": "/images"} {
+		if err := create(id, images); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.tasks.shim(n.bundleOf(id)).images; got != images {
+			t.Errorf("made from %q, not %q", got, images)
+		}
+	}
+	if err := create("c", "images"); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("from a relative path: %v", err)
 	}
 }
 

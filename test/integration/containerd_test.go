@@ -133,7 +133,7 @@ type topics struct {
 }
 
 func (c *ctrd) watch() *topics {
-	cx, cancel := context.WithCancel(c.shared())
+	cx, cancel := context.WithCancel(namespaces.WithNamespace(context.Background(), "k8s.io"))
 	c.t.Cleanup(cancel)
 	ch, _ := c.EventService().Subscribe(cx, `topic~="^/tasks/"`)
 	ts := &topics{list: map[string][]string{}}
