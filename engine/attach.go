@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -50,6 +51,7 @@ type attachment struct {
 	nextFn func() (LogEntry, error, bool)
 	stopFn func()
 	closed chan struct{}
+	once   sync.Once // closes closed
 	// end, if not nil, holds the end of the output back until it is closed: the exit
 	// code must be known when a client sees the end.
 	end <-chan struct{}
@@ -111,11 +113,10 @@ func (a *attachment) CloseWrite() error {
 
 // Close detaches. The process is not touched.
 func (a *attachment) Close() error {
-	select {
-	case <-a.closed:
+	first := false
+	a.once.Do(func() { first = true; close(a.closed) })
+	if !first {
 		return nil
-	default:
-		close(a.closed)
 	}
 	if a.c != nil {
 		a.c.mu.Lock()

@@ -75,7 +75,7 @@ func (e *Engine) CheckpointContainer(ctx context.Context, ref, path string) (err
 		return failedf("it is not running")
 	}
 	if c.status() == StatusRunning {
-		if err := e.PauseContainer(ctx, c.id); err != nil {
+		if err := e.pauseFor(ctx, c.id); err != nil {
 			return err
 		}
 		defer func() {

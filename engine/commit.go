@@ -76,7 +76,7 @@ func (e *Engine) CommitContainer(ctx context.Context, ref string, o CommitOption
 	}
 
 	if o.Pause && c.status() == StatusRunning {
-		if err := e.PauseContainer(ctx, ref); err == nil {
+		if err := e.pauseFor(ctx, ref); err == nil {
 			defer func() {
 				if uerr := e.UnpauseContainer(context.WithoutCancel(ctx), ref); uerr != nil && !errdefs.IsConflict(uerr) && !errdefs.IsNotFound(uerr) {
 					err = errors.Join(err, fmt.Errorf("resume container %s: %w", ref, uerr))

@@ -52,6 +52,7 @@ type container struct {
 	rec      record
 	run      *run // nil: no process
 	removing bool // a remove has claimed it
+	restarts int  // clients' restarts that are stopping it: it is not removed by its own wish
 	gone     bool // its record is deleted
 	waiters  []waiter
 	pending  []*pendingAttach
@@ -83,6 +84,7 @@ type run struct {
 	exited chan struct{}
 	done   chan struct{}
 	cancel context.CancelFunc // ends health checks
+	killed atomic.Bool        // SIGKILL was sent, or is about to be
 	meter  meter
 }
 

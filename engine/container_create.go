@@ -47,7 +47,7 @@ func (e *Engine) CreateContainer(ctx context.Context, name string, c Config) (_ 
 type newMember struct {
 	c        *container
 	warnings []string
-	made     func()    // ends its protection from the garbage collector
+	made     func()    // ends the protection of its files, image and volumes: those who look see the container now
 	told     sync.Once // the hooks were, of what was made
 }
 
@@ -88,7 +88,11 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	if err != nil {
 		return nil, err
 	}
-	defer unuse()
+	defer func() {
+		if err != nil {
+			unuse()
+		}
+	}()
 	cfg, err := e.opt.Images.Config(ctx, img)
 	if err != nil {
 		return nil, fmt.Errorf("configuration of image %s: %w", c.Image, err)
@@ -132,8 +136,10 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	u.Add("name "+v.Name, func(context.Context) error { e.containers.unreserve(v.Name, id); return nil })
 	making := append(imageKeys(id, c), id)
 	e.containers.making(making, v.Snapshotter, true)
-	made := func() { e.containers.making(making, v.Snapshotter, false) }
-	u.Add("protection from the collector", func(context.Context) error { made(); return nil })
+	u.Add("protection from the collector", func(context.Context) error {
+		e.containers.making(making, v.Snapshotter, false)
+		return nil
+	})
 
 	if err := os.Mkdir(e.dir(id), 0o710); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
@@ -149,7 +155,11 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	}
 
 	done, err := e.resolveMounts(ctx, v, cfg.Config.Volumes, &u)
-	defer done()
+	defer func() {
+		if err != nil { // before volumes that were made are taken back
+			done()
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +250,11 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	if member == nil {
 		member = newContainer(rec)
 	}
-	return &newMember{c: member, warnings: warnings, made: made}, nil
+	return &newMember{c: member, warnings: warnings, made: func() {
+		e.containers.making(making, v.Snapshotter, false)
+		unuse()
+		done()
+	}}, nil
 }
 
 // unjoin gives the only error of a join, so that its text stays as it is.
@@ -548,8 +562,8 @@ func (e *Engine) removeSnapshot(ctx context.Context, v Container) error {
 }
 
 // resolveMounts completes v.Mounts: the client's, those of other containers and the
-// image's, with volumes made and their paths filled in. done must always be called:
-// until then the volumes cannot be removed.
+// image's, with volumes made and their paths filled in. done must always be called, if it
+// fails, too: until then the volumes cannot be removed.
 func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes map[string]struct{}, u *undo.Stack) (done func(), err error) {
 	var held []func()
 	done = func() {
@@ -614,14 +628,16 @@ func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes m
 				return done, err
 			}
 		case MountVolume:
-			if m.Source != "" {
-				release, err := e.useVolume(m.Source)
-				if err != nil {
-					return done, err
-				}
-				held = append(held, release)
+			name, anonymous := m.Source, m.Source == ""
+			if anonymous {
+				name = newID()
 			}
-			vol, made, err := e.createVolume(ctx, Volume{Name: m.Source, Driver: m.Driver, Options: m.DriverOpts, Labels: m.Labels})
+			release, err := e.useVolume(name) // before it is there: nobody has ever seen it unused
+			if err != nil {
+				return done, err
+			}
+			held = append(held, release)
+			vol, made, err := e.createVolume(ctx, Volume{Name: name, Anonymous: anonymous, Driver: m.Driver, Options: m.DriverOpts, Labels: m.Labels})
 			if err != nil {
 				return done, badRequest(err)
 			}
@@ -633,11 +649,6 @@ func (e *Engine) resolveMounts(ctx context.Context, v *Container, imageVolumes m
 					}
 					return err
 				})
-				if m.Source == "" {
-					if release, err := e.useVolume(vol.Name); err == nil {
-						held = append(held, release)
-					}
-				}
 				e.emitFor("volume", "create", vol.Name, "driver", vol.Driver)
 			}
 			m.Source, m.Driver, m.Resolved = vol.Name, vol.Driver, vol.Mountpoint
@@ -703,20 +714,6 @@ func validateMount(m Mount) error {
 		return invalidf("mount type %q unknown", m.Kind)
 	}
 	return nil
-}
-
-// validTmpfsOption tells whether an option is one of mount(8)'s flags or of tmpfs(5).
-func validTmpfsOption(name string, hasValue bool) bool {
-	switch name {
-	case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge":
-		return hasValue
-	case "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "remount",
-		"mand", "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
-		"bind", "rbind", "unbindable", "runbindable", "private", "rprivate", "shared", "rshared", "slave", "rslave",
-		"noswap", "inode32", "inode64":
-		return !hasValue
-	}
-	return false
 }
 
 // bindSource finds, or makes, the host path of a bind. The path is the client's, who

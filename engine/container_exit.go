@@ -158,7 +158,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 		}
 	})
 	networks := c.rec.Networks
-	auto, duration := c.rec.Config.AutoRemove, c.rec.State.runDuration()
+	auto, duration := c.rec.Config.AutoRemove && c.restarts == 0, c.rec.State.runDuration()
 	c.mu.Unlock()
 	if err != nil {
 		e.log.Error("record exit", "container", c.id, "error", err)

@@ -272,6 +272,7 @@ func (e *Engine) RenameContainer(ctx context.Context, ref, newName string) error
 	if err := c.require("change"); err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx) // the record and what is known here stay the same
 	v := c.view()
 	if v.Name == newName {
 		return invalidf("Renaming a container with the same name as its current name")
@@ -343,6 +344,8 @@ func (e *Engine) UpdateContainer(ctx context.Context, ref string, r Resources, p
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
+	defer cancel()
 	if r, err := c.live("use"); err == nil {
 		if err := r.shim.get().Update(ctx, c.id, linuxResources(e.host.applicable(merged), blocks)); err != nil {
 			return nil, fmt.Errorf("Cannot update container %s: %w", c.id, err)

@@ -149,7 +149,7 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	select { // no older state may be written after the deletion
 	case c.saving <- struct{}{}:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return c.notRemoved(context.Cause(ctx))
 	}
 	defer func() { <-c.saving }()
 
@@ -169,11 +169,7 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 		err = os.RemoveAll(e.dir(c.id))
 	}
 	if err != nil {
-		_ = c.change(StatusDead, func(s *State) { s.Error = errtext.Plain(err) })
-		c.mu.Lock()
-		c.removing = false
-		c.mu.Unlock()
-		return fmt.Errorf("unable to remove container %s: %w", c.id, err)
+		return c.notRemoved(err)
 	}
 	c.mu.Lock()
 	c.gone = true
@@ -198,6 +194,15 @@ func (e *Engine) removeHeld(ctx context.Context, c *container, volumes bool) err
 	e.emit(c, "destroy")
 	c.notify(WaitRemoved, WaitNextExit, WaitNotRunning)
 	return nil
+}
+
+// notRemoved leaves a container whose removal failed to the next who tries.
+func (c *container) notRemoved(err error) error {
+	_ = c.change(StatusDead, func(s *State) { s.Error = errtext.Plain(err) })
+	c.mu.Lock()
+	c.removing = false
+	c.mu.Unlock()
+	return fmt.Errorf("unable to remove container %s: %w", c.id, err)
 }
 
 // removeAnonymous removes the volumes that were made for this container alone.

@@ -216,7 +216,6 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		endpoints []network.Endpoint
 		shim      Shim
 		pid       int
-		created   bool
 		memory    string
 		done      func()
 	)
@@ -251,7 +250,6 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return &taskError{err}
 		}
-		created = true
 		memory = memoryCgroup(v, pid)
 		return nil
 	})
@@ -260,7 +258,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		defer done()
 	}
 	if shim != nil {
-		u.Add("shim", func(ctx context.Context) error { return e.dropShim(ctx, v, shim, created) })
+		u.Add("shim", func(ctx context.Context) error { return e.dropShim(ctx, v, shim) })
 	}
 	for _, ep := range endpoints {
 		u.Add("network "+ep.NetworkName, func(ctx context.Context) error {
@@ -292,6 +290,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	r.memory = memory
 	u.Release()
 	c.mu.Lock()
+	late := len(c.pending) > 0
 	err = c.changeLocked(StatusRunning, func(s *State) {
 		*s = State{Status: StatusRunning, Pid: pid, StartedAt: r.started, FinishedAt: s.FinishedAt}
 		c.run = r
@@ -302,6 +301,9 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	c.mu.Unlock()
 	if err != nil { // impossible while the ticket is held
 		return err
+	}
+	if late { // they came between the others and the start, and saw no run to attach to
+		c.connectPending(ctx, shim)
 	}
 	for _, ep := range endpoints {
 		e.emitFor("network", "connect", ep.NetworkID, "container", v.ID, "name", ep.NetworkName, "type", "bridge")
@@ -329,17 +331,16 @@ func (e *Engine) shimFor(ctx context.Context, v Container) (Shim, error) {
 	return e.podShim(ctx, s)
 }
 
-// dropShim takes back a shim, with the task if there is one.
-func (e *Engine) dropShim(ctx context.Context, v Container, shim Shim, created bool) error {
+// dropShim takes back a shim, with the task if there is one. The shim is asked: a creation that was given up, because
+// something beside it failed, may be under way in it, and is waited for there.
+func (e *Engine) dropShim(ctx context.Context, v Container, shim Shim) error {
 	defer shim.Close()
 	if err := removeRunFile(e.bundle(v.ID)); err != nil {
 		e.log.Error("undo the start of a container", "container", v.ID, "error", err)
 	}
-	if created {
-		_ = shim.Kill(ctx, v.ID, "", int(unix.SIGKILL), true) // a created task may have no process any more
-		if _, err := shim.Delete(ctx, v.ID, ""); err != nil {
-			e.log.Debug("delete task of failed start", "container", v.ID, "error", err)
-		}
+	_ = shim.Kill(ctx, v.ID, "", int(unix.SIGKILL), true) // a created task may have no process any more
+	if _, err := shim.Delete(ctx, v.ID, ""); err != nil && !errdefs.IsNotFound(err) {
+		e.log.Debug("delete task of failed start", "container", v.ID, "error", err)
 	}
 	if err := shim.Shutdown(ctx); err == nil {
 		return nil

@@ -49,9 +49,19 @@ func (e *Engine) stop(ctx context.Context, c *container, o StopOptions) error {
 	r := c.run
 	c.mu.Unlock()
 	if c.stopRestarting() {
-		e.saveLater(c)
-		e.emit(c, "stop")
-		return nil
+		// Its next start may be under way already.
+		if err := c.acquire(ctx); err != nil {
+			return fmt.Errorf("stop container %s: %w", c.id, err)
+		}
+		c.mu.Lock()
+		r = c.run
+		c.mu.Unlock()
+		c.release()
+		if r == nil {
+			e.saveLater(c)
+			e.emit(c, "stop")
+			return nil
+		}
 	}
 	if r == nil {
 		return nil
@@ -192,6 +202,9 @@ func waitDone(r *run, timeout time.Duration) bool {
 
 // signal sends a signal to a run, and thaws a paused one so that it gets it.
 func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all bool) error {
+	if sig == int(unix.SIGKILL) {
+		r.killed.Store(true) // before the signal: see freeze
+	}
 	shim := r.shim.get()
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
@@ -200,12 +213,7 @@ func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all 
 		err = nil // ended already: the exit is on its way
 	}
 	e.emit(c, "kill", "signal", strconv.Itoa(sig))
-	if c.status() == StatusPaused {
-		if rerr := shim.Resume(ctx, c.id); rerr == nil {
-			_ = c.change(StatusRunning, nil)
-			e.emit(c, "unpause")
-		}
-	}
+	e.thaw(ctx, c, r)
 	return err
 }
 
@@ -264,16 +272,12 @@ func (e *Engine) RestartContainer(ctx context.Context, ref string, o StopOptions
 	if c.require("stop") == nil {
 		// An automatic removal in between would leave nothing to start.
 		c.mu.Lock()
-		auto := c.rec.Config.AutoRemove
-		c.rec.Config.AutoRemove = false
+		c.restarts++
 		c.mu.Unlock()
 		err := e.stop(ctx, c, o)
 		c.mu.Lock()
-		c.rec.Config.AutoRemove = auto
+		c.restarts--
 		c.mu.Unlock()
-		if auto {
-			e.saveLater(c)
-		}
 		if err != nil {
 			return err
 		}
@@ -290,10 +294,22 @@ func (e *Engine) PauseContainer(ctx context.Context, ref string) error {
 	return e.freeze(ctx, ref, "pause", StatusPaused, Shim.Pause)
 }
 
+// pauseFor pauses a container for an operation that lets it go on at its end. It waits for the outcome, whether the
+// client does or not: else nobody would let it go on.
+func (e *Engine) pauseFor(ctx context.Context, ref string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*changeLimit)
+	defer cancel()
+	return e.PauseContainer(ctx, ref)
+}
+
 // UnpauseContainer thaws them.
 func (e *Engine) UnpauseContainer(ctx context.Context, ref string) error {
 	return e.freeze(ctx, ref, "unpause", StatusRunning, Shim.Resume)
 }
+
+// changeLimit bounds a change of what runs, which goes on if its client goes away: else nobody
+// would know what it is.
+const changeLimit = 30 * time.Second
 
 func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(Shim, context.Context, string) error) error {
 	c, g, err := e.lookup(ctx, ref)
@@ -306,11 +322,28 @@ func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(
 	if err := c.acquire(ctx); err != nil {
 		return fmt.Errorf("%s container %s: %w", op, ref, err)
 	}
-	defer c.release()
 	r, err := c.live(op)
 	if err != nil {
+		c.release()
 		return err
 	}
+	done := make(chan error, 1)
+	e.work.Go(func() {
+		defer c.release()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
+		defer cancel()
+		done <- e.freezeHeld(ctx, c, r, op, to, do)
+	})
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("%s container %s: %w", op, ref, context.Cause(ctx))
+	}
+}
+
+// freezeHeld freezes or thaws a container whose ticket the caller holds.
+func (e *Engine) freezeHeld(ctx context.Context, c *container, r *run, op string, to Status, do func(Shim, context.Context, string) error) error {
 	if err := do(r.shim.get(), ctx, c.id); err != nil {
 		return fmt.Errorf("Cannot %s container %s: %w", op, c.id, err)
 	}
@@ -318,5 +351,20 @@ func (e *Engine) freeze(ctx context.Context, ref, op string, to Status, do func(
 		return err
 	}
 	e.emit(c, op)
+	// Whoever killed it meanwhile saw it running, and thaws it only if it is paused: as long as it is frozen
+	// it does not end.
+	if to == StatusPaused && r.killed.Load() {
+		e.thaw(ctx, c, r)
+	}
 	return nil
+}
+
+// thaw lets a paused container go on, so that it gets a signal.
+func (e *Engine) thaw(ctx context.Context, c *container, r *run) {
+	if c.status() != StatusPaused || r.shim.get().Resume(ctx, c.id) != nil {
+		return
+	}
+	if c.change(StatusRunning, nil) == nil { // it may have ended since
+		e.emit(c, "unpause")
+	}
 }

@@ -397,7 +397,7 @@ func TestRaces(t *testing.T) {
 	go func() { wg.Wait(); close(done) }()
 	select {
 	case <-done:
-	case <-time.After(60 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("deadlock: not done after 60 s")
 	}
 	if err := n.e.RemoveContainer(bg, "xx", RemoveOptions{Force: true}); err != nil && !errdefs.IsNotFound(err) {

@@ -150,6 +150,10 @@ func (e *Engine) CreateExec(ctx context.Context, cfg ExecConfig) (string, error)
 	x := &execution{id: newID(), c: c, cfg: cfg, done: make(chan struct{})}
 	var old []string
 	c.mu.Lock()
+	if c.gone {
+		c.mu.Unlock()
+		return "", notFoundf("No such container: %s", cfg.Container)
+	}
 	m := maps.Clone(c.execs) // whoever has the old one reads it without the lock
 	for id, o := range c.execs {
 		if o.state == execEnded && time.Since(o.endedAt) > execKept {

@@ -33,16 +33,32 @@ type breaker struct {
 	mu   sync.Mutex
 	fail map[string]error
 	seen map[string]int
+	meet map[string]func() // see at
 }
 
 func (b *breaker) step(name string) error {
 	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.seen == nil {
 		b.seen = map[string]int{}
 	}
 	b.seen[name]++
-	return b.fail[name]
+	f, err := b.meet[name], b.fail[name]
+	delete(b.meet, name)
+	b.mu.Unlock()
+	if f != nil {
+		f()
+	}
+	return err
+}
+
+// at runs f in the moment in which a step is reached next.
+func (b *breaker) at(name string, f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.meet == nil {
+		b.meet = map[string]func(){}
+	}
+	b.meet[name] = f
 }
 
 func (b *breaker) breakStep(name string, err error) {
@@ -555,8 +571,8 @@ func (n *node) wait(id string, cond WaitCondition) int {
 	select {
 	case r := <-ch:
 		return r.ExitCode
-	case <-time.After(10 * time.Second):
-		n.t.Fatalf("container %s: no %s in 10 s", id, cond)
+	case <-time.After(time.Minute):
+		n.t.Fatalf("container %s: no %s in a minute", id, cond)
 		return 0
 	}
 }
@@ -564,12 +580,28 @@ func (n *node) wait(id string, cond WaitCondition) int {
 // eventually waits for a condition.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	n.t.Fatalf("not within 10 s: %s", what)
+	n.t.Fatalf("not within a minute: %s", what)
+}
+
+// reachContext tells when something begins to wait that can be ended by it.
+type reachContext struct {
+	context.Context
+	once    sync.Once
+	reached chan struct{}
+}
+
+func newReachContext(ctx context.Context) *reachContext {
+	return &reachContext{Context: ctx, reached: make(chan struct{})}
+}
+
+func (c *reachContext) Done() <-chan struct{} {
+	c.once.Do(func() { close(c.reached) })
+	return c.Context.Done()
 }
 
 // clean asserts that nothing of any container is left.

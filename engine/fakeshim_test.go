@@ -30,6 +30,10 @@ type fakeShims struct {
 	live map[string]*fakeShim // by bundle
 	// hang makes Connect wait for its context.
 	hang map[string]bool
+	// slow, if not nil, is called while a shim makes a container, which it does even if its caller has given up.
+	slow func(context.Context)
+	// freezes: what is paused does not end until it is thawed.
+	freezes bool
 	// exits are exit files that dead shims left, by bundle.
 	exits map[string]int
 }
@@ -42,7 +46,8 @@ type fakeShim struct {
 	id     string
 	paused bool
 	gone   chan struct{}
-	stuck  atomic.Bool // see answer
+	stuck  atomic.Bool  // see answer
+	asked  atomic.Int32 // while it was stuck
 }
 
 type fakeProc struct {
@@ -51,6 +56,8 @@ type fakeProc struct {
 	state client.Status
 	exit  client.Exit
 	done  chan struct{}
+	// killed is the code with which it ends when it is thawed.
+	killed int
 }
 
 // fakePid is a process that exists and that nobody kills: its root is /, which
@@ -151,9 +158,16 @@ func (s *fakeShim) Create(ctx context.Context, o client.CreateOptions) (int, err
 	if err := json.Unmarshal(raw, &spec); err != nil {
 		return 0, err
 	}
+	slow := s.f.slow
+	if slow != nil {
+		slow(ctx)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.procs[procKey(o.ID, "")] = &fakeProc{args: spec.Process.Args, pid: fakePid, state: client.StatusCreated, done: make(chan struct{})}
+	if slow != nil && ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
 	return fakePid, nil
 }
 
@@ -203,6 +217,7 @@ func (s *fakeShim) answer(ctx context.Context) error {
 	if !s.stuck.Load() {
 		return nil
 	}
+	s.asked.Add(1)
 	select {
 	case <-s.gone:
 		return errdefs.ErrUnavailable
@@ -223,6 +238,10 @@ func (s *fakeShim) Kill(ctx context.Context, id, execID string, signal int, _ bo
 	defer s.mu.Unlock()
 	if p.state == client.StatusStopped {
 		return errdefs.ErrNotFound
+	}
+	if s.f.freezes && s.paused {
+		p.killed = 128 + signal
+		return nil
 	}
 	if signal == 9 || p.args[0] == "sleep" && (signal == 15 || signal == 2) {
 		p.end(128 + signal)
@@ -281,8 +300,8 @@ func (s *fakeShim) Pause(ctx context.Context, _ string) error {
 		return err
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.paused = true
+	s.mu.Unlock()
 	return s.f.step("pause")
 }
 
@@ -290,6 +309,11 @@ func (s *fakeShim) Resume(context.Context, string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.paused = false
+	for _, p := range s.procs {
+		if p.killed != 0 {
+			p.end(p.killed)
+		}
+	}
 	return nil
 }
 
@@ -335,7 +359,7 @@ func (s *fakeShim) Shutdown(ctx context.Context) error {
 	n := len(s.procs)
 	s.mu.Unlock()
 	if n > 0 {
-		return errdefs.ErrFailedPrecondition
+		return nil // as the real one: it stays
 	}
 	s.f.mu.Lock()
 	defer s.f.mu.Unlock()

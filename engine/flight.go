@@ -50,9 +50,10 @@ type flight[T any] struct {
 
 	// Guarded by the mutex of flights:
 	waiters   int
-	abandoned bool // cancelled: nobody may join
+	abandoned bool // it is being undone: nobody may join
 	over      bool
 	kept      bool
+	given     bool // somebody has been told the result
 	val       T
 	err       error
 }
@@ -77,16 +78,17 @@ func (f *flights[T]) do(ctx context.Context, work func(func()), o operation[T]) 
 	case fl.over && fl.err != nil:
 		return val, fl.err
 	case ctx.Err() == nil:
+		fl.given = true
 		if !mayBeLate(ctx) {
 			f.forgetLocked(o.key, fl)
 		} else if fl.waiters == 0 {
-			f.expireLocked(o, fl) // the answer may not reach the client, who then asks again
+			f.expireLocked(work, o, fl) // the answer may not reach the client, who then asks again
 		}
 		return fl.val, nil
 	case fl.waiters > 0:
-	case timedOut(ctx):
+	case timedOut(ctx) || fl.given: // what somebody has got is his
 		if fl.over {
-			f.expireLocked(o, fl)
+			f.expireLocked(work, o, fl)
 		}
 	case !fl.over:
 		fl.abandoned = true
@@ -147,26 +149,28 @@ func (f *flights[T]) startLocked(ctx context.Context, work func(func()), o opera
 		switch {
 		case err != nil:
 			f.forgetLocked(o.key, fl)
+			if fl.abandoned { // from now on nobody else closes it
+				close(fl.undone)
+			}
 		case fl.waiters > 0:
 			fl.kept = true
 			o.keep(val)
 		case fl.abandoned:
 			drop = true
 		default:
-			f.expireLocked(o, fl)
+			f.expireLocked(work, o, fl)
 		}
 		f.mu.Unlock()
 		if drop {
 			f.takeBack(o, fl)
-		} else if fl.abandoned {
-			close(fl.undone)
 		}
 		close(fl.done)
 	})
 	return fl
 }
 
-// takeBack undoes an abandoned flight whose operation has ended well.
+// takeBack undoes an abandoned flight whose operation has ended well. Until that is done it holds
+// the key: what it made holds the name.
 func (f *flights[T]) takeBack(o operation[T], fl *flight[T]) {
 	o.drop(fl.val)
 	f.mu.Lock()
@@ -183,17 +187,17 @@ func (f *flights[T]) forgetLocked(key string, fl *flight[T]) {
 
 // expireLocked ends the waiting for a client that may come back: what nobody has got is
 // taken back then.
-func (f *flights[T]) expireLocked(o operation[T], fl *flight[T]) {
+func (f *flights[T]) expireLocked(work func(func()), o operation[T], fl *flight[T]) {
 	time.AfterFunc(claimLimit, func() {
 		f.mu.Lock()
-		mine := f.byKey[o.key] == fl && !fl.abandoned
-		if mine {
+		defer f.mu.Unlock()
+		switch {
+		case f.byKey[o.key] != fl || fl.abandoned:
+		case fl.kept:
 			delete(f.byKey, o.key)
-		}
-		drop := mine && !fl.kept
-		f.mu.Unlock()
-		if drop {
-			o.drop(fl.val)
+		default:
+			fl.abandoned = true
+			work(func() { f.takeBack(o, fl) })
 		}
 	})
 }

@@ -195,3 +195,90 @@ func TestFlightWithAnotherWaiterIsNotCancelled(t *testing.T) {
 		l.check(t, 1, []int{1}, nil)
 	})
 }
+
+// TestFlightHoldsItsNameWhileItIsTakenBack: what nobody came for has the name until it is gone, and whoever asks
+// meanwhile waits for that, instead of being told that the name is taken.
+func TestFlightHoldsItsNameWhileItIsTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f flights[int]
+		var l flightLog
+		holder := 0
+		slow := l.op("a", "x", func(ctx context.Context, n int) error {
+			if holder != 0 {
+				t.Errorf("the name is still held by %d", holder)
+			}
+			holder = n
+			return takes(5*time.Second)(ctx, n)
+		})
+		dropped := slow.drop
+		slow.drop = func(n int) { time.Sleep(10 * time.Second); holder = 0; dropped(n) }
+		ctx, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		_, _ = f.do(ctx, inBackground, slow)
+		time.Sleep(claimLimit + 5*time.Second) // it is being taken back
+		synctest.Wait()
+		l.check(t, 1, nil, nil)
+		short, cancel := context.WithTimeout(bg, time.Second)
+		defer cancel()
+		if _, err := f.do(short, inBackground, slow); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("meanwhile: %v", err)
+		}
+		if n, err := f.do(bg, inBackground, slow); n != 2 || err != nil {
+			t.Errorf("afterwards: %d, %v", n, err)
+		}
+		l.check(t, 2, []int{2}, []int{1})
+	})
+}
+
+// TestFlightThatIsCancelledAtItsEnd: the client goes away in the moment in which the result is there.
+func TestFlightThatIsCancelledAtItsEnd(t *testing.T) {
+	for range 2000 {
+		var f flights[int]
+		var l flightLog
+		ctx, cancel := context.WithCancel(bg)
+		op := l.op("a", "x", takes(0))
+		kept := op.keep
+		op.keep = func(n int) { kept(n); cancel() }
+		var work sync.WaitGroup
+		n, err := f.do(ctx, work.Go, op)
+		if err == nil || n != 0 {
+			t.Fatalf("cancelled: %d, %v", n, err)
+		}
+		op.keep = kept
+		if n, err := f.do(bg, work.Go, op); n != 2 || err != nil {
+			t.Fatalf("after it: %d, %v", n, err)
+		}
+		work.Wait()
+		l.check(t, 2, []int{1, 2}, []int{1})
+	}
+}
+
+// TestFlightThatSomebodyHasIsNotTakenBack: of two that wait, one gets the result just before its deadline, and the other one is cancelled.
+func TestFlightThatSomebodyHasIsNotTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f flights[int]
+		var l flightLog
+		op := l.op("a", "x", takes(time.Second))
+		cancelled, cancel := context.WithCancel(bg)
+		kept := op.keep
+		op.keep = func(n int) { kept(n); cancel() }
+		late, stop := context.WithTimeout(bg, time.Second+deadlineSlack/2)
+		defer stop()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if n, err := f.do(late, inBackground, op); n != 1 || err != nil {
+				t.Errorf("the one: %d, %v", n, err)
+			}
+		})
+		wg.Go(func() { _, _ = f.do(cancelled, inBackground, op) })
+		wg.Wait()
+		time.Sleep(2 * claimLimit)
+		synctest.Wait()
+		l.check(t, 1, []int{1}, nil)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.byKey) != 0 {
+			t.Error("the name is still held")
+		}
+	})
+}

@@ -48,11 +48,12 @@ func TestUseOfAnImageThatIsRemoved(t *testing.T) {
 		t.Errorf("use during a removal: %v", err)
 	}
 	got := make(chan error)
+	waits := newReachContext(ctx)
 	go func() {
-		_, _, err := e.useImage(ctx, find)
+		_, _, err := e.useImage(waits, find)
 		got <- err
 	}()
-	time.Sleep(20 * time.Millisecond) // it has found the image by now, or will not at all
+	<-waits.reached // it has found the image
 	there.Store(false)
 	end()
 	if err := <-got; !errdefs.IsNotFound(err) {

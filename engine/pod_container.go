@@ -70,10 +70,11 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	case err != nil:
 		return "", err
 	}
-	// A sandbox that was removed meanwhile takes its containers along.
-	if _, err := e.pods.get(s.id); err != nil {
+	// A sandbox that is removed takes its containers along. The removal lists them when its state says so: either it
+	// has seen this one, or the state is seen here.
+	if s.removed() {
 		_ = e.RemovePodContainer(context.WithoutCancel(ctx), m.c.id)
-		return "", err
+		return "", notFoundf("sandbox %q not found", sandboxRef)
 	}
 	m.told.Do(func() { e.tellPost(e.ns(ctx), m.c, "a new container", Hooks.PostCreateContainer) })
 	return m.c.id, nil
@@ -512,6 +513,8 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 		return err
 	}
 	merged := mergePodResources(v.Config.Resources, r)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
+	defer cancel()
 	if run, err := c.live("use"); err == nil {
 		if err := run.shim.get().Update(ctx, c.id, linuxResources(e.host.applicable(merged), nil)); err != nil {
 			return fmt.Errorf("update container %s: %w", c.id, err)

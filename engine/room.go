@@ -245,6 +245,8 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 	if b.shims.Options, _, err = taskOptions(meta.Program == "", meta.Runtime, info.Runtime.Options); err != nil {
 		return err
 	}
+	b.ticket <- struct{}{} // whoever shuts it down waits until it is made, or gone
+	defer func() { <-b.ticket }()
 	if !e.rooms.add(b) {
 		return fmt.Errorf("sandbox %s: %w", info.ID, errdefs.ErrAlreadyExists)
 	}
@@ -414,7 +416,7 @@ func (r *roomController) Status(ctx context.Context, id string, verbose bool) (s
 // Shutdown ends a sandbox with all that runs in it. One that is not there is no error.
 func (r *roomController) Shutdown(ctx context.Context, id string) error {
 	e := r.engine()
-	b, shim, err := e.room(ctx, id)
+	b, _, err := e.room(ctx, id)
 	if b == nil {
 		if errdefs.IsNotFound(err) {
 			return nil
@@ -436,6 +438,9 @@ func (r *roomController) Shutdown(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
+	b.mu.Lock()
+	shim := b.shim
+	b.mu.Unlock()
 	if shim != nil {
 		if _, err := shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id}); err != nil && !errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("shut down sandbox %s: %w", id, err)
@@ -688,10 +693,14 @@ func (r *podController) Shutdown(ctx context.Context, id string) error {
 	if _, err := r.pod(ctx, id); err != nil {
 		return nil
 	}
-	if err := (*Engine)(r).StopSandbox(ctx, id); err != nil {
-		return err
+	err := (*Engine)(r).StopSandbox(ctx, id)
+	if err == nil {
+		err = (*Engine)(r).RemoveSandbox(ctx, id)
 	}
-	return (*Engine)(r).RemoveSandbox(ctx, id)
+	if errdefs.IsNotFound(err) { // somebody else has removed it
+		return nil
+	}
+	return err
 }
 
 func (r *podController) Metrics(context.Context, string) (*types.Metric, error) {

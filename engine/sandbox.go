@@ -165,6 +165,9 @@ func (r *sandboxes) leave(id string, c *container) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.members[id], c.id)
+	if len(r.members[id]) == 0 {
+		delete(r.members, id)
+	}
 }
 
 // containers are those of a sandbox, in no order.
@@ -333,6 +336,9 @@ func (e *Engine) UpdateSandboxResources(ctx context.Context, ref string, overhea
 		return fmt.Errorf("update sandbox %s: %w", ref, err)
 	}
 	defer s.release()
+	if s.removed() { // the record must not come back
+		return notFoundf("sandbox %q not found", ref)
+	}
 	if err := e.tellResize(ctx, s, overhead, resources); err != nil {
 		return err
 	}

@@ -50,6 +50,13 @@ func (s *sandbox) change(to SandboxState) error {
 	return s.changeLocked(to)
 }
 
+// removed tells, to whoever holds the ticket, that somebody else has removed the sandbox.
+func (s *sandbox) removed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == SandboxRemoving
+}
+
 // requireReady is the only function that refuses an operation because of the state.
 func (s *sandbox) requireReady(op string) error {
 	s.mu.Lock()

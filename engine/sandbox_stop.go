@@ -225,8 +225,8 @@ func (e *Engine) RemoveSandbox(ctx context.Context, ref string) error {
 		return fmt.Errorf("remove sandbox %s: %w", ref, err)
 	}
 	defer s.release()
-	if _, err := e.pods.get(s.id); err != nil {
-		return nil // somebody else has removed it
+	if s.removed() {
+		return nil
 	}
 	return e.removeSandbox(ctx, s)
 }
@@ -238,13 +238,14 @@ func (e *Engine) dropSandbox(ctx context.Context, s *sandbox) error {
 		return err
 	}
 	defer s.release()
-	s.mu.Lock()
-	removed := s.state == SandboxRemoving // by somebody else, since the ticket is ours
-	s.mu.Unlock()
-	if removed {
+	if s.removed() {
 		return nil
 	}
-	return e.removeSandbox(ctx, s)
+	err := e.removeSandbox(ctx, s)
+	if err != nil {
+		e.pods.add(s) // it holds its name: whoever wants that must be able to remove it
+	}
+	return err
 }
 
 // removeSandbox removes a sandbox whose ticket the caller holds.

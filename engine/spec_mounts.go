@@ -144,3 +144,17 @@ func plainMount(m Mount, source string, h hostFacts) specs.Mount {
 	}
 	return specs.Mount{Destination: path.Clean(m.Target), Type: "bind", Source: source, Options: opts}
 }
+
+// validTmpfsOption tells whether an option is one of mount(8)'s flags or of tmpfs(5).
+func validTmpfsOption(name string, hasValue bool) bool {
+	switch name {
+	case "size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol", "huge":
+		return hasValue
+	case "defaults", "ro", "rw", "suid", "nosuid", "dev", "nodev", "exec", "noexec", "sync", "async", "dirsync", "remount",
+		"mand", "nomand", "atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "nostrictatime",
+		"bind", "rbind", "unbindable", "runbindable", "private", "rprivate", "shared", "rshared", "slave", "rslave",
+		"noswap", "inode32", "inode64":
+		return !hasValue
+	}
+	return false
+}

@@ -243,7 +243,13 @@ func noTask(k taskKey) error {
 func (t *task) acquire(ctx context.Context) error {
 	select {
 	case t.ticket <- struct{}{}:
-		return nil
+		select {
+		case <-t.gone:
+			t.release()
+			return noTask(t.taskKey)
+		default:
+			return nil
+		}
 	case <-t.gone:
 		return noTask(t.taskKey)
 	case <-ctx.Done():

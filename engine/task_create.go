@@ -440,6 +440,10 @@ func (e *Engine) StartTask(ctx context.Context, id, execID string) (pid uint32, 
 			return 0, err
 		}
 		defer t.release()
+		// It goes on if the client goes away: else nobody would know what the task is.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), startLimit)
+		defer cancel()
 	}
 	shim, err := t.live(op)
 	if err != nil {

@@ -208,11 +208,6 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 		return TaskExit{}, err
 	}
 	defer t.release()
-	select {
-	case <-t.gone:
-		return TaskExit{}, noTask(t.taskKey)
-	default:
-	}
 	// It goes on if the client goes away.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
@@ -238,6 +233,9 @@ func (e *Engine) DeleteTask(ctx context.Context, id string) (TaskExit, error) {
 	if err != nil && !errdefs.IsNotFound(err) {
 		if e.shimGone(ctx, t, shim) {
 			return e.taskLost(t), nil
+		}
+		if _, over := t.ending(); over {
+			before = taskStopped
 		}
 		t.mu.Lock()
 		t.state = before // the inverse of the change above

@@ -219,7 +219,7 @@ func (e *Engine) PauseTask(ctx context.Context, id string) error {
 	if c := e.ours(ctx, id); c != nil {
 		return unfit(e.PauseContainer(ctx, id))
 	}
-	return e.freezeTask(ctx, id, "pause", taskPaused, func(s TaskShim) error {
+	return e.freezeTask(ctx, id, "pause", taskPaused, func(ctx context.Context, s TaskShim) error {
 		_, err := s.Pause(ctx, &taskapi.PauseRequest{ID: id})
 		return err
 	})
@@ -230,13 +230,13 @@ func (e *Engine) ResumeTask(ctx context.Context, id string) error {
 	if c := e.ours(ctx, id); c != nil {
 		return unfit(e.UnpauseContainer(ctx, id))
 	}
-	return e.freezeTask(ctx, id, "resume", taskRunning, func(s TaskShim) error {
+	return e.freezeTask(ctx, id, "resume", taskRunning, func(ctx context.Context, s TaskShim) error {
 		_, err := s.Resume(ctx, &taskapi.ResumeRequest{ID: id})
 		return err
 	})
 }
 
-func (e *Engine) freezeTask(ctx context.Context, id, op string, to taskState, call func(TaskShim) error) error {
+func (e *Engine) freezeTask(ctx context.Context, id, op string, to taskState, call func(context.Context, TaskShim) error) error {
 	t, err := e.task(ctx, id)
 	if err != nil {
 		return err
@@ -245,7 +245,9 @@ func (e *Engine) freezeTask(ctx context.Context, id, op string, to taskState, ca
 		return err
 	}
 	defer t.release()
-	if err := e.onTask(ctx, id, op, call); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
+	defer cancel()
+	if err := e.onTask(ctx, id, op, func(s TaskShim) error { return call(ctx, s) }); err != nil {
 		return err
 	}
 	t.mu.Lock()

@@ -28,7 +28,7 @@ func withErofs(t testing.TB, root string) func(*rig) {
 		if err := snapshot.ErofsSupported(root); err != nil {
 			t.Skipf("needs a kernel with EROFS: %s (%v)", t.Name(), err)
 		}
-		sn, err := snapshot.NewErofs(filepath.Join(root, "erofs"), filepath.Join(root, "mounts"), r.store)
+		sn, err := snapshot.NewErofs(filepath.Join(root, "erofs"), filepath.Join(root, "mounts"), r.store, snapshot.ErofsOptions{MergeFrom: 2})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -178,7 +178,7 @@ func randomLayer(t *testing.T, r *rand.Rand, n int) []byte {
 }
 
 // TestErofsIsLikeOverlayfs unpacks images with all snapshotters and compares what containers
-// would see of them.
+// would see of them; with EROFS as a stack of layers, and as one file system.
 func TestErofsIsLikeOverlayfs(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
@@ -217,7 +217,12 @@ func TestErofsIsLikeOverlayfs(t *testing.T) {
 			}
 			want[sn] = r.treeOf(t, r.o.Snapshotters[sn], img)
 		}
-		for _, sn := range []string{"erofs", "native"} {
+		sn := r.o.Snapshotters["erofs"].(*snapshot.Snapshotter)
+		if err := sn.Merge(r.ctx, img.ChainID.String()); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		want["merged"] = r.treeOf(t, sn, img)
+		for _, sn := range []string{"erofs", "merged", "native"} {
 			if sn == "native" {
 				// Overlayfs copies a file of a lower layer that gets another name.
 				for _, at := range []string{"overlayfs", sn} {

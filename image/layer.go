@@ -74,6 +74,7 @@ func (w *work) unpack(ctx context.Context, descs []ocispec.Descriptor, c config)
 			w.p.line(Progress{ID: short(d.Digest), Action: "Pulling fs layer"})
 		}
 	}
+	all := ctx
 	eg, ctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, w.s.o.Downloads)
 	for _, l := range layers {
@@ -93,7 +94,23 @@ func (w *work) unpack(ctx context.Context, descs []ocispec.Descriptor, c config)
 			return nil
 		})
 	}
-	return eg.Wait()
+	if err := eg.Wait(); err != nil || w.nothingNew() || len(layers) == 0 {
+		return err
+	}
+	w.merge(all, layers[len(layers)-1].chain)
+	return nil
+}
+
+// merge has a snapshotter that can put an image's layers into one file system, for its containers to
+// start and run faster. They do without.
+func (w *work) merge(ctx context.Context, chain digest.Digest) {
+	_, sn, err := w.s.snapshotter(w.snapshotterName)
+	if own, ok := sn.(*snapshot.Snapshotter); ok && err == nil {
+		err = own.Merge(ctx, chain.String())
+	}
+	if err != nil {
+		w.s.o.Log.Warn("an image's layers stay a stack", "snapshot", chain, "err", err)
+	}
 }
 
 // layer makes sure that a layer's blob and snapshot are here. free is called when only

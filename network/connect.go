@@ -202,6 +202,9 @@ func (m *Manager) enter(e *endpoint) {
 func (m *Manager) dismiss(e *endpoint) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if e.net.eps[e.ID] != e { // a Connect that failed met a Disconnect: one of them has done it
+		return
+	}
 	e.net.unpublish(e)
 	e.releaseAddresses()
 	delete(e.net.eps, e.ID)

@@ -104,3 +104,26 @@ func TestHeal(t *testing.T) {
 		})
 	})
 }
+
+// TestLateHealer: a look at the host's state that began while there was an endpoint makes no bridge for a network that is
+// gone by the time it comes to it.
+func TestLateHealer(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	m := manager(t, options(t))
+	n, err := m.Create(ctx, Config{Name: "apps"})
+	must(t, err)
+	a := newBox(t, m, "a")
+	ep := a.connect("apps", nil)
+	m.mu.RLock()
+	late, e := m.nets[n.ID], m.nets[n.ID].eps["a"]
+	m.mu.RUnlock()
+	a.remove("apps")
+	must(t, m.Settle(ctx))
+	must(t, m.Remove(ctx, n.ID))
+	m.healBridge(ctx, late, nil)
+	if _, err := m.host.LinkByName("hk-" + ep.NetworkID[:12]); err == nil {
+		t.Error("the bridge of a network that was removed is there again")
+	}
+	m.dismiss(e) // the undoing of a Connect that met the Disconnect
+}

@@ -392,14 +392,18 @@ func (m *Manager) Remove(ctx context.Context, ref string) (err error) {
 	return nil
 }
 
-// bringUp makes the network's bridge and rules if they are not there.
+// bringUp makes the network's bridge and rules if they are not there. Without an endpoint it makes nothing: the healer
+// may come here late, when the network is gone, and nobody would ever take down what it made.
 func (m *Manager) bringUp(ctx context.Context, n *netw) error {
 	if n.index.Load() != 0 {
 		return nil
 	}
 	n.up.Lock()
 	defer n.up.Unlock()
-	if n.index.Load() != 0 {
+	m.mu.RLock()
+	unused := len(n.eps) == 0
+	m.mu.RUnlock()
+	if unused || n.index.Load() != 0 {
 		return nil
 	}
 	if err := m.makeBridge(ctx, n.Network); err != nil {

@@ -33,7 +33,8 @@ type container struct {
 
 	mu struct {
 		sync.Mutex
-		execs map[string]*process
+		execs   map[string]*process
+		deleted bool // no process can be added any more
 	}
 }
 

@@ -245,7 +245,7 @@ func newHarness(t *testing.T) *harness {
 			if err != nil {
 				t.Errorf("serve: %v", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the shim does not end")
 		}
 	})
@@ -253,7 +253,7 @@ func newHarness(t *testing.T) *harness {
 }
 
 func (h *harness) call(method string, req, resp wire.Message) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return h.rpc.Call(ctx, wire.ServiceTaskV3, method, req, resp)
 }
@@ -331,7 +331,7 @@ func frames(r io.Reader) (string, error) {
 }
 
 func eventually(f func() bool) bool {
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if f() {
 			return true
 		}

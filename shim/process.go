@@ -77,11 +77,14 @@ func (p *process) move(from, to phase) error {
 	return nil
 }
 
-// startOver opens the gate after a start: ok, or back to where it was.
+// startOver opens the gate after a start: ok, or back to where it was. One that was killed before
+// the start has ended meanwhile, and stays so.
 func (p *process) startOver(to phase) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.mu.phase = to
+	if p.mu.phase == starting {
+		p.mu.phase = to
+	}
 	close(p.mu.gate)
 	p.mu.gate = nil
 }

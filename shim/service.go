@@ -359,8 +359,8 @@ func (s *Service) startExec(ctx context.Context, p *process) (wire.Message, erro
 		ch, err = s.reaper.watch(proc.Pid)
 	}
 	if err != nil {
-		p.startOver(stopped)
 		p.never(statusUnknown)
+		p.startOver(stopped)
 		p.streams.close() // callers read the output to its end before they delete the process
 		return nil, fmt.Errorf("start %s: %w", p, err)
 	}
@@ -403,6 +403,11 @@ func (s *Service) exec(_ context.Context, r *wire.ExecProcessRequest) (wire.Mess
 	}
 	p.streams, err = openStreams(p.io, s.startChild, s.busy)
 	c.mu.Lock()
+	if err == nil && c.mu.deleted { // while its streams were being opened
+		err = fmt.Errorf("container %s: %w", r.ID, errdefs.ErrNotFound)
+		defer p.streams.close()
+		defer p.streams.closeEnds()
+	}
 	if err != nil {
 		delete(c.mu.execs, r.ExecID)
 	} else {
@@ -500,8 +505,14 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	c.oomEnd()
+	c.mu.Lock()
+	c.mu.deleted = true
+	c.mu.Unlock()
 	for _, p := range c.all() {
 		if p != nil && p.execID != "" {
+			if p.move(created, stopped) == nil {
+				p.never(statusUnknown) // whoever waits for it, does so in vain
+			}
 			p.streams.close()
 		}
 	}

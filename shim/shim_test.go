@@ -252,7 +252,7 @@ func TestExecFailsWithOutput(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the output of a process that did not start has no end")
 	}
 	for _, id := range []string{"x", "y"} {
@@ -634,4 +634,64 @@ func TestExecLeaks(t *testing.T) {
 	if n := len(h.s.reaper.children); n != 1 {
 		t.Errorf("%d children are known", n)
 	}
+}
+
+// TestKilledBeforeStart: a process that ended before its start was asked for stays ended, however the start goes.
+func TestKilledBeforeStart(t *testing.T) {
+	for _, to := range []phase{created, running, stopped} {
+		p := &process{c: &container{id: "c"}, stopped: make(chan struct{}), streams: &streams{}}
+		if err := p.move(created, starting); err != nil {
+			t.Fatal(err)
+		}
+		p.ended(Exit{Status: 137}, func() {})
+		p.startOver(to)
+		if st := p.state(); st.Status != wire.StatusStopped || st.ExitStatus != 137 {
+			t.Errorf("after a start that went to %v: %+v", to, st)
+		}
+		if err := p.move(stopped, deleting); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestExecMeetsDelete: a process that is added to a container while that is being deleted leaves nothing, and whoever
+// waits for one that was added and not started is told that it will not come.
+func TestExecMeetsDelete(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 100", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	if err := h.exec("waited", wire.ExecProcessRequest{}, "/bin/true"); err != nil {
+		t.Fatal(err)
+	}
+	waited := make(chan error, 1)
+	p, err := h.s.process("c", "waited")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { waited <- h.call("Wait", &wire.ProcessRequest{ID: "c", ExecID: "waited"}, nil) }()
+	c := p.c
+	h.must("Kill", &wire.KillRequest{ID: "c", Signal: 9, All: true}, nil)
+	h.wait("")
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	<-p.stopped
+	if err := <-waited; err != nil && !errdefs.IsNotFound(err) {
+		t.Error(err)
+	}
+	// One that found the container just before.
+	h.s.mu.Lock()
+	h.s.mu.containers["c"] = c
+	h.s.mu.Unlock()
+	c.init.stopped = make(chan struct{}) // it had not ended
+	if err := h.exec("late", wire.ExecProcessRequest{Stdout: uri("", true, false)}, "/bin/true"); !errdefs.IsNotFound(err) {
+		t.Errorf("a process of a container that is deleted: %v", err)
+	}
+	close(c.init.stopped)
+	if all := c.all(); len(all) != 2 {
+		t.Errorf("%d processes", len(all))
+	}
+	h.s.mu.Lock()
+	delete(h.s.mu.containers, "c")
+	h.s.mu.Unlock()
 }

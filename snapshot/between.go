@@ -79,5 +79,15 @@ func ownLayer(lower, upper []mount.Mount) (own string, below []string, ok bool) 
 		}
 		below = l.lower
 	}
-	return o.upper, below, slices.Equal(below, o.lower)
+	return o.upper, below, slices.Equal(below, o.lower) || sameLayers(below, o.lower)
+}
+
+// sameLayers tells whether one is a merged image of the other: the topmost layer says which they all are.
+func sameLayers(a, b []string) bool {
+	if len(a) == 0 || len(b) == 0 {
+		return false
+	}
+	top, merged := strings.CutSuffix(a[0], mergedSuffix)
+	other, otherMerged := strings.CutSuffix(b[0], mergedSuffix)
+	return top == other && (merged && len(a) == 1) != (otherMerged && len(b) == 1)
 }

@@ -60,22 +60,27 @@ func (sn *Snapshotter) changes(ctx context.Context, key string) ([]Change, error
 	if own == "" {
 		return nil, nil // a view
 	}
-	release, err := sn.driver.show(append([]layer{own}, parents...))
+	release, err := sn.driver.show([]layer{own})
 	if err != nil {
 		return nil, err
 	}
 	defer release()
+	below, releaseBelow, err := sn.driver.lower(parents)
+	if err != nil {
+		return nil, err
+	}
+	defer releaseBelow()
 	upper, err := safepath.OpenRoot(sn.driver.files(own))
 	if err != nil {
 		return nil, err
 	}
 	defer upper.Close()
 	d := differ{ctx: ctx, upper: upper, whole: sn.driver.whole()}
-	for i, p := range parents {
+	for i, dir := range below {
 		if d.whole && i > 0 {
 			break // the nearest parent holds everything
 		}
-		r, err := safepath.OpenRoot(sn.driver.files(p))
+		r, err := safepath.OpenRoot(dir)
 		if err != nil {
 			return nil, err
 		}

@@ -28,6 +28,7 @@ const (
 	ProblemUsage  = "files-missing"
 	ProblemOrphan = "directory-orphan"
 	ProblemStray  = "file-stray"
+	ProblemMerged = "merged-damaged"
 )
 
 const room = "snapshot"
@@ -47,7 +48,7 @@ func Inspect(name, root string, s *store.Store) (*Snapshotter, error) {
 	case "overlayfs":
 		d = overlay{options: layerOptions()}
 	case "erofs":
-		d = newImages(InspectMounts(root))
+		d = newImages(InspectMounts(root), ErofsOptions{})
 	case "native":
 		d = native{}
 	default:
@@ -181,7 +182,11 @@ func (sn *Snapshotter) check(ctx context.Context, o store.CheckOptions) (found [
 		}
 		o.Report("looking at snapshots", done, int64(len(byID)))
 		done++
-		if f, bad := sn.checkLayer(ctx, id, l, o); bad {
+		f, bad := sn.checkLayer(ctx, id, l, o)
+		if !bad {
+			f, bad = sn.checkMerged(ctx, id, l, o)
+		}
+		if bad {
 			found = append(found, f)
 		}
 	}
@@ -244,6 +249,25 @@ func (sn *Snapshotter) checkImage(name string, l layerOf, o store.CheckOptions) 
 	return store.Finding{}, false
 }
 
+// checkMerged looks at what is kept beside a layer to save time.
+func (sn *Snapshotter) checkMerged(ctx context.Context, id uint64, l layerOf, o store.CheckOptions) (store.Finding, bool) {
+	if _, ok := sn.driver.(*images); !ok || !o.Deep || l.r.kind() != snapshots.KindCommitted {
+		return store.Finding{}, false
+	}
+	var chain []layer
+	err := sn.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
+		chain, err = sn.chain(sn.section(tx, l.ns), l.key)
+		return err
+	})
+	if err != nil || chain[0] != sn.layer(id) { // removed meanwhile, or damage that is found elsewhere
+		return store.Finding{}, false
+	}
+	if err := verifyMerged(chain); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return sn.finding(ProblemMerged, store.Leftover, l.ns, l.key, "%v", err), true
+	}
+	return store.Finding{}, false
+}
+
 // checkIndex compares the list of children with the records' parents.
 func (sn *Snapshotter) checkIndex(s section) (found []store.Finding) {
 	if s.keys == nil || s.children == nil {
@@ -299,6 +323,16 @@ func (sn *Snapshotter) Repair(ctx context.Context, f store.Finding, inUse func(s
 		}
 		sn.doom(id)
 		return "removed", sn.removeDoomed()
+	case ProblemMerged:
+		var r record
+		err := sn.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
+			r, err = sn.section(tx, f.Namespace).get(key)
+			return err
+		})
+		if err == nil {
+			err = os.Remove(sn.layer(r.ID).merged())
+		}
+		return "removed: it is made again", err
 	case ProblemIndex:
 		return "put right", sn.rebuildIndex(ctx, f.Namespace)
 	case ProblemRecord:
@@ -353,12 +387,12 @@ func (sn *Snapshotter) repairLayer(ctx context.Context, f store.Finding, key str
 	if err := os.RemoveAll(string(l)); err != nil {
 		return "", err
 	}
-	release, err := sn.driver.show(parents)
+	below, release, err := sn.driver.lower(parents)
 	if err != nil {
 		return "", err
 	}
 	defer release()
-	return "made anew, as its parent is: what was written to it is lost", sn.build(ctx, r.ID, parents)
+	return "made anew, as its parent is: what was written to it is lost", sn.build(ctx, r.ID, below)
 }
 
 func mkdirAgain(dir string) error {

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
@@ -27,10 +26,10 @@ import (
 // said of the names of directories at NewOverlay holds for both.
 //
 // A committed layer is an image in one file. While a snapshot builds upon it, it is mounted
-// once for all, at state/N; what the snapshotter gives to mount is a plain overlay of such
+// once for all, at state/N, or with all layers below it at state/N.merged; what the snapshotter gives to mount is a plain overlay of such
 // directories, which any client can mount. The kernel only ever reads metadata that was
 // written here (internal/erofs).
-func NewErofs(root, state string, s *store.Store) (*Snapshotter, error) {
+func NewErofs(root, state string, s *store.Store, o ErofsOptions) (*Snapshotter, error) {
 	state, err := filepath.Abs(state)
 	if err != nil {
 		return nil, fmt.Errorf("open snapshotter erofs: %w", err)
@@ -47,11 +46,24 @@ func NewErofs(root, state string, s *store.Store) (*Snapshotter, error) {
 	if err := os.MkdirAll(state, 0o700); err != nil {
 		return nil, fmt.Errorf("open snapshotter erofs: %w", err)
 	}
-	return open("erofs", root, s, newImages(state))
+	return open("erofs", root, s, newImages(state, o))
 }
 
-func newImages(state string) *images {
-	return &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}}
+// ErofsOptions are of NewErofs.
+type ErofsOptions struct {
+	// MergeFrom is the number of layers from which on they are merged into one file system.
+	// 0: where that was measured to pay; negative: never.
+	MergeFrom int
+	// Loop mounts through loop devices, as on kernels that do not mount files (before Linux 6.12).
+	Loop bool
+}
+
+func newImages(state string, o ErofsOptions) *images {
+	d := &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}, mount: erofs.Mount, merged: newMerges(o.MergeFrom)}
+	if o.Loop {
+		d.mount = erofs.MountLoop
+	}
+	return d
 }
 
 // ErofsSupported tries whether the kernel mounts an EROFS image that lies in root, which must
@@ -68,10 +80,13 @@ func ErofsSupported(root string) (err error) {
 type images struct {
 	overlay
 	state string
+	mount func(image string, devices ...string) (*os.File, error)
 
 	// mu is held while mounts are made and ended.
 	mu   sync.Mutex
 	pins map[layer]int // layers in use by calls under way
+
+	merged merges
 }
 
 // image is the file of a committed layer.
@@ -82,6 +97,7 @@ func (l layer) partial() string { return filepath.Join(string(l), "layer.part") 
 
 func (d *images) mountPoint(l layer) string { return filepath.Join(d.state, filepath.Base(string(l))) }
 
+// files is called for layers that are shown.
 func (d *images) files(l layer) string {
 	if _, err := os.Lstat(l.image()); err == nil {
 		return d.mountPoint(l)
@@ -97,6 +113,11 @@ func (d *images) show(layers []layer) (release func(), err error) {
 			return nil, err
 		}
 	}
+	return d.pin(layers), nil
+}
+
+// pin keeps what is mounted of layers until release is called. d.mu is held.
+func (d *images) pin(layers []layer) (release func()) {
 	for _, l := range layers {
 		d.pins[l]++
 	}
@@ -108,7 +129,7 @@ func (d *images) show(layers []layer) (release func(), err error) {
 				delete(d.pins, l)
 			}
 		}
-	}, nil
+	}
 }
 
 // mountLayer mounts an image unless it is mounted.
@@ -123,10 +144,15 @@ func (d *images) mountLayer(l layer) error {
 	if err := os.MkdirAll(at, 0o700); err != nil {
 		return err
 	}
-	m, err := erofs.Mount(l.image())
+	m, err := d.mount(l.image())
 	if err != nil {
 		return err
 	}
+	return attach(m, at)
+}
+
+// attach puts a mount, which it closes, at a mount point.
+func attach(m *os.File, at string) error {
 	defer m.Close()
 	return os.NewSyscallError("move_mount", unix.MoveMount(int(m.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH))
 }
@@ -158,9 +184,10 @@ func (d *images) hide(used func() (map[layer]bool, error)) error {
 	for l := range d.pins {
 		in[filepath.Base(string(l))] = true
 	}
+	d.forgetMerged(in)
 	var errs []error
 	for _, e := range entries {
-		if !in[e.Name()] {
+		if !in[strings.TrimSuffix(e.Name(), mergedSuffix)] {
 			errs = append(errs, unmount(filepath.Join(d.state, e.Name())))
 		}
 	}
@@ -170,7 +197,7 @@ func (d *images) hide(used func() (map[layer]bool, error)) error {
 func (d *images) drop(l layer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return unmount(d.mountPoint(l))
+	return errors.Join(unmount(d.mountPoint(l)), d.dropMerged(l))
 }
 
 // unmount removes a mount point with what is mounted there. Overlays that stand upon it have
@@ -208,27 +235,15 @@ func UnmountAll(state string) error {
 	return errors.Join(errs...)
 }
 
-func (d *images) fill(_ context.Context, l layer, parents []layer) error {
-	if err := mkdir(l.fs(), 0o755); err != nil {
-		return err
-	}
-	if len(parents) > 0 {
-		if err := copyRootAttributes(d.files(parents[0]), l.fs()); err != nil {
-			return err
-		}
-	}
-	return mkdir(l.work(), 0o711)
-}
-
 // rebase gives an image's root what a directory's gets.
-func (d *images) rebase(_ context.Context, l layer, parents []layer) error {
-	if len(parents) == 0 {
+func (d *images) rebase(_ context.Context, l layer, below []string) error {
+	if len(below) == 0 {
 		return nil
 	}
 	if there, err := exists(l.image()); err != nil {
 		return err
 	} else if !there {
-		return inheritRoot(d.files(parents[0]), l.fs())
+		return inheritRoot(below[0], l.fs())
 	}
 	f, err := os.OpenFile(l.image(), os.O_RDWR, 0)
 	if err != nil {
@@ -241,7 +256,7 @@ func (d *images) rebase(_ context.Context, l layer, parents []layer) error {
 	}
 	root := info.Root
 	var st unix.Stat_t
-	if err := unix.Lstat(d.files(parents[0]), &st); err != nil {
+	if err := unix.Lstat(below[0], &st); err != nil {
 		return err
 	}
 	if !defaultRoot(root.UID, root.GID, root.Perm) || defaultRoot(st.Uid, st.Gid, st.Mode&0o7777) {
@@ -311,14 +326,6 @@ func verifyImage(name string, inodes int64) error {
 // tidy removes what the image was made of.
 func (d *images) tidy(l layer) error {
 	return errors.Join(os.RemoveAll(l.fs()), os.RemoveAll(l.work()), os.RemoveAll(l.partial()))
-}
-
-func (d *images) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
-	dirs := make([]string, len(parents))
-	for i, p := range parents {
-		dirs[i] = d.files(p)
-	}
-	return d.stack(l, dirs, readonly)
 }
 
 // checkOverlayDir looks whether overlayfs's options can name directories below dir.

@@ -245,9 +245,9 @@ func (sn *Snapshotter) sweepDirs(ctx context.Context, heal bool) (last uint64, e
 }
 
 func (sn *Snapshotter) heal(ctx context.Context, id uint64, parents []layer) {
-	release, err := sn.driver.show(parents)
+	below, release, err := sn.driver.lower(parents)
 	if err == nil {
-		err = sn.build(ctx, id, parents)
+		err = sn.build(ctx, id, below)
 		release()
 	}
 	sn.log.Warn("made an active snapshot's lost directory anew", "id", id, "error", err)
@@ -323,6 +323,7 @@ func (sn *Snapshotter) Close() error {
 	default:
 	}
 	<-sn.removed
+	sn.merging.Wait()
 	sn.hideUnused()
 	return nil
 }

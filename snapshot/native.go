@@ -19,11 +19,11 @@ func NewNative(root string, s *store.Store) (*Snapshotter, error) {
 
 type native struct{ directories }
 
-func (native) fill(ctx context.Context, l layer, parents []layer) error {
-	if len(parents) == 0 {
+func (native) fill(ctx context.Context, l layer, below []string) error {
+	if len(below) == 0 {
 		return mkdir(l.fs(), 0o755)
 	}
-	return copyTree(ctx, parents[0].fs(), l.fs())
+	return copyTree(ctx, below[0], l.fs())
 }
 
 // diff is where rebase puts what was unpacked without a parent.
@@ -31,7 +31,7 @@ func (native) diff(l layer) string { return filepath.Join(string(l), "diff") }
 
 // rebase makes fs anew from the parent and the difference, which it keeps aside: a
 // commit that fails later can begin again.
-func (n native) rebase(ctx context.Context, l layer, parents []layer) error {
+func (n native) rebase(ctx context.Context, l layer, below []string) error {
 	kept, err := exists(n.diff(l))
 	if err != nil {
 		return err
@@ -44,10 +44,10 @@ func (n native) rebase(ctx context.Context, l layer, parents []layer) error {
 	if err := os.RemoveAll(l.fs()); err != nil {
 		return err
 	}
-	if len(parents) == 0 {
+	if len(below) == 0 {
 		return os.Rename(n.diff(l), l.fs())
 	}
-	if err := copyTree(ctx, parents[0].fs(), l.fs()); err != nil {
+	if err := copyTree(ctx, below[0], l.fs()); err != nil {
 		return err
 	}
 	return applyDiff(ctx, n.diff(l), l.fs())
@@ -57,13 +57,13 @@ func (n native) tidy(l layer) error { return os.RemoveAll(n.diff(l)) }
 
 func (native) whole() bool { return true }
 
-func (native) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
+func (native) mounts(l layer, below []string, readonly bool) []mount.Mount {
 	if readonly {
-		dir := l
-		if len(parents) > 0 {
-			dir = parents[0]
+		dir := l.fs()
+		if len(below) > 0 {
+			dir = below[0]
 		}
-		return []mount.Mount{{Type: "bind", Source: dir.fs(), Options: []string{"ro", "rbind"}}}
+		return []mount.Mount{{Type: "bind", Source: dir, Options: []string{"ro", "rbind"}}}
 	}
 	return []mount.Mount{{Type: "bind", Source: l.fs(), Options: []string{"rw", "rbind"}}}
 }

@@ -54,7 +54,7 @@ func OverlaySupported(root string) (err error) {
 			return err
 		}
 	}
-	f, err := MountDetached(overlay{options: layerOptions()}.mounts(top, []layer{bottom}, false))
+	f, err := MountDetached(overlay{options: layerOptions()}.mounts(top, []string{bottom.fs()}, false))
 	if err != nil {
 		return fmt.Errorf("try overlayfs: %w", err)
 	}
@@ -81,12 +81,12 @@ func layerOptions() []string {
 	return options
 }
 
-func (overlay) fill(_ context.Context, l layer, parents []layer) error {
+func (overlay) fill(_ context.Context, l layer, below []string) error {
 	if err := mkdir(l.fs(), 0o755); err != nil {
 		return err
 	}
-	if len(parents) > 0 {
-		if err := copyRootAttributes(parents[0].fs(), l.fs()); err != nil {
+	if len(below) > 0 {
+		if err := copyRootAttributes(below[0], l.fs()); err != nil {
 			return err
 		}
 	}
@@ -95,11 +95,11 @@ func (overlay) fill(_ context.Context, l layer, parents []layer) error {
 
 // rebase gives the root directory the parent's owner and mode, as fill would have.
 // Only if the layer itself did not set them: most layers do not hold their root.
-func (overlay) rebase(_ context.Context, l layer, parents []layer) error {
-	if len(parents) == 0 {
+func (overlay) rebase(_ context.Context, l layer, below []string) error {
+	if len(below) == 0 {
 		return nil
 	}
-	return inheritRoot(parents[0].fs(), l.fs())
+	return inheritRoot(below[0], l.fs())
 }
 
 func inheritRoot(from, to string) error {
@@ -131,31 +131,22 @@ func (overlay) tidy(l layer) error { return os.RemoveAll(l.work()) }
 
 func (overlay) whole() bool { return false }
 
-func (o overlay) mounts(l layer, parents []layer, readonly bool) []mount.Mount {
-	dirs := make([]string, len(parents))
-	for i, p := range parents {
-		dirs[i] = p.fs()
-	}
-	return o.stack(l, dirs, readonly)
-}
-
-// stack mounts a layer upon directories, the nearest first.
-func (o overlay) stack(l layer, parents []string, readonly bool) []mount.Mount {
+func (o overlay) mounts(l layer, below []string, readonly bool) []mount.Mount {
 	access := "rw"
 	if readonly {
 		access = "ro"
 	}
 	switch {
-	case len(parents) == 0:
+	case len(below) == 0:
 		return []mount.Mount{{Type: "bind", Source: l.fs(), Options: []string{access, "rbind"}}}
-	case readonly && len(parents) == 1:
-		return []mount.Mount{{Type: "bind", Source: parents[0], Options: []string{access, "rbind"}}}
+	case readonly && len(below) == 1:
+		return []mount.Mount{{Type: "bind", Source: below[0], Options: []string{access, "rbind"}}}
 	}
 	options := slices.Clone(o.options)
 	if !readonly {
 		options = append(options, "workdir="+l.work(), "upperdir="+l.fs())
 	}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, "lowerdir="+strings.Join(parents, ":"))}}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(options, "lowerdir="+strings.Join(below, ":"))}}
 }
 
 // mkdir makes a directory with exactly this mode, whatever the umask is.

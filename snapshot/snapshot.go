@@ -60,7 +60,8 @@ type Snapshotter struct {
 	removing sync.Mutex
 	resting  *time.Timer // guarded by mu: runs until unused layers are hidden
 	// hiding is held while they are; taken before mu.
-	hiding sync.Mutex
+	hiding  sync.Mutex
+	merging sync.WaitGroup // grows only while mu is held and closed is false
 }
 
 var (
@@ -77,13 +78,13 @@ type layer string
 func (l layer) fs() string   { return filepath.Join(string(l), "fs") }
 func (l layer) work() string { return filepath.Join(string(l), "work") }
 
-// driver is what differs between kinds of layers. parents begin with the nearest.
+// driver is what differs between kinds of layers. Layers and directories below begin with the nearest.
 type driver interface {
 	// fill makes the contents of a new active snapshot's directory.
-	fill(ctx context.Context, l layer, parents []layer) error
+	fill(ctx context.Context, l layer, below []string) error
 	// rebase makes a layer that was filled without parents fit upon them. It may be
 	// called again if the commit failed.
-	rebase(ctx context.Context, l layer, parents []layer) error
+	rebase(ctx context.Context, l layer, below []string) error
 	// tidy removes what a layer needs no more once it is committed.
 	tidy(l layer) error
 	// whole tells that a layer holds everything, not only what differs from its parents.
@@ -93,6 +94,13 @@ type driver interface {
 	show(layers []layer) (release func(), err error)
 	// files is the directory with the files of a committed layer that is shown.
 	files(l layer) string
+	// lower shows a committed layer and all its parents, in one directory or in several that
+	// lie upon each other: as show does, until release is called and no snapshot builds upon them.
+	lower(chain []layer) (below []string, release func(), err error)
+	// unmerged tells, once, that it would pay to have these in one directory, and they are not.
+	unmerged(chain []layer) bool
+	// merge makes one of them, for lower.
+	merge(ctx context.Context, chain []layer) error
 	// hide ends what show did for layers that used does not hold.
 	hide(used func() (map[layer]bool, error)) error
 	// drop is called before a layer's directory is removed, and when a new one is made.
@@ -102,7 +110,7 @@ type driver interface {
 	seal(ctx context.Context, l layer) (sealed, error)
 	// mounts gives what an active snapshot, or with readonly a view, is mounted with.
 	// A view with parents has no layer of its own ("").
-	mounts(l layer, parents []layer, readonly bool) []mount.Mount
+	mounts(l layer, below []string, readonly bool) []mount.Mount
 }
 
 // sealed is what a layer came to.
@@ -116,9 +124,18 @@ type directories struct{}
 
 func (directories) show([]layer) (func(), error)                { return func() {}, nil }
 func (directories) files(l layer) string                        { return l.fs() }
+func (directories) unmerged([]layer) bool                       { return false }
+func (directories) merge(context.Context, []layer) error        { return nil }
 func (directories) hide(func() (map[layer]bool, error)) error   { return nil }
 func (directories) drop(layer) error                            { return nil }
 func (directories) seal(context.Context, layer) (sealed, error) { return sealed{}, nil }
+
+func (directories) lower(chain []layer) (below []string, release func(), err error) {
+	for _, l := range chain {
+		below = append(below, l.fs())
+	}
+	return below, func() {}, nil
+}
 
 // open is common to the drivers.
 func open(name, root string, s *store.Store, d driver) (*Snapshotter, error) {
@@ -257,20 +274,20 @@ func (sn *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, e
 	if err != nil {
 		return nil, wrap(err, "mounts of snapshot %q", key)
 	}
-	release, err := sn.driver.show(parents)
+	below, release, err := sn.driver.lower(parents)
 	if err != nil {
 		return nil, wrap(err, "mounts of snapshot %q", key)
 	}
 	defer release()
-	return sn.mounts(r, parents), nil
+	return sn.mounts(r, below), nil
 }
 
-func (sn *Snapshotter) mounts(r record, parents []layer) []mount.Mount {
+func (sn *Snapshotter) mounts(r record, below []string) []mount.Mount {
 	var own layer
 	if r.ID != 0 {
 		own = sn.layer(r.ID)
 	}
-	return mapMounts(sn.driver.mounts(own, parents, r.kind() == snapshots.KindView), r.Labels)
+	return mapMounts(sn.driver.mounts(own, below, r.kind() == snapshots.KindView), r.Labels)
 }
 
 // Prepare makes an active snapshot: errdefs.ErrAlreadyExists if the key is taken,
@@ -325,13 +342,16 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 	if err != nil {
 		return nil, err
 	}
-	release, err := sn.driver.show(parents)
+	below, release, err := sn.driver.lower(parents)
 	if err != nil {
 		return nil, err
 	}
 	defer release() // the record keeps them then
+	if kind == snapshots.KindActive && !isUnpacking(key) {
+		sn.mergeSoon(parents)
+	}
 	if kind == snapshots.KindActive || parent == "" {
-		if r.ID, err = sn.makeLayer(ctx, parents); err != nil {
+		if r.ID, err = sn.makeLayer(ctx, below); err != nil {
 			return nil, err
 		}
 		defer sn.settle(r.ID, &err)
@@ -363,7 +383,7 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 		return nil, err
 	}
 	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
-	return sn.mounts(r, parents), nil
+	return sn.mounts(r, below), nil
 }
 
 // labelTarget says what a snapshot that is prepared will be committed as.
@@ -402,7 +422,7 @@ func (sn *Snapshotter) refuseKnown(ctx context.Context, ns, target string) error
 }
 
 // makeLayer makes a directory that no record names yet; settle ends this state.
-func (sn *Snapshotter) makeLayer(ctx context.Context, parents []layer) (id uint64, err error) {
+func (sn *Snapshotter) makeLayer(ctx context.Context, below []string) (id uint64, err error) {
 	id = sn.nextID.Add(1)
 	sn.mu.Lock()
 	if sn.closed {
@@ -411,7 +431,7 @@ func (sn *Snapshotter) makeLayer(ctx context.Context, parents []layer) (id uint6
 	}
 	sn.fresh[id] = true
 	sn.mu.Unlock()
-	err = sn.build(ctx, id, parents)
+	err = sn.build(ctx, id, below)
 	if err != nil {
 		sn.settle(id, &err)
 		return 0, err
@@ -428,7 +448,7 @@ const unbornPrefix = "."
 
 // build makes a directory. It gets its name last: after a power cut one that has it is
 // whole, and one that has not is made anew. The parents are shown.
-func (sn *Snapshotter) build(ctx context.Context, id uint64, parents []layer) error {
+func (sn *Snapshotter) build(ctx context.Context, id uint64, below []string) error {
 	if err := sn.driver.drop(sn.layer(id)); err != nil {
 		return err
 	}
@@ -436,10 +456,10 @@ func (sn *Snapshotter) build(ctx context.Context, id uint64, parents []layer) er
 	if err := os.Mkdir(string(l), 0o700); err != nil {
 		return err
 	}
-	if err := sn.driver.fill(ctx, l, parents); err != nil {
+	if err := sn.driver.fill(ctx, l, below); err != nil {
 		return err
 	}
-	if sn.driver.whole() && len(parents) > 0 {
+	if sn.driver.whole() && len(below) > 0 {
 		// What is copied must last as long as the record that comes next.
 		if err := sn.syncs.Do(); err != nil {
 			return err
@@ -499,13 +519,13 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		return err
 	}
 	l := sn.layer(active.ID)
-	release, err := sn.driver.show(parents)
+	below, release, err := sn.driver.lower(parents)
 	if err != nil {
 		return err
 	}
 	defer release()
 	if info.Parent != active.Parent {
-		if err := sn.driver.rebase(ctx, l, parents); err != nil {
+		if err := sn.driver.rebase(ctx, l, below); err != nil {
 			return err
 		}
 		if sn.driver.whole() {

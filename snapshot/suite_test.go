@@ -53,12 +53,22 @@ func TestOverlaySuite(t *testing.T) {
 	testsuite.SnapshotterSuite(t, "overlayfs", suite(NewOverlay))
 }
 
-var drivers = map[string]opener{"overlayfs": NewOverlay, "native": NewNative, "erofs": newErofs}
+// "merged" keeps all that has a parent merged, "loop" is EROFS for kernels that mount no files.
+var drivers = map[string]opener{
+	"overlayfs": NewOverlay, "native": NewNative, "erofs": newErofs,
+	"merged": erofsWith(ErofsOptions{MergeFrom: 2}), "loop": erofsWith(ErofsOptions{Loop: true}),
+}
 
 // newErofs mounts beside the layers. Where the kernel cannot, tests fail: this is where they are
 // meant to run.
 func newErofs(root string, s *store.Store) (*Snapshotter, error) {
-	return NewErofs(root, root+"/mnt", s)
+	return NewErofs(root, root+"/mnt", s, ErofsOptions{MergeFrom: -1})
+}
+
+func erofsWith(o ErofsOptions) opener {
+	return func(root string, s *store.Store) (*Snapshotter, error) {
+		return NewErofs(root, root+"/mnt", s, o)
+	}
 }
 
 // unmountAll ends what newErofs's snapshotter leaves for those who hold snapshots.
@@ -67,6 +77,16 @@ func unmountAll(root string) error { return UnmountAll(root + "/mnt") }
 func TestErofsSuite(t *testing.T) {
 	needsRoot(t)
 	testsuite.SnapshotterSuite(t, "erofs", suite(newErofs))
+}
+
+func TestMergedSuite(t *testing.T) {
+	needsRoot(t)
+	testsuite.SnapshotterSuite(t, "erofs", suite(drivers["merged"]))
+}
+
+func TestLoopSuite(t *testing.T) {
+	needsRoot(t)
+	testsuite.SnapshotterSuite(t, "erofs", suite(drivers["loop"]))
 }
 
 func itoa(n int) string { return strconv.Itoa(n) }

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/api/types"
 	ctrd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/core/leases"
@@ -647,13 +648,50 @@ func TestSnapshotsAndDiff(t *testing.T) {
 	}
 }
 
+// listen waits until a subscription, which has no answer of its own, is there: until it gives the last of some events
+// that are published for it, on the topic /probe.
+func (r *rig) listen(t *testing.T, ch <-chan *events.Envelope, errs <-chan error) {
+	t.Helper()
+	publish := func(name string) {
+		if err := r.EventService().Publish(r.ctx, "/probe", &apievents.ImageDelete{Name: name}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for last := false; ; {
+		select {
+		case e := <-ch:
+			v, err := typeurl.UnmarshalAny(e.Event)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if v.(*apievents.ImageDelete).Name == "last" {
+				return
+			}
+			if !last {
+				last = true
+				publish("last")
+			}
+		case err := <-errs:
+			t.Fatal(err)
+		case <-tick.C:
+			if !last {
+				publish("probe")
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("no event")
+		}
+	}
+}
+
 func TestEvents(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
 	ch, errs := r.Subscribe(ctx, `namespace==test`)
-	time.Sleep(200 * time.Millisecond) // until the subscription is there
+	r.listen(t, ch, errs)
 	host := newRegistry(t, map[string]v1.Image{"x:1": newImage(t, runtime.GOARCH, files{"a": "b"})})
 	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
 	if err != nil {
@@ -680,7 +718,7 @@ func TestEvents(t *testing.T) {
 			seen[e.Topic]++
 		case err := <-errs:
 			t.Fatal(err)
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("only %v", seen)
 		}
 	}
@@ -793,8 +831,8 @@ func TestShimEvents(t *testing.T) {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(r.ctx)
 	defer cancel()
-	ch, errs := r.Subscribe(ctx, `topic=="/tasks/exit"`)
-	time.Sleep(200 * time.Millisecond) // until the subscription is there
+	ch, errs := r.Subscribe(ctx, `topic=="/tasks/exit"`, `topic=="/probe"`)
+	r.listen(t, ch, errs)
 	exit, err := typeurl.MarshalAnyToProto(&apievents.TaskExit{ContainerID: "c", ExitStatus: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -813,7 +851,7 @@ func TestShimEvents(t *testing.T) {
 		}
 	case err := <-errs:
 		t.Fatal(err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("no event")
 	}
 	for _, bad := range []*ttrpcevents.ForwardRequest{{}, {Envelope: &types.Envelope{Topic: "x"}}} {
@@ -821,7 +859,7 @@ func TestShimEvents(t *testing.T) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
-	end, stop := context.WithTimeout(context.Background(), 5*time.Second)
+	end, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
 	c.Close()
 	r.server.Shutdown(end)

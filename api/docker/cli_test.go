@@ -87,7 +87,7 @@ func (b *cliBackend) RemoveImage(context.Context, string, bool, bool) ([]engine.
 // docker runs the real command line against a server.
 func (n *node) docker(stdin string, args ...string) (stdout, stderr string, code int) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+n.socket, "DOCKER_CONFIG="+n.t.TempDir())

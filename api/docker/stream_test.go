@@ -104,7 +104,7 @@ func TestWaitEndsWithItsClient(t *testing.T) {
 	cancel()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the engine was not told that the client left")
 	}
 }
@@ -359,7 +359,7 @@ func TestLogsFollowIsPrompt(t *testing.T) {
 			}, nil
 		},
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "GET", "http://docker/containers/x/logs?stdout=1&follow=1", nil)
 	if err != nil {
@@ -380,7 +380,7 @@ func TestLogsFollowIsPrompt(t *testing.T) {
 	cancel()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("still following after the client left")
 	}
 }
@@ -624,7 +624,7 @@ func TestEventsBeginAtOnceAndEndAtShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := n.server.Shutdown(ctx); err != nil {
 		t.Error(err)

@@ -141,7 +141,7 @@ func (c *ctd) shims() map[int]string {
 }
 
 func (c *ctd) ctr(args ...string) (stdout, stderr string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ctr", append([]string{"-a", c.socket(), "-n", c.ns}, args...)...)
 	var out, errs bytes.Buffer
@@ -298,7 +298,7 @@ func TestBootstrap(t *testing.T) {
 	c := wire.NewClient(conn, "")
 	defer c.Close()
 	call := func(method string, req, resp wire.Message) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		return c.Call(ctx, wire.ServiceTaskV3, method, req, resp)
 	}
@@ -314,7 +314,7 @@ func TestBootstrap(t *testing.T) {
 	call("Shutdown", &wire.ShutdownRequest{Now: true}, nil) // the second start has reserved the shim
 	select {
 	case <-c.Done():
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the shim does not end")
 		syscall.Kill(int(who.ShimPid), syscall.SIGKILL)
 	}

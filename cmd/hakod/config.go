@@ -49,6 +49,7 @@ type config struct {
 	CNIConfDir       string                 `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
 	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
+	ErofsMergeLayers int                    `toml:"erofs-merge-layers" comment:"From how many layers on the snapshotter erofs puts those of an image into one file system: containers look names up faster, and images do not share memory for the files of common layers. 0: where that was measured to pay; -1: never."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
 	CgroupPath       string                 `toml:"cgroup-path" comment:"Cgroup that the daemon moves itself into, with the shims that it starts, e.g. /system/hakod; \"\": it stays where it was started."`
 	LogLevel         string                 `toml:"log-level" comment:"debug, info, warn or error."`
@@ -216,6 +217,9 @@ func (c *config) complete() error {
 	}
 	if d, err := time.ParseDuration(c.PullTimeout); err != nil || d <= 0 {
 		return fmt.Errorf("pull-progress-timeout: %q is not a duration such as 30s or 2m", c.PullTimeout)
+	}
+	if c.ErofsMergeLayers < -1 {
+		return fmt.Errorf("erofs-merge-layers: %d is not -1, 0 or a number of layers", c.ErofsMergeLayers)
 	}
 	if d, err := time.ParseDuration(c.RestartInterval); err != nil || d <= 0 {
 		return fmt.Errorf("restart-interval: %q is not a duration such as 10s or 1m", c.RestartInterval)

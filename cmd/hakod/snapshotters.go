@@ -52,7 +52,7 @@ func openSnapshotters(cfg config, st *store.Store, log *slog.Logger) (set snapsh
 			if err := snapshot.ErofsSupported(root); err != nil {
 				return nil, err
 			}
-			return snapshot.NewErofs(root, filepath.Join(cfg.State, "erofs"), st)
+			return snapshot.NewErofs(root, filepath.Join(cfg.State, "erofs"), st, snapshot.ErofsOptions{MergeFrom: cfg.ErofsMergeLayers})
 		}},
 		{"overlayfs", func(root string) (*snapshot.Snapshotter, error) { return snapshot.NewOverlay(root, st) }},
 		{"native", func(root string) (*snapshot.Snapshotter, error) { return snapshot.NewNative(root, st) }},

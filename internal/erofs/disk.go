@@ -20,7 +20,9 @@ const (
 
 	featureChecksum = 1 << 0 // compatible ones
 	featureMtime    = 1 << 1
-	featureChunks   = 1 << 2 // incompatible
+	featurePadding  = 1 << 0 // incompatible; of compressed files, of which the image then has none
+	featureChunks   = 1 << 2
+	featureDevices  = 1 << 3
 
 	inodeSize = 64 // extended inodes
 	slotSize  = 32 // unit of node numbers
@@ -28,6 +30,11 @@ const (
 	layoutPlain  = 0
 	layoutInline = 2
 	layoutChunks = 4
+
+	deviceSlot = 128 // unit of the table of devices
+	tagSize    = 64
+	// maxDevices keeps each inode's data findable in a short walk; the format has room for 65535.
+	maxDevices = 1024
 
 	direntSize  = 12
 	xattrHeader = 12
@@ -63,8 +70,25 @@ func (l *layout) write(w io.WriterAt, root *Node) error {
 	if err := b.flush(); err != nil {
 		return err
 	}
+	if len(l.devices) > 0 {
+		if _, err := w.WriteAt(l.table(), DataStart); err != nil {
+			return err
+		}
+	}
 	_, err := w.WriteAt(l.super(root), 0)
 	return err
+}
+
+// table makes the table of devices.
+func (l *layout) table() []byte {
+	b := make([]byte, TableSize(len(l.devices)))
+	for i, d := range l.devices {
+		slot := b[i*deviceSlot:]
+		copy(slot[:tagSize], d.Tag)
+		le.PutUint32(slot[tagSize:], uint32(d.Size/BlockSize))
+		le.PutUint32(slot[tagSize+4:], uint32(l.starts[i+1]/BlockSize))
+	}
+	return b
 }
 
 // super makes the first block.
@@ -78,17 +102,23 @@ func (l *layout) super(root *Node) []byte {
 	le.PutUint64(s[16:], uint64(len(l.nodes)))
 	le.PutUint32(s[36:], uint32(l.end/BlockSize))
 	le.PutUint32(s[40:], uint32(l.meta/BlockSize))
+	features := uint32(0)
 	if l.chunks {
-		le.PutUint32(s[80:], featureChunks)
+		features |= featureChunks
 	}
-	le.PutUint32(s[4:], checksum(block))
+	if len(l.devices) > 0 {
+		features |= featureDevices
+		le.PutUint16(s[86:], uint16(len(l.devices)))
+		le.PutUint16(s[88:], DataStart/deviceSlot)
+	}
+	le.PutUint32(s[80:], features)
+	le.PutUint32(s[4:], checksum(s))
 	return block
 }
 
-// checksum is the CRC-32C of the superblock's block from the superblock on, with a
+// checksum is the CRC-32C of the superblock's block from the superblock on (s), with a
 // checksum of zero, and without the complement at the end.
-func checksum(block []byte) uint32 {
-	s := block[superOffset:]
+func checksum(s []byte) uint32 {
 	table := crc32.MakeTable(crc32.Castagnoli)
 	crc := crc32.Update(0, table, s[:4])
 	crc = crc32.Update(crc, table, make([]byte, 4))
@@ -107,7 +137,7 @@ func (l *layout) inode(b *blocks, n *Node) {
 		if n.Holes != nil {
 			format, addr = layoutChunks, uint32(n.Holes.Bits-blockBits)
 		} else if size > 0 {
-			addr = uint32(n.Addr / BlockSize)
+			addr = uint32((l.starts[n.Device] + n.Addr) / BlockSize)
 		}
 	case unix.S_IFCHR, unix.S_IFBLK:
 		addr = n.Minor&0xff | n.Major<<8 | n.Minor&^0xff<<12
@@ -135,7 +165,7 @@ func (l *layout) inode(b *blocks, n *Node) {
 		for _, at := range n.Holes.Pieces {
 			block := uint32(nullBlock)
 			if at != Hole {
-				block = uint32(at / BlockSize)
+				block = uint32((l.starts[n.Device] + at) / BlockSize)
 			}
 			b.put(le.AppendUint32(nil, block))
 		}
@@ -198,7 +228,7 @@ func ReadInfo(f io.ReaderAt) (info Info, err error) {
 		return info, fmt.Errorf("read superblock: %w", err)
 	}
 	s := block[superOffset:]
-	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(block) {
+	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(s) {
 		return info, errors.New("not an EROFS image")
 	}
 	info.Size = int64(le.Uint32(s[36:])) * BlockSize

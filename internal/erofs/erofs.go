@@ -1,12 +1,14 @@
-// Package erofs writes file system images in the EROFS format (kernel documentation,
-// filesystems/erofs; the on-disk structures are those of fs/erofs/erofs_fs.h).
+// Package erofs writes, reads and merges file system images in the EROFS format (kernel
+// documentation, filesystems/erofs; the on-disk structures are those of fs/erofs/erofs_fs.h).
 //
-// In flow a tree of nodes, whose files' data is in the image already, and an open file;
-// out flow the metadata behind that data, and the superblock before it. Nothing of the
-// metadata is ever taken from elsewhere: what the kernel will parse was written here.
+// In flow a tree of nodes, whose files' data is in the image already, or in other files
+// ("devices"), and an open file; out flow the metadata behind that data, and the superblock
+// before it. Metadata that came from elsewhere is read here and written anew: what the kernel
+// will parse was written here.
 //
 //	0      superblock (at 1024)
-//	4096   data of files, each at a block boundary
+//	4096   the table of devices, if there are any
+//	...    data of files, each at a block boundary
 //	...    inodes, with extended attributes, short directories, links' targets
 //	...    longer directories
 package erofs
@@ -46,8 +48,12 @@ type Node struct {
 	Major    uint32 // of a device
 	Minor    uint32
 	Size     int64  // bytes in a regular file
-	Addr     int64  // where its data begins: a multiple of BlockSize
+	Device   int    // that has the data: 0 is the image itself, else 1 + the place in the table
+	Addr     int64  // where its data begins in the device: a multiple of BlockSize
 	Holes    *Holes // of a file that is not in one piece: Addr says nothing
+	// Extents are set by Read where neither Addr nor Holes can say where the data is: it has to
+	// be copied before the tree can be written.
+	Extents  []Extent
 	Target   string // of a symbolic link
 	Xattrs   []Xattr
 	Children map[string]*Node // of a directory
@@ -71,6 +77,18 @@ type Holes struct {
 
 // Hole stands for the address of a piece of zeros.
 const Hole = -1
+
+// Extent is a piece of a file's data, Size bytes at any address At, or Hole.
+type Extent struct{ At, Size int64 }
+
+// Device is a file beside the image that has data of its files.
+type Device struct {
+	Tag  string // says which one it is: at most 64 bytes, none of them zero
+	Size int64  // bytes, a multiple of BlockSize
+}
+
+// TableSize is how many bytes the table of n devices takes, at DataStart.
+func TableSize(n int) int64 { return up(int64(n)*deviceSlot, BlockSize) }
 
 // Xattr is an extended attribute with its full name.
 type Xattr struct{ Name, Value string }
@@ -118,19 +136,28 @@ func (n *Node) Xattr(name string) string {
 var errTree = errors.New("not a tree that can be written")
 
 // Write writes the metadata of a tree at the offset at (a multiple of BlockSize, behind the
-// data) and the superblock, and returns where the image ends and how many inodes it has. The tree must not change
+// table of devices and the data) and the superblock, and returns where the image ends and how many inodes it has. The tree must not change
 // any more afterwards.
-func Write(w io.WriterAt, root *Node, at int64) (end, nodes int64, err error) {
-	if at%BlockSize != 0 || at < DataStart || !root.IsDir() {
+func Write(w io.WriterAt, root *Node, at int64, devices ...Device) (end, nodes int64, err error) {
+	if at%BlockSize != 0 || at < DataStart+TableSize(len(devices)) || len(devices) > maxDevices || !root.IsDir() {
 		return 0, 0, errTree
 	}
-	l := layout{meta: at, pos: at + rootOffset}
+	l := layout{meta: at, pos: at + rootOffset, devices: devices}
 	if err := l.plan(root); err != nil {
 		return 0, 0, fmt.Errorf("write EROFS image: %w", err)
 	}
 	l.placeData()
-	if l.end/BlockSize >= 1<<32-1 {
-		return 0, 0, fmt.Errorf("write EROFS image: %d bytes: %w", l.end, errTree)
+	l.starts = append(l.starts, 0)
+	last := l.end
+	for _, d := range devices {
+		if d.Size < 0 || d.Size%BlockSize != 0 || d.Tag == "" || len(d.Tag) > tagSize {
+			return 0, 0, fmt.Errorf("write EROFS image: device %q of %d bytes: %w", d.Tag, d.Size, errTree)
+		}
+		l.starts = append(l.starts, last)
+		last += d.Size
+	}
+	if last/BlockSize >= 1<<32-1 {
+		return 0, 0, fmt.Errorf("write EROFS image: %d bytes: %w", last, errTree)
 	}
 	if err := l.write(w, root); err != nil {
 		return 0, 0, fmt.Errorf("write EROFS image: %w", err)
@@ -143,11 +170,13 @@ func Write(w io.WriterAt, root *Node, at int64) (end, nodes int64, err error) {
 const rootOffset = 64
 
 type layout struct {
-	meta   int64
-	pos    int64
-	end    int64
-	nodes  []*Node // in the order of their inodes
-	chunks bool
+	meta    int64
+	pos     int64
+	end     int64
+	nodes   []*Node // in the order of their inodes
+	chunks  bool
+	devices []Device
+	starts  []int64 // of the devices in one space of addresses that all share, the image's first
 }
 
 // plan gives every node its inode's place: those of a directory side by side, so that
@@ -217,7 +246,7 @@ func (l *layout) node(n *Node) error {
 			return fmt.Errorf("target of %d bytes: %w", n.length, errTree)
 		}
 	case n.Type() == unix.S_IFREG:
-		if n.Size < 0 || n.Addr < 0 || n.Addr%BlockSize != 0 {
+		if n.Size < 0 || n.Addr < 0 || n.Addr%BlockSize != 0 || n.Extents != nil || n.Device < 0 || n.Device > len(l.devices) {
 			return fmt.Errorf("data of %d bytes at %d: %w", n.Size, n.Addr, errTree)
 		}
 		if h := n.Holes; h != nil {

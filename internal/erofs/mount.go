@@ -13,13 +13,13 @@ import (
 // Magic is what statfs(2) tells of an EROFS file system.
 const Magic = 0xe0f5e1e2
 
-// Mount mounts the image in a file, read-only, and returns the root of the mount, which is
-// attached nowhere. The kernel reads the file itself since Linux 6.12; before, through a
-// loop device, which goes away with the mount.
-func Mount(image string) (*os.File, error) {
-	f, err := mountSource(image)
-	if errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.EOPNOTSUPP) {
-		return mountLoop(image)
+// Mount mounts the image in a file, and in those of its devices, read-only, and returns the root of the mount, which is
+// attached nowhere. The kernel reads files themselves since Linux 6.12; before, an image without devices is
+// mounted through a loop device, which goes away with the mount.
+func Mount(image string, devices ...string) (*os.File, error) {
+	f, err := mountSource(image, devices...)
+	if (errors.Is(err, unix.ENOTBLK) || errors.Is(err, unix.EOPNOTSUPP)) && len(devices) == 0 {
+		return MountLoop(image)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("mount EROFS image %s: %w", image, err)
@@ -27,7 +27,7 @@ func Mount(image string) (*os.File, error) {
 	return f, nil
 }
 
-func mountSource(source string) (*os.File, error) {
+func mountSource(source string, devices ...string) (*os.File, error) {
 	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen: %w", err)
@@ -35,6 +35,11 @@ func mountSource(source string) (*os.File, error) {
 	defer unix.Close(fs)
 	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
 		return nil, fmt.Errorf("fsconfig source: %w", kernelSays(fs, err))
+	}
+	for _, d := range devices {
+		if err := unix.FsconfigSetString(fs, "device", d); err != nil {
+			return nil, fmt.Errorf("fsconfig device %s: %w", d, kernelSays(fs, err))
+		}
 	}
 	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
 		return nil, fmt.Errorf("fsconfig ro: %w", kernelSays(fs, err))
@@ -49,8 +54,11 @@ func mountSource(source string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), source), nil
 }
 
-// mountLoop mounts through a loop device that is cleared with its last use.
-func mountLoop(image string) (*os.File, error) {
+// MountLoop mounts an image without devices through a loop device that is cleared with its last use.
+func MountLoop(image string, devices ...string) (*os.File, error) {
+	if len(devices) > 0 {
+		return nil, fmt.Errorf("mount EROFS image %s with devices: %w", image, errors.ErrUnsupported)
+	}
 	back, err := os.Open(image)
 	if err != nil {
 		return nil, err

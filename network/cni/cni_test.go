@@ -312,6 +312,22 @@ func TestKilledInTheMiddle(t *testing.T) {
 	w.nothingLeft()
 }
 
+// TestFirstDelFails: a plugin fails once on what another daemon left half done, and removes it nevertheless.
+func TestFirstDelFails(t *testing.T) {
+	needRoot(t)
+	w := newWorld(t, "main")
+	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes, FailFirst: true})
+	first := w.open(nil)
+	if _, err := first.Setup(context.Background(), w.pod("web")); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	if err := w.open(nil).GC(context.Background(), nil); err != nil {
+		t.Error(err)
+	}
+	w.nothingLeft()
+}
+
 func TestOwedIsTriedAgain(t *testing.T) {
 	needRoot(t)
 	w := newWorld(t, "main", "chained")

@@ -17,6 +17,8 @@ const (
 	gcLimit = 20 * time.Second
 	// sweepers is how many attachments are undone side by side.
 	sweepers = 4
+	// sweepTries is how often it is tried at once.
+	sweepTries = 3
 )
 
 // owe remembers an attachment that has to be undone later; settle forgets it.
@@ -63,7 +65,16 @@ func (m *Manager) sweep(ctx context.Context) error {
 	for range min(sweepers, len(ids)) {
 		wg.Go(func() {
 			for id := range ids {
-				if err := m.Teardown(ctx, id); err != nil {
+				err := m.Teardown(ctx, id)
+				// The DEL of a plugin whose ADD was cut short fails where that had not come to, as Debian's bridge
+				// does without its chain of iptables; it has removed the rest by then, and the next one ends well.
+				for range sweepTries - 1 {
+					if err == nil || ctx.Err() != nil {
+						break
+					}
+					err = m.Teardown(ctx, id)
+				}
+				if err != nil {
 					mu.Lock()
 					errs = append(errs, err)
 					mu.Unlock()

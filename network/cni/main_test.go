@@ -72,6 +72,7 @@ type fake struct {
 	IPAM         map[string]any  `json:"ipam,omitempty"`
 	Dir          string          `json:"dir"` // log, and a file for each attachment
 	Fail         string          `json:"fail,omitempty"`
+	FailFirst    bool            `json:"failFirst,omitempty"` // DEL of what is there
 	Code         uint            `json:"code,omitempty"`
 	Hang         string          `json:"hang,omitempty"`
 	Noise        string          `json:"noise,omitempty"`
@@ -123,6 +124,10 @@ func fakePlugin() int {
 	case "ADD":
 		_ = os.WriteFile(taken, nil, 0o600)
 	case "DEL":
+		if _, err := os.Lstat(taken); err == nil && conf.FailFirst {
+			conf.Fail = c.Command
+			_ = os.Remove(taken)
+		}
 		if conf.Fail != c.Command {
 			_ = os.Remove(taken)
 		}
@@ -337,7 +342,7 @@ func (w *world) nothingLeft() {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}

@@ -43,7 +43,7 @@ func TestRunToEnd(t *testing.T) {
 			t.Errorf("state after delete: %v", err)
 		}
 		want := []string{"create", "start", "exit", "delete"}
-		if !eventually(time.Second, func() bool { return slices.Equal(e.topics(), want) }) {
+		if !eventually(func() bool { return slices.Equal(e.topics(), want) }) {
 			t.Errorf("events %v", e.topics())
 		}
 	})

@@ -242,11 +242,11 @@ func (e *env) start() {
 
 // cleanup ends whatever a test left, and checks that nothing stays.
 func (e *env) cleanup(shimPid int) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if s, err := (client.Manager{}).Connect(ctx, e.bundle); err == nil {
 		s.Kill(ctx, e.id, "", 9, true)
-		waitCtx, done := context.WithTimeout(ctx, 5*time.Second)
+		waitCtx, done := context.WithTimeout(ctx, time.Minute)
 		s.Wait(waitCtx, e.id, "")
 		done()
 		s.Delete(ctx, e.id, "")
@@ -256,7 +256,7 @@ func (e *env) cleanup(shimPid int) {
 		client.Manager{}.Reap(ctx, e.opts)
 	}
 	e.shim.Close()
-	if !eventually(5*time.Second, func() bool { return unix.Kill(shimPid, 0) == unix.ESRCH }) {
+	if !eventually(func() bool { return unix.Kill(shimPid, 0) == unix.ESRCH }) {
 		e.t.Errorf("shim %d is still there", shimPid)
 		unix.Kill(shimPid, unix.SIGKILL)
 	}
@@ -271,8 +271,9 @@ func (e *env) cleanup(shimPid int) {
 	}
 }
 
-func eventually(limit time.Duration, f func() bool) bool {
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+// eventually waits for what another process brings about. The limit ends a hang, no more.
+func eventually(f func() bool) bool {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if f() {
 			return true
 		}

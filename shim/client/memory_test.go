@@ -22,7 +22,7 @@ func TestMemory(t *testing.T) {
 		e.check(err)
 		var pss int
 		// A shim gives memory back when it has been quiet for a second.
-		ok := eventually(10*time.Second, func() bool {
+		ok := eventually(func() bool {
 			pss = rollup(t, pid, "Pss:")
 			return pss <= maxPSS
 		})

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -36,7 +35,7 @@ func TestRun(t *testing.T) {
 			t.Errorf("read %q, %q, %v; exit status %d", out, errs, err, st.ExitStatus())
 		}
 		gone := func(id string) bool {
-			return eventually(5*time.Second, func() bool {
+			return eventually(func() bool {
 				_, err := e.shim.State(e.ctx, e.id, id)
 				return errdefs.IsNotFound(err)
 			})
@@ -44,7 +43,7 @@ func TestRun(t *testing.T) {
 		if !gone("r1") {
 			t.Error("the process is not forgotten")
 		}
-		if want := []string{"create", "start", "exec-added:r1", "exec-started:r1", "exit:r1"}; !eventually(time.Second, func() bool {
+		if want := []string{"create", "start", "exec-added:r1", "exec-started:r1", "exit:r1"}; !eventually(func() bool {
 			return strings.Join(e.topics(), " ") == strings.Join(want, " ")
 		}) {
 			t.Errorf("events %v, want %v", e.topics(), want)
@@ -84,7 +83,7 @@ func TestRun(t *testing.T) {
 		e.check(err)
 		e.check(wire.WriteRun(conn, wire.AttachRequest{ID: e.id, ExecID: "r5", Stdout: true}, spec))
 		conn.Close()
-		if !eventually(5*time.Second, func() bool { return strings.Contains(strings.Join(e.topics(), " "), "exit:r5") }) || !gone("r5") {
+		if !eventually(func() bool { return strings.Contains(strings.Join(e.topics(), " "), "exit:r5") }) || !gone("r5") {
 			t.Errorf("the process whose client had gone is not forgotten: %v", e.topics())
 		}
 		e.check(e.shim.Kill(e.ctx, e.id, "", 9, false))

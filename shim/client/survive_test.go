@@ -175,7 +175,7 @@ func TestShimKilledWhileRunning(t *testing.T) {
 		if err != nil || exit.Status != 137 {
 			t.Errorf("reap: %+v, %v", exit, err)
 		}
-		if !eventually(5*time.Second, func() bool { return dead(st.Pid) }) {
+		if !eventually(func() bool { return dead(st.Pid) }) {
 			t.Error("the container lives on")
 		}
 	})
@@ -253,7 +253,7 @@ func TestOOM(t *testing.T) {
 			}
 			return false
 		}
-		if !eventually(3*time.Second, has) {
+		if !eventually(has) {
 			t.Errorf("events %v", e.topics())
 		}
 		if exit.Status == 137 && !exit.OOMKilled {
@@ -341,7 +341,7 @@ func TestManyInstantExits(t *testing.T) {
 			}
 			e.delete()
 		}
-		if !eventually(3*time.Second, func() bool { return len(e.topics()) == 40 }) {
+		if !eventually(func() bool { return len(e.topics()) == 40 }) {
 			t.Fatalf("%d events", len(e.topics()))
 		}
 		for i, topic := range e.topics() {

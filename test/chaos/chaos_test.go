@@ -22,6 +22,7 @@ type node struct {
 	t           *testing.T
 	dir, binary string
 	snapshotter string
+	flags       []string
 	log         *os.File
 	cmd         *exec.Cmd
 }
@@ -69,7 +70,7 @@ func newNode(t *testing.T, snapshotter string) *node {
 }
 
 func (n *node) args(args ...string) []string {
-	return append(args,
+	return append(append(args, n.flags...),
 		"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
 		"--snapshotter", n.snapshotter, "--registry-dir", n.dir, "--bridge-name", fmt.Sprintf("hkc%d", os.Getpid()%100000),
 		"--bridge-subnet", fmt.Sprintf("10.199.%d.0/24", os.Getpid()%250), "--network", "builtin",
@@ -115,15 +116,18 @@ func TestClientsAndKills(t *testing.T) {
 	for _, name := range []string{"overlayfs", "erofs"} {
 		t.Run(name, func(t *testing.T) { clientsAndKills(t, name) })
 	}
+	// Each image that has layers to merge has them merged.
+	t.Run("merged", func(t *testing.T) { clientsAndKills(t, "erofs", "--erofs-merge-layers", "2") })
 }
 
-func clientsAndKills(t *testing.T, snapshotter string) {
+func clientsAndKills(t *testing.T, snapshotter string, flags ...string) {
 	if snapshotter == "erofs" && os.Geteuid() == 0 {
 		if err := snapshot.ErofsSupported(t.TempDir()); err != nil {
 			t.Skipf("%s needs EROFS below overlayfs: %v", t.Name(), err)
 		}
 	}
 	n := newNode(t, snapshotter)
+	n.flags = flags
 	images := NewRegistry(64 << 10)
 	server := httptest.NewServer(images)
 	t.Cleanup(server.Close)
@@ -136,7 +140,7 @@ func clientsAndKills(t *testing.T, snapshotter string) {
 	every := env(t, "HAKO_CHAOS_KILL", 3*time.Second)
 	for round := 0; time.Now().Before(end) && !t.Failed(); round++ {
 		n.start()
-		limit, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		limit, cancel := context.WithTimeout(t.Context(), time.Minute)
 		if err := load.Ready(limit); err != nil {
 			t.Fatalf("round %d: the daemon does not answer: %v", round, err)
 		}

@@ -96,7 +96,7 @@ func daemon(t *testing.T) (host string) {
 		}
 	})
 	socket := filepath.Join(dir, "run", "docker.sock")
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
 			return "unix://" + socket

@@ -329,7 +329,7 @@ func TestPullPolicy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	_, err = cri.NewImageServiceClient(conn).PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: reg + "/team/bad:1"}})
 	if s, _ := status.FromError(err); !strings.HasPrefix(s.Message(), "SignatureValidationFailed") {

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // TestKilledDaemon kills the daemon while a container writes 10 MB/s, and others
@@ -31,14 +30,17 @@ func TestKilledDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	time.Sleep(time.Second)
+	ended := strings.Fields(n.docker(t, "inspect", "-f", "{{.Id}}", "ends", "killed"))
+	eventually(t, "the writer to write", func() bool { return n.docker(t, "logs", "--tail", "1", "writer") != "" })
 	if err := n.signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
 		t.Error(err)
 	}
-	time.Sleep(3 * time.Second)
+	for _, id := range ended {
+		n.awaitEnd(t, id)
+	}
 	if got := fetch(port); got != "alive" {
 		t.Errorf("without the daemon the published port answers %q", got)
 	}

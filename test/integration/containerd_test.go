@@ -147,7 +147,15 @@ func (c *ctrd) watch() *topics {
 			}
 		}
 	}()
-	time.Sleep(100 * time.Millisecond) // the subscription has no answer of its own
+	// The subscription has no answer of its own.
+	eventually(c.t, "the subscription", func() bool {
+		if err := c.EventService().Publish(cx, "/tasks/oom", &eventsapi.TaskOOM{ContainerID: "probe"}); err != nil {
+			c.t.Fatal(err)
+		}
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		return len(ts.list["probe"]) > 0
+	})
 	return ts
 }
 
@@ -317,7 +325,7 @@ func TestContainerdTask(t *testing.T) {
 	}
 	syscall.Kill(int(other.Pid()), syscall.SIGTERM)
 	syscall.Kill(int(other.Pid()), syscall.SIGKILL)
-	time.Sleep(100 * time.Millisecond)
+	eventually(t, "the end of the task", func() bool { return syscall.Kill(int(other.Pid()), 0) == syscall.ESRCH })
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}

@@ -395,6 +395,20 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// awaitEnd waits until a container has ended, whether the daemon runs or not: its shim has written that down, or the
+// daemon has, and then removes what the shim wrote.
+func (n *node) awaitEnd(t *testing.T, id string) {
+	t.Helper()
+	bundle := filepath.Join(n.dir, "run", "containers", id)
+	eventually(t, "the end of container "+id, func() bool {
+		if _, err := os.Lstat(bundle); errors.Is(err, os.ErrNotExist) {
+			return true
+		}
+		_, err := os.Lstat(filepath.Join(bundle, "exit.json"))
+		return err == nil
+	})
+}
+
 // killProcess ends a process of this test's daemon.
 func killProcess(t *testing.T, pid string) {
 	t.Helper()

@@ -252,7 +252,7 @@ func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 
 	// The daemon is killed; what ends meanwhile is known afterwards.
 	must(n.signal(syscall.SIGKILL))
-	time.Sleep(1200 * time.Millisecond)
+	n.awaitEnd(t, short)
 	must(n.start())
 	eventually(t, "the daemon", func() bool { _, err := rt.Status(ctx(t), false); return err == nil })
 	containers, err := rt.ListContainers(ctx(t), &cri.ContainerFilter{PodSandboxId: pod})

@@ -77,15 +77,15 @@ func TestWait(t *testing.T) {
 	if got := n.docker(t, "wait", name); got != "9" { // after the end
 		t.Error(got)
 	}
-	ended := make(chan string, 1)
-	go func() {
-		_, body, err := n.request("POST", "/containers/"+name+"/wait?condition=removed", nil)
-		ended <- fmt.Sprint(strings.TrimSpace(body), err)
-	}()
-	time.Sleep(200 * time.Millisecond)
+	// The headers tell that somebody waits.
+	resp, err := n.client.Post("http://docker/v1.50/containers/"+name+"/wait?condition=removed", "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
 	n.docker(t, "rm", name)
-	if got := <-ended; got != `{"StatusCode":9}<nil>` {
-		t.Error(got)
+	if body, err := io.ReadAll(resp.Body); err != nil || strings.TrimSpace(string(body)) != `{"StatusCode":9}` {
+		t.Errorf("%s, %v", body, err)
 	}
 }
 
@@ -265,12 +265,28 @@ func TestEventsStream(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond) // docker events does not tell when it listens
-	n.run(nil, "run", "--name", name, testImage, "sh", "-c", "exit 11")
-	line, err := bufio.NewReader(out).ReadString('\n')
-	if line != "die 11\n" || err != nil {
-		t.Errorf("%q %v", line, err)
-	}
+	told := make(chan error, 1)
+	go func() {
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if err == nil && line != "die 11\n" {
+			err = fmt.Errorf("%q", line)
+		}
+		told <- err
+	}()
+	n.docker(t, "create", "--name", name, testImage, "sh", "-c", "exit 11")
+	// docker events does not tell when it listens.
+	eventually(t, "an event", func() bool {
+		n.expect(t, 11, "", "start", "-a", name)
+		select {
+		case err := <-told:
+			if err != nil {
+				t.Error(err)
+			}
+			return true
+		case <-time.After(100 * time.Millisecond):
+			return false
+		}
+	})
 	cancel()
 	_ = cmd.Wait() // was killed
 }

@@ -290,7 +290,9 @@ func TestPodOutlivesDaemon(t *testing.T) {
 	if err := n.signal(syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(1500 * time.Millisecond)
+	for _, p := range pods {
+		n.awaitEnd(t, p.ends)
+	}
 	if err := n.start(); err != nil {
 		t.Fatal(err)
 	}

@@ -147,7 +147,7 @@ func (n *node) terminal(t *testing.T, rows, columns uint16, input func(show func
 	var all strings.Builder
 	input(func(text string) {
 		t.Helper()
-		timeout := time.After(20 * time.Second)
+		timeout := time.After(time.Minute)
 		for !strings.Contains(all.String(), text) {
 			select {
 			case s, ok := <-shown:

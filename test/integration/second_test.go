@@ -1,7 +1,9 @@
 package integration
 
 import (
+	"fmt"
 	"net/http"
+	"net/url"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -49,7 +51,11 @@ func TestStopWhileRequestsRun(t *testing.T) {
 			answers <- answer{code, body, err}
 		}()
 	}
-	time.Sleep(300 * time.Millisecond)
+	eventually(t, "both requests to wait", func() bool {
+		filters := url.QueryEscape(`{"container":["lives"],"event":["kill"]}`)
+		_, body, err := n.request("GET", fmt.Sprintf("/events?since=1&until=%d&filters=%s", time.Now().Unix()+1, filters), nil)
+		return err == nil && strings.Count(body, `"Action":"kill"`) >= 2
+	})
 	if err := n.signal(syscall.SIGTERM); err != nil {
 		t.Error(err)
 	}

@@ -94,7 +94,7 @@ func startDaemon() (*node, error) {
 	}
 	n.exited = make(chan error, 1)
 	go func() { n.exited <- n.cmd.Wait() }()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if code, _ := n.call("GET", "/_ping", nil); code == 200 {
 			return n, nil
 		}
@@ -117,7 +117,7 @@ func (n *node) stop() error {
 	select {
 	case e := <-n.exited:
 		err = errors.Join(err, e)
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		err = errors.Join(err, errors.New("hakod does not end"), n.cmd.Process.Kill())
 	}
 	n.log.Close()

@@ -351,7 +351,7 @@ type output struct {
 }
 
 func (b *bundle) command(e engine, args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	b.t.Cleanup(cancel)
 	argv := slices.Concat(e.command, []string{"--root", filepath.Join(b.dir, "state-"+strings.Fields(e.name)[0])}, args)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
@@ -432,7 +432,7 @@ func (b *bundle) terminal(e engine) output {
 	b.remove(e)
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(time.Minute):
 		b.t.Error("the terminal does not end")
 	}
 	return output{text.String(), err}
@@ -540,7 +540,7 @@ func hostFiles() string {
 // eventually waits for what another process brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

@@ -51,7 +51,7 @@ func nothingLeft(t *testing.T, e *engine.Engine, id string) {
 	t.Helper()
 	goroutines, files := held(t)
 	t.Cleanup(func() {
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			c, err := e.Container(context.Background(), id)
 			if err != nil {
@@ -215,7 +215,7 @@ func TestExecSyncContainerEnds(t *testing.T) {
 	select {
 	case err := <-done:
 		t.Log(err) // 137, or that the shim is gone: who is first
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("still waiting")
 	}
 }

@@ -231,7 +231,7 @@ func run(tb testing.TB, e *engine.Engine, change func(*engine.Config)) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := e.RemoveContainer(ctx, id, engine.RemoveOptions{Force: true}); err != nil {
 			tb.Error(err)

@@ -96,7 +96,7 @@ func (o *output) String() string {
 // await waits until the output holds a text.
 func (o *output) await(t *testing.T, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !strings.Contains(o.String(), text); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !strings.Contains(o.String(), text); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no %q in %q", text, o)
 		}
@@ -117,7 +117,7 @@ func TestExec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		return executor(t, transport, u).StreamWithContext(ctx, so)
 	}
@@ -152,12 +152,11 @@ func TestExec(t *testing.T) {
 		in, feed := io.Pipe()
 		done := make(chan error, 1)
 		go func() {
-			done <- exec(transport, streaming.RemoteOptions{Cmd: []string{"sh", "-c", "echo ready; read x; stty size"}, Stdin: true, Stdout: true, TTY: true},
+			done <- exec(transport, streaming.RemoteOptions{Cmd: []string{"sh", "-c", `echo ready; until [ "$(stty size)" = "40 120" ]; do sleep 0.05; done; read x; stty size`}, Stdin: true, Stdout: true, TTY: true},
 				remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: true, TerminalSizeQueue: q})
 		}()
 		out.await(t, "ready")
 		q <- remotecommand.TerminalSize{Width: 120, Height: 40}
-		time.Sleep(200 * time.Millisecond)
 		fmt.Fprint(feed, "x\n")
 		out.await(t, "40 120")
 		if err := <-done; err != nil {
@@ -183,7 +182,7 @@ func TestExecVanish(t *testing.T) {
 		}{
 			{"echo ready; sleep 3001", true, false},
 			{"echo ready; cat; true", false, false},
-			{"echo ready; sleep 3", false, true},
+			{"echo ready; sleep 3003", false, true},
 		} {
 			u, err := s.Exec(streaming.RemoteOptions{ContainerID: id, Cmd: []string{"sh", "-c", c.cmd}, Stdin: true, Stdout: true, TTY: c.tty})
 			if err != nil {
@@ -203,12 +202,14 @@ func TestExecVanish(t *testing.T) {
 			feed.Close()
 			if c.stay {
 				time.Sleep(300 * time.Millisecond)
-				if left := commands(t, e, id); !slices.Contains(left, "sleep 3") {
+				if left := commands(t, e, id); !slices.Contains(left, "sleep 3003") {
 					t.Errorf("%s: %q was ended: %q", transport, c.cmd, left)
 				}
-				time.Sleep(3 * time.Second)
+				if _, _, _, err := execSync(e, t.Context(), id, []string{"pkill", "-f", "sleep 3003"}, 0); err != nil {
+					t.Fatal(err)
+				}
 			}
-			for deadline := time.Now().Add(5 * time.Second); len(commands(t, e, id)) > 0; time.Sleep(20 * time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); len(commands(t, e, id)) > 0; time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Errorf("%s: %q goes on: %q", transport, c.cmd, commands(t, e, id))
 					break
@@ -235,7 +236,7 @@ func TestAttach(t *testing.T) {
 						t.Fatal(err)
 					}
 					done := make(chan error, 1)
-					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 					go func() {
 						defer cancel()
 						done <- executor(t, transport, u).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: out})
@@ -265,7 +266,7 @@ func TestAttach(t *testing.T) {
 				if err := <-done; err != nil { // its exit code is not the attach's
 					t.Error(err)
 				}
-				for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+				for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 					c, err := e.Container(t.Context(), id)
 					if err != nil {
 						t.Fatal(err)
@@ -314,7 +315,7 @@ func TestPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		out, _, _, err := execSync(e, t.Context(), id, []string{"cat", "/proc/net/tcp", "/proc/net/tcp6"}, 5*time.Second)
 		if err != nil {
 			t.Fatal(err)

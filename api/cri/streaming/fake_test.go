@@ -94,7 +94,7 @@ func (f *fakeRuntime) await(t *testing.T) error {
 	select {
 	case err := <-f.ended:
 		return err
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("the call did not return; goroutines:\n%s", stacks())
 		return nil
 	}
@@ -127,7 +127,7 @@ func start(t *testing.T, rt Runtime, change func(*Options)) *Server {
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-		deadline := time.Now().Add(5 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for len(ours()) > goroutines || openFiles(t) > files {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", goroutines, files, len(ours()), openFiles(t), strings.Join(ours(), "\n\n"))

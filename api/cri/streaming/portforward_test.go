@@ -67,7 +67,7 @@ func forwardPort(t *testing.T, s *Server, transport string, port int) (local uin
 	case <-ready:
 	case err := <-done:
 		t.Fatal(err)
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("not ready")
 	}
 	ports, err := f.GetPorts()

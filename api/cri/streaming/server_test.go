@@ -50,7 +50,7 @@ func TestExec(t *testing.T) {
 	input := bytes.Repeat([]byte("0123456789abcdef"), 100_000) // more than any buffer
 	for _, transport := range transports {
 		t.Run(transport, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			run := func(o RemoteOptions, in io.Reader) (string, string, error) {
 				t.Helper()

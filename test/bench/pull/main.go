@@ -47,7 +47,7 @@ func run(root, name, profile, ref string) error {
 	defer st.Close()
 	var sn *snapshot.Snapshotter
 	if name == "erofs" {
-		sn, err = snapshot.NewErofs(filepath.Join(root, "erofs"), filepath.Join(root, "mounts"), st)
+		sn, err = snapshot.NewErofs(filepath.Join(root, "erofs"), filepath.Join(root, "mounts"), st, snapshot.ErofsOptions{})
 	} else {
 		sn, err = snapshot.NewOverlay(filepath.Join(root, "overlayfs"), st)
 	}
