@@ -61,6 +61,7 @@ type app struct {
 	i     Images
 	// registryDir and containerd are flags of the image tools.
 	registryDir, containerd string
+	retryTimes              int
 	// noHelp is why help was asked for in vain: a command that does not exist.
 	noHelp error
 }

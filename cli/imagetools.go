@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -43,6 +44,7 @@ type ImagesConfig struct {
 	RegistryDir string                         // certs.d
 	Docker      func() (*client.Client, error) // the daemon
 	Containerd  string                         // path of the daemon's containerd socket
+	Attempts    int                            // of a request to a registry
 	Debug       func(msg string, args ...any)  // nil: silent
 }
 
@@ -53,6 +55,7 @@ type Access struct {
 	Anonymous          bool
 	Insecure           bool
 	CertDir            string
+	AuthFile           string // config.json under another name; "": docker's
 }
 
 // CopyRequest is a copy, or a conversion on the way.
@@ -61,9 +64,10 @@ type CopyRequest struct {
 	SourceAccess, DestinationAccess Access
 	Platforms                       []ocispec.Platform // empty: all
 	Referrers                       bool
-	Format                          string // "", "oci", "docker"
-	Compression                     string // "": as it is; else gzip, zstd, estargz, erofs, none
-	Level                           int    // of the compression; 0: its default
+	Tags                            []string // further ones at the destination
+	Format                          string   // "", "oci", "docker"
+	Compression                     string   // "": as it is; else gzip, zstd, estargz, erofs, none
+	Level                           int      // of the compression; 0: its default
 	Jobs                            int
 	Progress                        func(ImageEvent)
 }
@@ -84,6 +88,13 @@ type CopyResult struct {
 
 // SyncRequest brings repositories up to date by a file.
 type SyncRequest struct {
+	// Source is a repository or an image in a registry (docker://NAME) instead of a file.
+	Source       string
+	SourceAccess Access
+	// Platforms and Referrers are for Source; Scoped for both.
+	Platforms   []string
+	Referrers   bool
+	Scoped      bool
 	Config      io.Reader
 	Name        string // of the file
 	Destination string // "": what the file says
@@ -118,7 +129,10 @@ func (a *app) images() (Images, error) {
 	if a.Options.Images == nil {
 		return nil, &exitError{exitGeneral, "this build carries no image tools"}
 	}
-	c := ImagesConfig{RegistryDir: a.registryDir, Docker: a.client, Containerd: a.containerdSocket()}
+	c := ImagesConfig{RegistryDir: a.registryDir, Docker: a.client, Containerd: a.containerdSocket(), Attempts: a.retryTimes + 1}
+	if a.retryTimes < 0 || a.retryTimes > 100 {
+		return nil, usage("bad --retry-times %d: expected 0 to 100", a.retryTimes)
+	}
 	if a.debug {
 		c.Debug = func(msg string, args ...any) { fmt.Fprintln(a.Err, append([]any{"hako: debug: " + msg}, args...)...) }
 	}
@@ -151,17 +165,19 @@ References:
 // toolFlags are those of the commands here.
 func (a *app) toolFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&a.registryDir, "registry-dir", "/etc/hako/certs.d", "folder with HOST/hosts.toml: mirrors and certificates")
+	fs.IntVar(&a.retryTimes, "retry-times", 4, "how often a request to a registry is made again after a network error, 429 or 5xx")
 	fs.StringVar(&a.containerd, "containerd-socket", "", "the daemon's containerd socket (default: beside its Docker socket)")
 }
 
 // accessFlags are those for one registry; prefix is "", "src-" or "dest-".
 type accessFlags struct {
-	creds, token, certDir string
-	noCreds, verify       bool
+	creds, token, certDir, authFile string
+	noCreds, verify                 bool
 }
 
 func (f *accessFlags) register(fs *pflag.FlagSet, prefix, of string) {
 	fs.StringVar(&f.creds, prefix+"creds", "", "USER[:PASSWORD] for the "+of+"; a password left out is asked for")
+	fs.StringVar(&f.authFile, prefix+"authfile", "", "file with credentials for the "+of+", as docker's config.json (default: $REGISTRY_AUTH_FILE, else that)")
 	fs.StringVar(&f.token, prefix+"registry-token", "", "bearer token for the "+of)
 	fs.BoolVar(&f.noCreds, prefix+"no-creds", false, "no credentials for the "+of+", not even those of config.json")
 	fs.BoolVar(&f.verify, prefix+"tls-verify", true, "false: accept any certificate, and plain HTTP, from the "+of)
@@ -169,7 +185,10 @@ func (f *accessFlags) register(fs *pflag.FlagSet, prefix, of string) {
 }
 
 func (f *accessFlags) access(a *app) (Access, error) {
-	acc := Access{Token: f.token, Anonymous: f.noCreds, Insecure: !f.verify, CertDir: f.certDir}
+	acc := Access{Token: f.token, Anonymous: f.noCreds, Insecure: !f.verify, CertDir: f.certDir, AuthFile: f.authFile}
+	if acc.AuthFile == "" {
+		acc.AuthFile = os.Getenv("REGISTRY_AUTH_FILE")
+	}
 	if f.creds == "" {
 		return acc, nil
 	}
@@ -259,6 +278,7 @@ documents.
   hako image inspect docker://alpine:3
   hako image inspect --raw docker://registry.example.com/app:1
   hako image inspect --config --platform linux/arm64 docker://alpine:3
+  hako image inspect --config --format '{{.config.Env}}' docker://alpine:3
   hako image inspect --format '{{.digest}}' oci:./layout:v1`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ours := rawDoc || config || platform != "" || referrers
@@ -275,11 +295,12 @@ documents.
 	fs := cmd.Flags()
 	fs.StringVarP(&format, "format", "f", "", `"json" or a Go template; references are shown as text otherwise`)
 	fs.BoolVar(&rawDoc, "raw", false, "print the manifest or index as it is")
-	fs.BoolVar(&config, "config", false, "print the configuration as it is")
+	fs.BoolVar(&config, "config", false, "print the configuration as it is, or by --format")
 	fs.StringVar(&platform, "platform", "", "of an image for several: OS/ARCH[/VARIANT]")
 	fs.BoolVar(&referrers, "referrers", false, "list signatures and other documents about the image, too")
 	acc.register(fs, "", "registry")
-	cmd.MarkFlagsMutuallyExclusive("raw", "config")
+	fs.BoolP("no-tags", "n", false, "for those who know skopeo: tags are never listed here, but by list-tags")
+	cmd.MarkFlagsMutuallyExclusive("raw", "format")
 	return cmd
 }
 
@@ -298,7 +319,7 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 	}
 	var reports []any
 	for _, n := range names {
-		if rawDoc || config {
+		if rawDoc || config && format == "" {
 			b, err := images.Raw(ctx, n, access, p, config)
 			if err != nil {
 				return err
@@ -311,6 +332,18 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 			}
 			continue
 		}
+		if config {
+			b, err := images.Raw(ctx, n, access, p, true)
+			if err != nil {
+				return err
+			}
+			var v any
+			if err := json.Unmarshal(b, &v); err != nil {
+				return fmt.Errorf("configuration of %s: %w", n, err)
+			}
+			reports = append(reports, v)
+			continue
+		}
 		r, err := images.Inspect(ctx, n, access, p, referrers)
 		if err != nil {
 			return err
@@ -318,7 +351,7 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 		reports = append(reports, r)
 	}
 	switch {
-	case rawDoc || config:
+	case rawDoc || config && format == "":
 		return nil
 	case format != "":
 		return inspectPrint(a.Out, reports, format)
@@ -464,7 +497,7 @@ func (a *app) imageCopyCommand() *cobra.Command {
 	var platform []string
 	var r CopyRequest
 	var digestFile string
-	var quiet bool
+	var quiet, all, preserve bool
 	var src, dst accessFlags
 	cmd := &cobra.Command{Use: "copy [OPTIONS] SOURCE DESTINATION", Short: "Copy an image between registries, layouts, archives and the daemon", Args: needArgs(2, 2, "a source and a destination"),
 		Long: `Copy an image, for all of its platforms, with the digests that it has. Blobs that are there
@@ -478,16 +511,32 @@ standard error.
   hako image copy --platform linux/arm64 docker://alpine:3 oci:./layout:3
   hako image copy docker://alpine:3 local:alpine:3
   hako image copy --referrers docker://registry.example.com/app:1 oci-archive:app.tar:1
-  hako image copy app:1 docker-archive:app.tar:app:1`,
+  hako image copy app:1 docker-archive:app.tar:app:1
+  hako image copy --additional-tag latest oci:./layout:3 docker://registry.example.com/base:3`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			r.Source, r.Destination = args[0], args[1]
 			if r.Platforms, err = parsePlatforms(platform); err != nil {
 				return err
 			}
+			switch r.Format {
+			case "v2s2":
+				r.Format = "docker"
+			case "v2s1":
+				return usage("manifests of schema 1 are not written any more: --format docker is what registries understand")
+			}
+			if preserve && (r.Format != "" || r.Compression != "" || strings.HasPrefix(r.Destination, "docker-archive:")) {
+				return usage("--preserve-digests: neither --format, nor another compression, nor a docker-archive keeps digests")
+			}
 			return a.copyImage(cmd.Context(), r, &src, &dst, digestFile, quiet)
 		}}
 	fs := cmd.Flags()
+	fs.BoolVarP(&all, "all", "a", false, "all platforms: what is done without --platform, too")
 	fs.StringArrayVar(&platform, "platform", nil, "only this one, OS/ARCH[/VARIANT]; may be repeated (default: all, as they are)")
+	fs.StringArrayVar(&r.Tags, "additional-tag", nil, "one more tag at the destination; may be repeated")
+	fs.BoolVar(&preserve, "preserve-digests", false, "fail if digests would change: they do by --format, compression, or a docker-archive only")
+	fs.StringVar(&r.Compression, "dest-compress-format", "", "gzip, zstd, estargz, erofs or none, as 'hako image convert' does")
+	fs.IntVar(&r.Level, "dest-compress-level", 0, "of that compression")
+	cmd.MarkFlagsMutuallyExclusive("all", "platform")
 	fs.BoolVar(&r.Referrers, "referrers", false, "copy signatures and other documents about the image, too")
 	fs.StringVar(&r.Format, "format", "", "write the manifests as oci or docker: gives other digests (default: as they are)")
 	copyFlags(fs, &r, &digestFile, &quiet)
@@ -496,13 +545,25 @@ standard error.
 	return cmd
 }
 
+var compressions = []string{"gzip", "zstd", "estargz", "erofs", "none"}
+
 func copyFlags(fs *pflag.FlagSet, r *CopyRequest, digestFile *string, quiet *bool) {
+	// skopeo has it without the hyphen.
+	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "digestfile" {
+			name = "digest-file"
+		}
+		return pflag.NormalizedName(name)
+	})
 	fs.IntVar(&r.Jobs, "jobs", 6, "blobs side by side")
 	fs.StringVar(digestFile, "digest-file", "", "write the digest to this file, too")
 	fs.BoolVarP(quiet, "quiet", "q", false, "no progress")
 }
 
 func (a *app) copyImage(ctx context.Context, r CopyRequest, src, dst *accessFlags, digestFile string, quiet bool) (err error) {
+	if r.Compression != "" && !slices.Contains(compressions, r.Compression) {
+		return usage("bad compression %q: expected %s", r.Compression, strings.Join(compressions, ", "))
+	}
 	if r.Jobs < 1 || r.Jobs > 100 {
 		return usage("bad --jobs %d: expected 1 to 100", r.Jobs)
 	}

@@ -122,7 +122,19 @@ func TestImageTools(t *testing.T) {
 		{"image delete --dry-run r", 0, "r\n", "Would delete sha256:d"},
 		{"image inspect --raw docker://a", 0, `{"raw":true}`, ""},
 		{"image inspect --format {{.digest}} docker://a", 0, "sha256:1\n", ""},
-		{"image inspect --raw --config docker://a", 1, "", "raw"},
+		{"image inspect --raw --config docker://a", 0, `{"raw":true}`, ""},
+		{"image inspect -n --config --format {{.raw}} docker://a", 0, "true\n", ""},
+		{"image copy --all --digestfile " + file + "2 --retry-times 0 docker://a oci:b", 0, "sha256:top\n", ""},
+		{"image copy --all --platform linux/arm64 a b", 1, "", "platform"},
+		{"image copy --retry-times -1 a b", 125, "", "--retry-times"},
+		{"image copy --format v2s1 a b", 125, "", "schema 1"},
+		{"image copy --preserve-digests --format v2s2 a b", 125, "", "--preserve-digests"},
+		{"image copy --preserve-digests a docker-archive:b", 125, "", "--preserve-digests"},
+		{"image copy --dest-compress-format lzma a b", 125, "", "lzma"},
+		{"image sync docker://a/b", 125, "", "where to"},
+		{"image sync --platform linux/arm64 " + file, 125, "", "are in the file"},
+		{"login --get-login r", 1, "", "not logged in"},
+		{"logout -a --authfile " + file + "3", 0, "", ""},
 		{"image sync --format json " + file, 1, `{"source":"a","destination":"b","action":"copied"}` + "\n" + `{"source":"c","action":"failed","error":"broken"}` + "\n", "1 images failed"},
 		{"image verify r", 125, "", "signed by whom"},
 		{"image verify --certificate-identity x r", 125, "", "go together"},
@@ -159,6 +171,19 @@ func TestImageTools(t *testing.T) {
 	if code, _, errs := runFake(t, f, "", "image", "copy", "--src-tls-verify=false", "--dest-creds", "me:a:b", "--platform", "linux/arm64,linux/amd64", "--referrers", "--format", "oci", "docker://a", "docker://b"); code != 0 ||
 		!f.copied.SourceAccess.Insecure || f.copied.DestinationAccess != (Access{Username: "me", Password: "a:b"}) || len(f.copied.Platforms) != 2 || !f.copied.Referrers || f.copied.Format != "oci" {
 		t.Errorf("%d %s %+v", code, errs, f.copied)
+	}
+	t.Setenv("REGISTRY_AUTH_FILE", "/env.json")
+	if code, _, errs := runFake(t, f, "", "image", "copy", "--src-authfile", "/x.json", "--additional-tag", "2", "--additional-tag", "3", "--format", "v2s2", "--dest-compress-format", "zstd", "docker://a", "docker://b"); code != 0 ||
+		f.copied.SourceAccess.AuthFile != "/x.json" || f.copied.DestinationAccess.AuthFile != "/env.json" || len(f.copied.Tags) != 2 || f.copied.Format != "docker" || f.copied.Compression != "zstd" {
+		t.Errorf("%d %s %+v", code, errs, f.copied)
+	}
+	// Credentials in a file of one's own.
+	auth := filepath.Join(t.TempDir(), "auth.json")
+	if code, _, errs := runFake(t, &fake{}, "secret", "login", "--authfile", auth, "-u", "me", "--password-stdin", "r.example"); code != 0 {
+		t.Errorf("%d %s", code, errs)
+	}
+	if code, out, errs := runFake(t, &fake{}, "", "login", "--authfile", auth, "--get-login", "r.example"); code != 0 || out != "me\n" {
+		t.Errorf("%d %q %s", code, out, errs)
 	}
 	if code, _, errs := runFake(t, &fake{err: errors.New("no")}, "x", "login", "-u", "me", "--password-stdin", "r"); code != 1 || !strings.Contains(errs, "no") {
 		t.Errorf("%d %s", code, errs)

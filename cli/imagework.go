@@ -66,7 +66,7 @@ the form already stays as it is.
 		Example: `  hako image convert --to zstd docker://registry.example.com/app:1 docker://registry.example.com/app:1-zstd
   hako image convert --to gzip --level 9 oci:./layout:1 oci:./small:1`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			if !slices.Contains([]string{"gzip", "zstd", "estargz", "erofs", "none"}, r.Compression) {
+			if !slices.Contains(compressions, r.Compression) {
 				return usage("bad --to %q: expected gzip, zstd, estargz, erofs or none", r.Compression)
 			}
 			r.Source, r.Destination = args[0], args[1]
@@ -90,10 +90,11 @@ func (a *app) imageSyncCommand() *cobra.Command {
 	var r SyncRequest
 	var quiet bool
 	var format string
-	var dst accessFlags
-	cmd := &cobra.Command{Use: "sync [OPTIONS] FILE [DESTINATION]", Short: "Bring repositories up to date by a YAML file", Args: needArgs(1, 2, "a file"),
-		Long: `Copy the images that a YAML file lists to a registry or a folder, and skip those that
-are up to date. A failure does not stop the others; the exit code tells. The file says:
+	var src, dst accessFlags
+	cmd := &cobra.Command{Use: "sync [OPTIONS] FILE|docker://REPOSITORY[:TAG] [DESTINATION]", Short: "Bring repositories up to date, by a YAML file or one by name", Args: needArgs(1, 2, "a file, or a repository"),
+		Long: `Copy the images that a YAML file lists, or all tags of one repository, to a registry or a
+folder, and skip those that are up to date. A failure does not stop the others; the exit
+code tells. The file is skopeo's, or says:
 
   destination: docker://mirror.example.com/hub   # or oci:/srv/mirror, or the second argument
   registries:
@@ -109,7 +110,7 @@ are up to date. A failure does not stop the others; the exit code tells. The fil
 
 A destination docker://HOST/PATH gets PATH/REPOSITORY; a folder oci:DIR a layout in
 DIR/HOST/REPOSITORY.`,
-		Example: "  hako image sync --dry-run mirror.yaml\n  hako image sync mirror.yaml docker://mirror.example.com",
+		Example: "  hako image sync --dry-run mirror.yaml\n  hako image sync mirror.yaml docker://mirror.example.com\n  hako image sync --scoped docker://registry.example.com/team/app docker://mirror.example.com",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(args) == 2 {
 				r.Destination = args[1]
@@ -124,7 +125,16 @@ DIR/HOST/REPOSITORY.`,
 				return usage("bad --jobs %d: expected 1 to 50", r.Jobs)
 			}
 			in := a.In
-			if r.Name = args[0]; r.Name != "-" {
+			if strings.HasPrefix(args[0], "docker://") {
+				if r.Source = args[0]; len(args) < 2 {
+					return usage("where to? Name a destination: docker://HOST[/PATH] or oci:DIR")
+				}
+				if r.SourceAccess, err = src.access(a); err != nil {
+					return err
+				}
+			} else if len(r.Platforms) > 0 || r.Referrers || cmd.Flags().Changed("src-creds") || cmd.Flags().Changed("src-tls-verify") {
+				return usage("platforms, referrers and access to the source are in the file")
+			} else if r.Name = args[0]; r.Name != "-" {
 				f, err := os.Open(r.Name)
 				if err != nil {
 					return err
@@ -137,9 +147,15 @@ DIR/HOST/REPOSITORY.`,
 		}}
 	fs := cmd.Flags()
 	fs.BoolVar(&r.DryRun, "dry-run", false, "only say what would be copied")
+	fs.BoolVar(&r.Scoped, "scoped", false, "put the name of the source's registry into the path, too")
+	fs.StringArrayVar(&r.Platforms, "platform", nil, "of a repository by name: only this one, OS/ARCH[/VARIANT]; may be repeated (default: all)")
+	fs.BoolVar(&r.Referrers, "referrers", false, "of a repository by name: with signatures and other documents")
+	fs.BoolP("all", "a", false, "all platforms: what is done without --platform, too")
+	fs.Bool("keep-going", true, "go on when an image fails, which is always done")
 	fs.IntVar(&r.Jobs, "jobs", 3, "images side by side")
 	fs.StringVar(&format, "format", "", `"json": an object a line for each image`)
 	fs.BoolVarP(&quiet, "quiet", "q", false, "only the report")
+	src.register(fs, "src-", "source, of a repository by name")
 	dst.register(fs, "dest-", "destination")
 	return cmd
 }

@@ -24,7 +24,8 @@ func (a *app) loginCommand() *cobra.Command {
 	var user, password string
 	var fromStdin bool
 	var verify bool
-	var certDir string
+	var certDir, authFile string
+	var getLogin bool
 	cmd := &cobra.Command{Use: "login [OPTIONS] [REGISTRY]", Short: "Log in to a registry", Args: needArgs(0, 1, "at most one registry"),
 		Long: `Log in to a registry (default: Docker Hub): ask it whether it takes the credentials, then
 keep them where docker does: with the credential helper that ~/.docker/config.json names
@@ -36,8 +37,18 @@ keep them where docker does: with the credential helper that ~/.docker/config.js
 				server = args[0]
 			}
 			key := serverKey(server)
-			conf, err := readDockerFile()
+			conf, err := readDockerFile(authFile)
 			if err != nil {
+				return err
+			}
+			if getLogin {
+				name, err := conf.user(key)
+				if err == nil && name == "" {
+					err = &exitError{exitGeneral, "not logged in to " + key}
+				}
+				if err == nil {
+					fmt.Fprintln(a.Out, printable(name))
+				}
 				return err
 			}
 			switch {
@@ -94,16 +105,21 @@ keep them where docker does: with the credential helper that ~/.docker/config.js
 	fs.BoolVar(&fromStdin, "password-stdin", false, "read the password from standard input")
 	fs.BoolVar(&verify, "tls-verify", true, "false: accept any certificate, and plain HTTP")
 	fs.StringVar(&certDir, "cert-dir", "", "folder with *.crt, and NAME.cert with NAME.key")
+	fs.StringVar(&authFile, "authfile", "", authFileHelp)
+	fs.BoolVar(&getLogin, "get-login", false, "only print the name that is logged in")
 	a.toolFlags(fs)
 	return cmd
 }
 
+const authFileHelp = "keep credentials in this file instead (default: $REGISTRY_AUTH_FILE, else docker's config.json)"
+
 func (a *app) logoutCommand() *cobra.Command {
 	var all bool
+	var authFile string
 	cmd := &cobra.Command{Use: "logout [OPTIONS] [REGISTRY]", Short: "Forget the credentials for a registry", Args: needArgs(0, 1, "at most one registry"),
 		Example: "  hako logout registry.example.com\n  hako logout --all",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conf, err := readDockerFile()
+			conf, err := readDockerFile(authFile)
 			if err != nil {
 				return err
 			}
@@ -130,7 +146,8 @@ func (a *app) logoutCommand() *cobra.Command {
 			}
 			return nil
 		}}
-	cmd.Flags().BoolVar(&all, "all", false, "for all registries")
+	cmd.Flags().BoolVarP(&all, "all", "a", false, "for all registries")
+	cmd.Flags().StringVar(&authFile, "authfile", "", authFileHelp)
 	return cmd
 }
 
@@ -196,12 +213,19 @@ func dockerDir() (string, error) {
 	return filepath.Join(home, ".docker"), nil
 }
 
-func readDockerFile() (*dockerFile, error) {
-	dir, err := dockerDir()
-	if err != nil {
-		return nil, err
+// readDockerFile reads it, or another file of its form.
+func readDockerFile(path string) (*dockerFile, error) {
+	if path == "" {
+		path = os.Getenv("REGISTRY_AUTH_FILE")
 	}
-	f := &dockerFile{path: filepath.Join(dir, "config.json"), doc: map[string]json.RawMessage{}, auths: map[string]map[string]any{}}
+	if path == "" {
+		dir, err := dockerDir()
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(dir, "config.json")
+	}
+	f := &dockerFile{path: path, doc: map[string]json.RawMessage{}, auths: map[string]map[string]any{}}
 	b, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return f, nil
@@ -252,6 +276,40 @@ func (f *dockerFile) store(key, user, password string) (string, error) {
 	}
 	f.auths[key] = map[string]any{"auth": base64.StdEncoding.EncodeToString([]byte(user + ":" + password))}
 	return "in " + f.path + ", not encrypted; a credential helper would do that", f.write()
+}
+
+// user gives the name that is logged in; "": none.
+func (f *dockerFile) user(key string) (string, error) {
+	if h := f.helper(key); h != "" {
+		p, err := helperProgram(h)
+		if err != nil {
+			return "", err
+		}
+		got, err := client.Get(p, key)
+		if credentials.IsErrCredentialsNotFound(err) {
+			return "", nil
+		}
+		if err != nil {
+			return "", fmt.Errorf("credential helper docker-credential-%s: %w", h, err)
+		}
+		return got.Username, nil
+	}
+	for k, v := range f.auths {
+		if k != key && serverKey(k) != key {
+			continue
+		}
+		if name, _ := v["username"].(string); name != "" {
+			return name, nil
+		}
+		auth, _ := v["auth"].(string)
+		plain, err := base64.StdEncoding.DecodeString(auth)
+		if err != nil {
+			return "", fmt.Errorf("%s: auths[%q].auth is not base64", f.path, k)
+		}
+		name, _, _ := strings.Cut(string(plain), ":")
+		return name, nil
+	}
+	return "", nil
 }
 
 // erase forgets credentials, and says whether there were any.

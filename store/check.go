@@ -30,7 +30,7 @@ const (
 
 // Finding is one thing that a check found. docs/check.md lists the problems of all rooms.
 type Finding struct {
-	Room      string   `json:"room"`    // "store", "image", "snapshot", "engine"
+	Room      string   `json:"room"`    // "store", "image", "snapshot", "network", "engine"
 	Problem   string   `json:"problem"` // for programs, e.g. "blob-missing"
 	Severity  Severity `json:"severity"`
 	Namespace string   `json:"namespace,omitempty"`

@@ -45,6 +45,11 @@ func SnapshotNode(snapshotter, ns, key string) Node {
 	return Node{Type: resourceSnapshots + snapshotter, Namespace: ns, ID: key}
 }
 
+// ContainerNode is the node of a container's record.
+func ContainerNode(ns, id string) Node {
+	return Node{Type: resourceContainers, Namespace: ns, ID: id}
+}
+
 // ContentNode is the node of a blob.
 func ContentNode(ns string, d digest.Digest) Node {
 	return Node{Type: resourceContent, Namespace: ns, ID: d.String()}
@@ -108,6 +113,7 @@ type collector struct {
 	mu         sync.Mutex
 	sources    []Source
 	collectors map[string]Collector
+	after      []func(context.Context)
 	marking    bool
 	touched    map[Node]bool // since the walk began
 
@@ -221,7 +227,9 @@ func (s *Store) GC(ctx context.Context) (st GCStats, err error) {
 	if err := s.sweep(ctx, dead, &st); err != nil {
 		return st, err
 	}
-	return st, errors.Join(s.sweepFiles(ctx, start, &st), s.cleanup(ctx))
+	err = errors.Join(s.sweepFiles(ctx, start, &st), s.cleanup(ctx))
+	s.gc.finish(ctx)
+	return st, err
 }
 
 func (c *collector) begin() {
@@ -248,8 +256,10 @@ func (c *collector) rooms() ([]Source, map[string]Collector) {
 
 // walk is what mark finds out.
 type walk struct {
-	objects map[Node][]Node // collectable ones, with their references
-	back    map[Node][]Node // what an object keeps because that refers back to it
+	at      time.Time
+	cond    func(ns string, labels map[string]string) []Node // condRefs
+	objects map[Node][]Node                                  // collectable ones, with their references
+	back    map[Node][]Node                                  // what an object keeps because that refers back to it
 	roots   []Node
 	flat    []Node          // kept without what they refer to
 	expired []Node          // leases
@@ -261,8 +271,9 @@ func (w *walk) add(n Node) { w.roots = append(w.roots, n) }
 // mark gives the objects that nothing reached, and how many were reached.
 func (s *Store) mark(ctx context.Context, at time.Time) (dead []Node, marked int, err error) {
 	sources, collectors := s.gc.rooms()
-	w := &walk{objects: map[Node][]Node{}, back: map[Node][]Node{}, damaged: map[string]bool{}}
+	w := &walk{at: at, objects: map[Node][]Node{}, back: map[Node][]Node{}, damaged: map[string]bool{}}
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
+		w.cond = func(ns string, labels map[string]string) []Node { return condRefs(tx, collectors, ns, labels, at) }
 		err := EachNamespace(tx, func(ns string) error {
 			s.markImages(tx, ns, at, w)
 			s.markContent(tx, ns, w)
@@ -309,11 +320,11 @@ func (w *walk) object(o Object) {
 		w.damaged[o.Namespace] = true
 		return
 	}
-	w.objects[o.Node] = o.refs()
+	w.objects[o.Node] = append(o.refs(), w.cond(o.Namespace, o.Labels)...)
 	for _, n := range backRefs(o.Namespace, o.Labels) {
 		w.back[n] = append(w.back[n], o.Node)
 	}
-	if o.Root || o.Labels[labelRoot] != "" {
+	if o.Root || o.Labels[labelRoot] != "" || unexpired(o.Labels, w.at) {
 		w.add(o.Node)
 	}
 }
@@ -377,7 +388,7 @@ func (s *Store) markImages(tx *bolt.Tx, ns string, at time.Time, w *walk) {
 			w.object(Object{Node: n, Labels: r.Labels, Refs: []Node{ContentNode(ns, r.Target.Digest)}})
 			return
 		}
-		w.roots = append(append(w.roots, n), imageRefs(ns, r)...)
+		w.roots = append(append(append(w.roots, n), imageRefs(ns, r)...), w.cond(ns, r.Labels)...)
 	})
 }
 
@@ -515,6 +526,11 @@ func (s *Store) liveLabels(tx *bolt.Tx, collectors map[string]Collector, n Node)
 
 // liveRefs gives an object's references as they are now.
 func (s *Store) liveRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) []Node {
+	return append(s.plainRefs(tx, collectors, n), condRefs(tx, collectors, n.Namespace, s.liveLabels(tx, collectors, n), time.Now())...)
+}
+
+// plainRefs are those without conditions.
+func (s *Store) plainRefs(tx *bolt.Tx, collectors map[string]Collector, n Node) []Node {
 	switch n.Type {
 	case resourceContent:
 		if r, err := readBlob(tx, n.Namespace, digest.Digest(n.ID)); err == nil {

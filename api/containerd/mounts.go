@@ -84,7 +84,15 @@ func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount) (
 	if s.opt.Mounts == nil || len(ms) == 0 {
 		return ms, undo, nil
 	}
-	info, err := s.opt.Mounts.Activate(ctx, id, ms)
+	// They stay as long as the container does, whatever lease the client has.
+	keeper := mount.WithLabels(map[string]string{"containerd.io/gc.bref.container": id})
+	info, err := s.opt.Mounts.Activate(ctx, id, ms, keeper)
+	if errdefs.IsAlreadyExists(err) {
+		if _, terr := s.opt.Backend.Task(ctx, id, ""); errdefs.IsNotFound(terr) { // what an earlier task left, whose shim died
+			s.deactivateFor(ctx, id)
+			info, err = s.opt.Mounts.Activate(ctx, id, ms, keeper)
+		}
+	}
 	switch {
 	case errdefs.IsNotImplemented(err):
 		return ms, undo, nil

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -33,8 +35,12 @@ func newImages(c cli.ImagesConfig) cli.Images {
 	if c.Debug != nil {
 		log = slog.New(debugHandler{c.Debug})
 	}
+	ro := registry.Options{Attempts: c.Attempts}
+	if cache, err := os.UserCacheDir(); err == nil {
+		ro.UploadDir = filepath.Join(cache, "hako", "uploads")
+	}
 	d := daemon.New(daemon.Options{Docker: c.Docker, Containerd: c.Containerd, Namespace: namespace})
-	return &images{tools.New(tools.Options{RegistryDir: c.RegistryDir, UserAgent: "hako/" + version.Version, Local: d, Log: log}), d}
+	return &images{tools.New(tools.Options{RegistryDir: c.RegistryDir, UserAgent: "hako/" + version.Version, Registry: ro, Local: d, Log: log}), d}
 }
 
 func (i *images) Close() error { return i.d.Close() }
@@ -42,7 +48,7 @@ func (i *images) Close() error { return i.d.Close() }
 func access(a cli.Access) tools.Access {
 	return tools.Access{
 		Credentials: registry.Credentials{Username: a.Username, Password: a.Password, RegistryToken: a.Token},
-		Anonymous:   a.Anonymous, Insecure: a.Insecure, CertDir: a.CertDir,
+		Anonymous:   a.Anonymous, Insecure: a.Insecure, CertDir: a.CertDir, AuthFile: a.AuthFile,
 	}
 }
 
@@ -65,7 +71,7 @@ func progress(tell func(cli.ImageEvent)) func(copier.Event) {
 
 func (i *images) Copy(ctx context.Context, r cli.CopyRequest) (res cli.CopyResult, err error) {
 	o := tools.CopyOptions{Source: access(r.SourceAccess), Destination: access(r.DestinationAccess)}
-	o.Options = copier.Options{Platforms: r.Platforms, Referrers: r.Referrers, Format: r.Format, Jobs: r.Jobs, Progress: progress(r.Progress)}
+	o.Options = copier.Options{Platforms: r.Platforms, Referrers: r.Referrers, Format: r.Format, Tags: r.Tags, Jobs: r.Jobs, Progress: progress(r.Progress)}
 	if r.Compression != "" {
 		c, err := convert.New(convert.Form(r.Compression), r.Level)
 		if err != nil {
@@ -95,10 +101,16 @@ func (i *images) Login(ctx context.Context, address string, a cli.Access) error 
 }
 
 func (i *images) Sync(ctx context.Context, r cli.SyncRequest) (rep cli.SyncReport, err error) {
-	c, err := mirror.Parse(r.Name, r.Config)
+	var c *mirror.Config
+	if r.Source != "" {
+		c, err = mirror.Single(r.Source, mirror.Registry{Access: access(r.SourceAccess), Platforms: r.Platforms, Referrers: r.Referrers})
+	} else {
+		c, err = mirror.Parse(r.Name, r.Config)
+	}
 	if err != nil {
 		return rep, err
 	}
+	c.Scoped = c.Scoped || r.Scoped
 	count := map[string]*int{mirror.Copied: &rep.Copied, mirror.UpToDate: &rep.UpToDate, mirror.WouldCopy: &rep.WouldCopy, mirror.Failed: &rep.Failed}
 	err = mirror.Run(ctx, i.t, c, mirror.Options{
 		Destination: r.Destination, Access: access(r.Access), DryRun: r.DryRun, Jobs: r.Jobs, Progress: progress(r.Progress),

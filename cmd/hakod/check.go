@@ -33,14 +33,14 @@ var errNotChecked = errors.New("not checked")
 const exitNotChecked = 3
 
 // checked lists the rooms that a check looks at, the lowest first.
-func checked(st *store.Store, images *image.Service, sns map[string]snapshots.Snapshotter) []engine.Checked {
+func checked(st *store.Store, images *image.Service, sns map[string]snapshots.Snapshotter, nets checkedNetworks) []engine.Checked {
 	rooms := []engine.Checked{st, image.Checker{Service: images, Namespaces: st.Namespaces()}}
 	for _, name := range slices.Sorted(maps.Keys(sns)) {
 		if c, ok := sns[name].(engine.Checked); ok {
 			rooms = append(rooms, c)
 		}
 	}
-	return rooms
+	return append(rooms, nets)
 }
 
 // checkFlags are those of hakod check besides the daemon's own.
@@ -141,7 +141,7 @@ func checkRoot(ctx context.Context, cfg config, f checkFlags, log *slog.Logger) 
 		Root: cfg.Root, State: cfg.State, Containers: st.Records("containers"), Sandboxes: st.Records("sandboxes"), Volumes: st.Records("volumes"),
 		Images: images, Snapshotters: sns,
 	}
-	report, err := engine.CheckRooms(ctx, append(checked(st, images, sns), records), nil, records.InUse, engine.CheckOptions{Deep: f.deep, Repair: f.repair})
+	report, err := engine.CheckRooms(ctx, append(checked(st, images, sns, newCheckedNetworks(cfg, st, true)), records), nil, records.InUse, engine.CheckOptions{Deep: f.deep, Repair: f.repair})
 	report.Findings = append(pages, report.Findings...)
 	return report, err
 }

@@ -53,6 +53,17 @@ func clientsSnapshotter(used string, all map[string]snapshots.Snapshotter) strin
 	return used
 }
 
+// gone tells that an object which keeps mounts is not there: for a container neither it nor its task.
+func (r containerdRooms) gone(ctx context.Context, n store.Node) bool {
+	if n.Type != store.ContainerNode("", "").Type {
+		found, err := r.store.Exists(ctx, n)
+		return err == nil && !found
+	}
+	_, err := r.engine.ContainerStore().Get(ctx, n.ID)
+	_, terr := r.engine.Task(ctx, n.ID, "")
+	return errdefs.IsNotFound(err) && errdefs.IsNotFound(terr)
+}
+
 // serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
 func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r containerdRooms, log *slog.Logger) error {
 	info, err := r.engine.Info(ctx)
@@ -66,12 +77,15 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 		RuntimeInfo: r.engine.RuntimeInfo,
 		Plugins:     []containerd.Plugin{{Type: "io.containerd.monitor.container.v1", ID: "restart", Capabilities: engine.RestartPolicies()}},
 	}
-	if o.Mounts, err = mounts.New(mounts.Options{Dir: mountsDir(cfg), Log: log, LeaseGone: func(ctx context.Context, id string) bool {
+	made, err := mounts.New(mounts.Options{Dir: mountsDir(cfg), Log: log, LeaseGone: func(ctx context.Context, id string) bool {
 		_, err := r.store.Leases().ListResources(ctx, leases.Lease{ID: id})
 		return errdefs.IsNotFound(err)
-	}}); err != nil {
+	}, KeeperGone: r.gone})
+	if err != nil {
 		return err
 	}
+	o.Mounts = made
+	r.store.AfterGC(made.Sweep)
 	if r.cri != nil {
 		o.Guests = append(o.Guests, func(reg grpc.ServiceRegistrar) { r.cri.Register(reg) })
 	}

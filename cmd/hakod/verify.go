@@ -95,7 +95,7 @@ type verifyRequest struct {
 	Access struct {
 		Username, Password, Token string
 		Anonymous, Insecure       bool
-		CertDir                   string
+		CertDir, AuthFile         string
 	}
 	Keys        []string
 	Identities  []verify.Identity
@@ -135,7 +135,7 @@ func verifyImage(ctx context.Context, in io.Reader, out io.Writer) error {
 	var src transport.Source
 	switch ref.Kind {
 	case transport.Registry:
-		c := registry.New(registry.Options{Dir: q.RegistryDir, UserAgent: "hako/" + version.Version, Anonymous: q.Access.Anonymous, Insecure: q.Access.Insecure, CertDir: q.Access.CertDir})
+		c := registry.New(registry.Options{Dir: q.RegistryDir, UserAgent: "hako/" + version.Version, Anonymous: q.Access.Anonymous, Insecure: q.Access.Insecure, CertDir: q.Access.CertDir, AuthFile: q.Access.AuthFile})
 		repo, err := c.Repository(reference.TrimNamed(ref.Name), registry.Credentials{Username: q.Access.Username, Password: q.Access.Password, RegistryToken: q.Access.Token})
 		if err != nil {
 			return err

@@ -65,6 +65,8 @@ type Options struct {
 	Referrers bool
 	// Format of the documents: "" as they are, "oci" or "docker".
 	Format string
+	// Tags are further ones that the destination gives the image.
+	Tags []string
 	// Convert changes layers; nil: none.
 	Convert Converter
 	// Jobs is how many blobs are copied side by side; 0: DefaultJobs.
@@ -113,7 +115,7 @@ func Copy(ctx context.Context, src transport.Source, dst transport.Destination, 
 	if err != nil && !errdefs.IsNotFound(err) {
 		return Result{}, err
 	}
-	if !o.Changes() && !o.Referrers && before == root.desc.Digest && dst.Complete(ctx, root.desc) {
+	if !o.Changes() && !o.Referrers && len(o.Tags) == 0 && before == root.desc.Digest && dst.Complete(ctx, root.desc) {
 		c.res.Top, c.res.UpToDate = root.desc, true
 		return c.res, nil
 	}
@@ -131,6 +133,11 @@ func Copy(ctx context.Context, src transport.Source, dst transport.Destination, 
 	}
 	if err := dst.PutTop(ctx, root.desc, root.doc.Raw); err != nil {
 		return c.res, err
+	}
+	for _, tag := range o.Tags {
+		if err := dst.PutTagged(ctx, tag, root.desc, root.doc.Raw); err != nil {
+			return c.res, fmt.Errorf("tag %s: %w", tag, err)
+		}
 	}
 	c.res.UpToDate = before == root.desc.Digest && c.res.Present == c.res.Blobs
 	return c.res, dst.Commit(ctx)

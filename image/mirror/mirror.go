@@ -57,6 +57,10 @@ type Registry struct {
 	Password     string               `yaml:"password"`
 	Token        string               `yaml:"token"`
 
+	// Access of a repository that no file is for; the fields above are not looked at then.
+	Access tools.Access `yaml:"-"`
+
+	byName    bool
 	platforms []ocispec.Platform
 }
 
@@ -97,6 +101,12 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	if len(raw) > maxFile {
 		return nil, fmt.Errorf("%s: larger than %d bytes: %w", name, maxFile, errdefs.ErrResourceExhausted)
 	}
+	if c, err := parseSkopeo(raw); c != nil || err != nil {
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w: %w", name, err, errdefs.ErrInvalidArgument)
+		}
+		return c, c.complete(name)
+	}
 	var c Config
 	dec := yaml.NewDecoder(strings.NewReader(string(raw)))
 	dec.KnownFields(true)
@@ -106,14 +116,97 @@ func Parse(name string, r io.Reader) (*Config, error) {
 	if len(c.Registries) == 0 {
 		return nil, fmt.Errorf("%s: no registries: %w", name, errdefs.ErrInvalidArgument)
 	}
+	return &c, c.complete(name)
+}
+
+// complete checks all registries' parts.
+func (c *Config) complete(name string) error {
 	for _, host := range slices.Sorted(maps.Keys(c.Registries)) {
 		reg := c.Registries[host]
 		if err := reg.complete(host); err != nil {
-			return nil, fmt.Errorf("%s: registry %s: %w", name, host, err)
+			return fmt.Errorf("%s: registry %s: %w", name, host, err)
 		}
 		c.Registries[host] = reg
 	}
-	return &c, nil
+	return nil
+}
+
+// Single is for one repository (docker://NAME), all of its tags, or one image of it.
+func Single(ref string, r Registry) (*Config, error) {
+	text, ok := strings.CutPrefix(ref, "docker://")
+	n, err := reference.ParseNormalizedNamed(text)
+	if err != nil || !ok {
+		return nil, errors.Join(invalid("source %q", ref), err)
+	}
+	var s Selection
+	if d, ok := n.(reference.Digested); ok {
+		s.Tags = []string{d.Digest().String()}
+	} else if t, ok := n.(reference.Tagged); ok {
+		s.Tags = []string{t.Tag()}
+	}
+	r.byName, r.Repositories = true, map[string]Selection{reference.Path(n): s}
+	c := &Config{Registries: map[string]Registry{reference.Domain(n): r}}
+	return c, c.complete(ref)
+}
+
+// skopeoRegistry is a registry's part of skopeo's file (skopeo-sync(1), "YAML FILE CONTENT").
+type skopeoRegistry struct {
+	Images      map[string][]string `yaml:"images"`
+	Regex       map[string]string   `yaml:"images-by-tag-regex"`
+	Semver      map[string]string   `yaml:"images-by-semver"`
+	Credentials struct {
+		Username string `yaml:"username"`
+		Password string `yaml:"password"`
+	} `yaml:"credentials"`
+	TLSVerify *bool  `yaml:"tls-verify"`
+	CertDir   string `yaml:"cert-dir"`
+}
+
+// parseSkopeo reads a file of skopeo's; nil if it is none.
+func parseSkopeo(raw []byte) (*Config, error) {
+	var top map[string]yaml.Node
+	if yaml.Unmarshal(raw, &top) != nil || len(top) == 0 {
+		return nil, nil
+	}
+	for k, v := range top {
+		if slices.Contains([]string{"registries", "destination", "scoped"}, k) || v.Kind != yaml.MappingNode {
+			return nil, nil
+		}
+	}
+	var file map[string]skopeoRegistry
+	dec := yaml.NewDecoder(strings.NewReader(string(raw)))
+	dec.KnownFields(true)
+	if err := dec.Decode(&file); err != nil {
+		return nil, err
+	}
+	c := &Config{Registries: map[string]Registry{}}
+	for host, r := range file {
+		all := map[string]Selection{}
+		add := func(repo string, s Selection) error {
+			if _, ok := all[repo]; ok {
+				return fmt.Errorf("registry %s: repository %s is listed twice", host, repo)
+			}
+			all[repo] = s
+			return nil
+		}
+		for repo, tags := range r.Images {
+			if err := add(repo, Selection{Tags: tags}); err != nil {
+				return nil, err
+			}
+		}
+		for repo, expr := range r.Regex { // of any part of the tag
+			if err := add(repo, Selection{Regex: ".*(?:" + expr + ").*"}); err != nil {
+				return nil, err
+			}
+		}
+		for repo, versions := range r.Semver {
+			if err := add(repo, Selection{Semver: versions}); err != nil {
+				return nil, err
+			}
+		}
+		c.Registries[host] = Registry{Repositories: all, TLSVerify: r.TLSVerify, CertDir: r.CertDir, Username: r.Credentials.Username, Password: r.Credentials.Password}
+	}
+	return c, nil
 }
 
 func invalid(format string, args ...any) error {
@@ -278,6 +371,9 @@ func plan(ctx context.Context, t *tools.Tools, c *Config, dest string, o Options
 		acc := tools.Access{
 			Credentials: registry.Credentials{Username: reg.Username, Password: reg.Password, RegistryToken: reg.Token},
 			CertDir:     reg.CertDir, Insecure: reg.TLSVerify != nil && !*reg.TLSVerify,
+		}
+		if reg.byName {
+			acc = reg.Access
 		}
 		for _, repo := range slices.Sorted(maps.Keys(reg.Repositories)) {
 			name, err := reference.ParseNormalizedNamed(host + "/" + repo)

@@ -80,7 +80,37 @@ func TestParse(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	const skopeo = "a.example:\n  images: {app: ['1', 'sha256:%s'], tool: []}\n  images-by-tag-regex: {web: '^1\\.2'}\n  images-by-semver: {db: '>= 3.12'}\n  credentials: {username: u, password: p}\n  tls-verify: false\n  cert-dir: /x\nb.example:\n  images: {x: []}\n"
+	c, err := Parse("f", strings.NewReader(fmt.Sprintf(skopeo, strings.Repeat("a", 64))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := c.Registries["a.example"]
+	web, db := a.Repositories["web"], a.Repositories["db"]
+	if len(c.Registries) != 2 || len(a.Repositories) != 4 || a.Username != "u" || *a.TLSVerify || !web.regex.MatchString("1.2.3-x") || web.regex.MatchString("11.2") || db.semver == nil {
+		t.Errorf("skopeo's file: %+v", c)
+	}
+	for ref, want := range map[string]string{"docker://a.example/b/c": "a.example b/c []", "docker://a.example/b:1": "a.example b [1]", "docker://alpine": "docker.io library/alpine []"} {
+		c, err := Single(ref, Registry{Platforms: []string{"linux/arm64"}})
+		if err != nil {
+			t.Errorf("%s: %v", ref, err)
+			continue
+		}
+		for host, r := range c.Registries {
+			for repo, s := range r.Repositories {
+				if got := fmt.Sprint(host, " ", repo, " ", s.Tags); got != want || len(r.platforms) != 1 {
+					t.Errorf("%s: %s", ref, got)
+				}
+			}
+		}
+	}
+	for _, ref := range []string{"", "a.example/b", "docker://", "docker://UPPER"} {
+		if c, err := Single(ref, Registry{}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%q: %+v %v", ref, c, err)
+		}
+	}
 	for name, text := range map[string]string{
+		"skopeo, twice": "a.example: {images: {x: []}, images-by-semver: {x: '1'}}", "skopeo, unknown key": "a.example: {image: {x: []}}", "skopeo, bad regex": "a.example: {images-by-tag-regex: {x: '('}}",
 		"nothing": "", "unknown key": "registry: {}", "no registries": "destination: oci:x", "no repositories": "registries: {a.example: {}}", "two ways": reg("{regex: x, semver: '1'}"),
 		"bad regex": reg("{regex: '('}"), "bad semver": reg("{semver: banana}"), "bad tag": reg("['a b']"), "bad digest": reg("['sha256:x']"), "unknown word": reg("{regexp: x}"),
 		"bad platform": reg("[x]") + "    platforms: [a/b/c/d]\n", "repository with a tag": "registries: {a.example: {repositories: {'app:1': [x]}}}", "path": "registries: {a.example: {repositories: {'../x': [x]}}}",

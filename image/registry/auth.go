@@ -56,14 +56,17 @@ func (c *Client) credentials(domain, host string, given Credentials) (Credential
 	}
 	if dir == "" {
 		home, err := os.UserHomeDir()
-		if err != nil {
+		if err != nil && c.o.AuthFile == "" {
 			return Credentials{}, nil // a daemon without a home has no config either
 		}
 		dir = filepath.Join(home, ".docker")
 	}
 	name := filepath.Join(dir, "config.json")
+	if c.o.AuthFile != "" {
+		name = c.o.AuthFile
+	}
 	st, err := os.Stat(name)
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) && c.o.AuthFile == "" {
 		return Credentials{}, nil
 	}
 	if err == nil && (!st.Mode().IsRegular() || st.Size() > maxConfig) {

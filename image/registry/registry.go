@@ -23,6 +23,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode"
 
@@ -77,6 +78,8 @@ type Options struct {
 	Backoff   time.Duration // before the second attempt, doubled for each further; 0: 250 ms
 	// DockerConfig is the folder of docker's config.json; "": $DOCKER_CONFIG or ~/.docker.
 	DockerConfig string
+	// AuthFile is such a file itself, under any name; it has to be there. "": DockerConfig counts.
+	AuthFile string
 	// Anonymous asks no config.json: hosts get what the client gave, or nothing.
 	Anonymous bool
 	// Ask gives the credentials of a host instead of docker's config.json, when it asks for
@@ -91,12 +94,18 @@ type Options struct {
 	// CertDir has certificates for all hosts (*.crt: authorities, NAME.cert with NAME.key: ours);
 	// Dir is not looked at then. "": none.
 	CertDir string
-	Log     *slog.Logger
+	// UploadDir is a folder for notes of uploads that are under way, by which another process goes
+	// on with one when this process was killed; "": none. UploadMin is the size in bytes from
+	// which a blob has a note; 0: 1 MiB.
+	UploadDir string
+	UploadMin int64
+	Log       *slog.Logger
 }
 
 // Client makes repositories. It is safe for concurrent use.
 type Client struct {
-	o Options
+	o     Options
+	sweep sync.Once // of notes
 }
 
 // New gives a client; nothing is read or connected yet.
@@ -113,7 +122,10 @@ func New(o Options) *Client {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{o}
+	if o.UploadMin == 0 {
+		o.UploadMin = noteMin
+	}
+	return &Client{o: o}
 }
 
 // Repository is one repository at its hosts: mirrors first, then the registry itself.

@@ -206,6 +206,29 @@ func TestCredentialsOfConfig(t *testing.T) {
 	}
 }
 
+// TestAuthFile has a file of another name count, alone, and missed if it is not there.
+func TestAuthFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	auth := func(user string) []byte {
+		return []byte(`{"auths":{"h":{"auth":"` + base64.StdEncoding.EncodeToString([]byte(user+":x")) + `"}}}`)
+	}
+	file := filepath.Join(dir, "auth.json")
+	for name, raw := range map[string][]byte{filepath.Join(dir, "config.json"): auth("docker"), file: auth("file")} {
+		if err := os.WriteFile(name, raw, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for authFile, want := range map[string]string{"": "docker", file: "file"} {
+		if got, err := New(Options{DockerConfig: dir, AuthFile: authFile}).credentials("h", "h", Credentials{}); err != nil || got.Username != want {
+			t.Errorf("%q: %+v %v", authFile, got, err)
+		}
+	}
+	if _, err := New(Options{DockerConfig: dir, AuthFile: file + "x"}).credentials("h", "h", Credentials{}); err == nil {
+		t.Error("a missing file is no error")
+	}
+}
+
 // fromConfigWithPath asks with helpers found in dir.
 func fromConfigWithPath(t *testing.T, dir, config, host string) (Credentials, error) {
 	t.Helper()

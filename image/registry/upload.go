@@ -133,8 +133,9 @@ type Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 
 // PutBlob sends a blob. If mount names another repository of the same registry that has it,
 // the registry is asked to take it from there first. An upload that breaks is taken up
-// where the registry says that it is, and begun anew where it does not say. tell hears of
-// the bytes that were sent and may be nil.
+// where the registry says that it is, and begun anew where it does not say; one that an
+// earlier process left is taken up, too (Options.UploadDir). tell hears of the bytes that
+// were sent and may be nil.
 //
 // mounted says that nothing was sent.
 func (r *Repository) PutBlob(ctx context.Context, desc ocispec.Descriptor, mount string, open Open, tell func(int64)) (mounted bool, err error) {
@@ -146,6 +147,13 @@ func (r *Repository) PutBlob(ctx context.Context, desc ocispec.Descriptor, mount
 		tell = func(int64) {}
 	}
 	u := &uploading{r: r, h: h, desc: desc, open: open, tell: tell}
+	r.c.sweep.Do(r.c.sweepNotes)
+	u.note = u.openNote()
+	defer func() { u.note.close(err == nil || u.location == "") }()
+	if u.location = u.note.location(u.key(), u.plain()); u.location != "" {
+		u.earlier = true
+		u.resume(ctx)
+	}
 	for attempt := 1; ; attempt++ {
 		var took bool
 		err = nil
@@ -162,8 +170,16 @@ func (r *Repository) PutBlob(ctx context.Context, desc ocispec.Descriptor, mount
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
-		if attempt >= r.c.o.Attempts || !errdefs.IsUnavailable(err) {
+		if u.earlier && !errdefs.IsUnavailable(err) && u.location != "" {
+			// What the earlier process sent may have been the fault.
 			u.abandon()
+			u.earlier, attempt = false, 0
+			continue
+		}
+		if attempt >= r.c.o.Attempts || !errdefs.IsUnavailable(err) {
+			if u.note == nil || !errdefs.IsUnavailable(err) {
+				u.abandon()
+			}
 			return false, fmt.Errorf("send blob %s: %w", desc.Digest, err)
 		}
 		r.c.o.Log.Debug("upload failed, trying again", "digest", desc.Digest, "attempt", attempt, "err", err)
@@ -185,6 +201,8 @@ type uploading struct {
 	tell     func(int64)
 	location string // where the upload goes on; "": not begun
 	off      int64  // that the registry has
+	note     *note
+	earlier  bool // another process began it
 }
 
 // begin opens an upload, or mounts the blob.
@@ -206,7 +224,7 @@ func (u *uploading) begin(ctx context.Context, mount string) (mounted bool, err 
 	case resp.StatusCode == http.StatusCreated && mount != "":
 		return true, nil
 	case resp.StatusCode == http.StatusAccepted:
-		u.off = 0
+		u.off, u.earlier = 0, false
 		return false, u.follow(resp)
 	case mount != "" && (resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusNotFound):
 		// Not allowed to read there: that is no reason not to send it.
@@ -229,6 +247,7 @@ func (u *uploading) follow(resp *http.Response) error {
 		return fmt.Errorf("registry %s wants the upload at %s: %w", u.h.Host, clip(loc.Redacted(), 100), errdefs.ErrPermissionDenied)
 	}
 	u.location = loc.String()
+	u.note.keep(u.key(), u.location)
 	return nil
 }
 
@@ -325,12 +344,13 @@ func (u *uploading) resume(ctx context.Context) {
 
 // abandon tells the registry that it may forget the upload.
 func (u *uploading) abandon() {
-	if u.location == "" {
+	location := u.location
+	if u.location = ""; location == "" {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	if resp, err := u.r.request(u.r.scoped(ctx, "pull,push"), u.host(u.location), http.MethodDelete, u.location, nil, nil, u.r.pushAuthError); err == nil {
+	if resp, err := u.r.request(u.r.scoped(ctx, "pull,push"), u.host(location), http.MethodDelete, location, nil, nil, u.r.pushAuthError); err == nil {
 		resp.Body.Close()
 	}
 }

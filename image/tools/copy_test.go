@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -23,6 +24,8 @@ import (
 	"github.com/hako-engine/hako/image/convert"
 	"github.com/hako-engine/hako/image/copier"
 	"github.com/hako-engine/hako/image/manifest"
+	"github.com/hako-engine/hako/image/registry"
+	"github.com/hako-engine/hako/image/transport"
 	"github.com/hako-engine/hako/internal/erofs"
 )
 
@@ -206,6 +209,134 @@ func TestInterruptedUpload(t *testing.T) {
 	}
 }
 
+// TestUploadOfEarlierProcess ends a copy in the middle of an upload; the next one, of another
+// process, asks the registry how far it came and goes on there, unless what is there is bad,
+// the registry has forgotten it, or a process that lives is sending.
+func TestUploadOfEarlierProcess(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		damage, forget, held bool
+		resumes              bool
+	}{
+		"good": {resumes: true}, "damaged": {damage: true, resumes: true}, "forgotten": {forget: true}, "in use": {held: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			process := func() *Tools {
+				return New(Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: dir, UploadDir: filepath.Join(dir, "uploads"), UploadMin: 1000}})
+			}
+			ctx, kill := context.WithCancel(context.Background())
+			defer kill()
+			var mu sync.Mutex
+			had := map[string][]byte{} // by upload
+			var resumed []int64
+			blobsDone := map[string]bool{}
+			broken, begun := false, 0
+			host := newRegistry(t, func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.Contains(r.URL.Path, "/blobs/") {
+					return false
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				id := r.URL.Path[strings.LastIndexByte(r.URL.Path, '/')+1:]
+				loc := r.URL.Path
+				_, known := had[id]
+				switch {
+				case r.Method == http.MethodHead:
+					if !blobsDone[id] {
+						w.WriteHeader(http.StatusNotFound)
+					}
+					return true
+				case r.Method == http.MethodPost:
+					begun++
+					id = fmt.Sprint("up", begun)
+					loc = r.URL.Path + id
+					had[id] = nil
+				case !known:
+					w.WriteHeader(http.StatusNotFound)
+					return true
+				case r.Method == http.MethodPatch:
+					if cr := r.Header.Get("Content-Range"); cr != "" {
+						var at int64
+						fmt.Sscanf(cr, "%d-", &at)
+						resumed = append(resumed, at)
+						if at != int64(len(had[id])) {
+							w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+							return true
+						}
+					}
+					if r.ContentLength > 1000 && !broken {
+						broken = true
+						part := make([]byte, 700)
+						_, _ = io.ReadFull(r.Body, part)
+						if c.damage {
+							part[0] ^= 1
+						}
+						if had[id] = part; c.forget {
+							delete(had, id)
+						}
+						kill()
+						panic(http.ErrAbortHandler)
+					}
+					got, _ := io.ReadAll(r.Body)
+					had[id] = append(had[id], got...)
+				case r.Method == http.MethodGet:
+					w.Header().Set("Location", loc)
+					w.Header().Set("Range", fmt.Sprintf("0-%d", len(had[id])-1))
+					w.WriteHeader(http.StatusNoContent)
+					return true
+				case r.Method == http.MethodDelete:
+					delete(had, id)
+					w.WriteHeader(http.StatusNoContent)
+					return true
+				case r.Method == http.MethodPut:
+					want := r.URL.Query().Get("digest")
+					if digest.FromBytes(had[id]).String() != want {
+						w.WriteHeader(http.StatusBadRequest)
+						return true
+					}
+					blobsDone[want] = true
+					w.WriteHeader(http.StatusCreated)
+					return true
+				}
+				w.Header().Set("Location", loc)
+				w.WriteHeader(http.StatusAccepted)
+				return true
+			})
+			src, top, _ := source(t)
+			to := "docker://" + host + "/app:1"
+			if _, err := process().Copy(ctx, src, to, CopyOptions{Options: copier.Options{Jobs: 1}}); err == nil {
+				t.Fatal("the first copy was not interrupted")
+			}
+			notes, err := filepath.Glob(filepath.Join(dir, "uploads", "*"))
+			if err != nil || len(notes) != 1 {
+				t.Fatalf("notes: %q, %v", notes, err)
+			}
+			if c.held {
+				f, err := os.Open(notes[0])
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+					t.Fatal(err)
+				}
+			}
+			res, err := process().Copy(context.Background(), src, to, CopyOptions{Options: copier.Options{Jobs: 1}})
+			if err != nil || res.Top.Digest != top.Digest {
+				t.Fatal(res, err)
+			}
+			if (len(resumed) > 0) != c.resumes || c.resumes && resumed[0] != 700 {
+				t.Errorf("went on at %d", resumed)
+			}
+			if left, _ := filepath.Glob(filepath.Join(dir, "uploads", "*")); (len(left) > 0) != c.held {
+				t.Errorf("notes left: %q", left)
+			}
+		})
+	}
+}
+
 // TestInterruptedDownload ends a copy in the middle of a blob; the next one goes on there.
 func TestInterruptedDownload(t *testing.T) {
 	t.Parallel()
@@ -263,6 +394,45 @@ func TestInterruptedDownload(t *testing.T) {
 	whole(t, k, "oci:"+dir+":v1")
 	if left, _ := filepath.Glob(filepath.Join(blobsDir, "*.partial")); len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// TestTags gives an image several tags.
+func TestTags(t *testing.T) {
+	t.Parallel()
+	k, ctx := kit(t), context.Background()
+	src, top, _ := source(t)
+	dir, host := t.TempDir(), newRegistry(t, nil)
+	for to, tags := range map[string][]string{"docker://" + host + "/app:1": {"latest", "2"}, "oci:" + dir + "/l:1": {"latest", "2"}, "oci-archive:" + dir + "/a.tar:1": {"latest", "2"}, "docker-archive:" + dir + "/d.tar:app:1": {"app:2", "other:1"}} {
+		for range 2 { // the second time there is nothing to do but that
+			if _, err := k.Copy(ctx, src, to, CopyOptions{Options: copier.Options{Tags: tags}}); err != nil {
+				t.Fatalf("%s: %v", to, err)
+			}
+			if strings.Contains(to, ".tar") {
+				break // archives are made anew
+			}
+		}
+		place := to[:strings.LastIndexByte(to, ':')]
+		if strings.HasPrefix(to, "docker-archive") {
+			place = strings.TrimSuffix(place, ":app")
+		}
+		for _, tag := range tags {
+			d, _, err := k.Open(ctx, place+":"+tag, transport.Registry, Access{})
+			if err != nil {
+				t.Errorf("%s:%s: %v", place, tag, err)
+				continue
+			}
+			got, _, err := d.Top(ctx)
+			if err != nil || got.Digest != top.Digest && !strings.HasPrefix(to, "docker-archive") {
+				t.Errorf("%s:%s: %v %v", place, tag, got, err)
+			}
+			d.Close()
+		}
+	}
+	for to, tag := range map[string]string{"docker://" + host + "/app:1": "a/b:c", "oci:" + dir + "/m": "", "docker-archive:" + dir + "/e.tar:app:1": "app", "dir:" + dir + "/dir": "x"} {
+		if _, err := k.Copy(ctx, src, to, CopyOptions{Options: copier.Options{Tags: []string{tag}}}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s %q: %v", to, tag, err)
+		}
 	}
 }
 

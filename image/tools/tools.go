@@ -8,6 +8,7 @@ package tools
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -56,6 +57,8 @@ type Access struct {
 	CertDir  string // certificates for this registry; "": what certs.d has
 	// AuthDir is the folder of docker's config.json; "": $DOCKER_CONFIG or ~/.docker.
 	AuthDir string
+	// AuthFile is such a file itself; "": that in AuthDir.
+	AuthFile string
 }
 
 func (t *Tools) client(a Access) *registry.Client {
@@ -65,6 +68,7 @@ func (t *Tools) client(a Access) *registry.Client {
 	if a.AuthDir != "" {
 		o.DockerConfig = a.AuthDir
 	}
+	o.AuthFile = a.AuthFile
 	return registry.New(o)
 }
 
@@ -190,6 +194,26 @@ func (t *Tools) CopyRef(ctx context.Context, from, to transport.Ref, o CopyOptio
 			return res, fmt.Errorf("%s holds one platform: name one: %w", to, errdefs.ErrInvalidArgument)
 		}
 		o.Platforms = []ocispec.Platform{hostPlatform()}
+	}
+	for _, tag := range o.Tags {
+		switch to.Kind {
+		case transport.Registry:
+			_, err = reference.WithTag(reference.TrimNamed(to.Name), tag)
+		case transport.DockerArchive:
+			var n reference.Named
+			if n, err = reference.ParseNormalizedNamed(tag); err == nil && reference.IsNameOnly(n) {
+				err = errors.New("a name with a tag is meant")
+			}
+		case transport.Layout, transport.LayoutArchive:
+		default:
+			err = fmt.Errorf("%s takes no further tags", to)
+		}
+		if err == nil && tag == "" {
+			err = errors.New("it is empty")
+		}
+		if err != nil {
+			return res, fmt.Errorf("tag %q: %w: %w", tag, err, errdefs.ErrInvalidArgument)
+		}
 	}
 	d, err := t.create(ctx, to, from, o.Destination)
 	if err != nil {

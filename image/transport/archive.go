@@ -375,14 +375,14 @@ type archiveDestination struct {
 	w      io.Writer
 	done   func(ok bool) error
 
-	lock    chan struct{} // holds a token while an entry is written
-	tw      *tar.Writer
-	dirs    map[string]bool
-	have    map[digest.Digest]bool
-	index   ocispec.Index
-	top     *manifest.Document
-	topName string
-	broken  error // an entry that was begun cannot be taken back
+	lock   chan struct{} // holds a token while an entry is written
+	tw     *tar.Writer
+	dirs   map[string]bool
+	have   map[digest.Digest]bool
+	index  ocispec.Index
+	top    *manifest.Document
+	names  []string // of it
+	broken error    // an entry that was begun cannot be taken back
 }
 
 // CreateArchive makes a file; it appears when it is whole. An old one is replaced.
@@ -520,6 +520,9 @@ func (t *archiveDestination) PutTagged(ctx context.Context, tag string, d ocispe
 		return err
 	}
 	merge(&t.index, []ocispec.Descriptor{entry(d, tag)})
+	if t.top != nil && d.Digest.Algorithm().FromBytes(t.top.Raw) == d.Digest {
+		t.names = append(t.names, tag)
+	}
 	return nil
 }
 
@@ -528,11 +531,12 @@ func (t *archiveDestination) PutTop(ctx context.Context, d ocispec.Descriptor, r
 	if err != nil {
 		return err
 	}
-	t.top, t.topName = &doc, t.ref.Tag
+	name := t.ref.Tag
+	t.top = &doc
 	if t.ref.Kind == Local {
-		t.topName = t.ref.Name.String()
+		name = t.ref.Name.String()
 	}
-	return t.PutTagged(ctx, t.topName, d, raw)
+	return t.PutTagged(ctx, name, d, raw)
 }
 
 func (t *archiveDestination) AddReferrer(_ context.Context, _ digest.Digest, d ocispec.Descriptor) error {
@@ -549,9 +553,11 @@ func (t *archiveDestination) Commit(ctx context.Context) error {
 	docs := map[string]any{ocispec.ImageLayoutFile: ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion}, ocispec.ImageIndexFile: t.index}
 	if t.docker && t.top != nil && t.top.Manifest != nil && t.top.IsImage() {
 		img := dockerImage{Config: blobPath(t.top.Manifest.Config.Digest), Layers: []string{}}
-		if n, err := reference.ParseNormalizedNamed(t.topName); err == nil {
-			if _, tagged := n.(reference.Tagged); tagged {
-				img.RepoTags = []string{reference.FamiliarString(n)}
+		for _, name := range t.names {
+			if n, err := reference.ParseNormalizedNamed(name); err == nil {
+				if _, tagged := n.(reference.Tagged); tagged {
+					img.RepoTags = append(img.RepoTags, reference.FamiliarString(n))
+				}
 			}
 		}
 		for _, l := range t.top.Manifest.Layers {

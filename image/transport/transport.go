@@ -102,10 +102,23 @@ docker-archive:FILE[:NAME]  an archive of docker save
 dir:DIR                a folder with one image's files, as skopeo makes them
 local:NAME             the daemon's images`
 
+// foreign are places that other tools know, and what to do instead.
+var foreign = map[string]string{
+	"containers-storage": "the storage of podman and Buildah is not read: podman save --format oci-archive, then oci-archive:FILE",
+	"ostree":             "OSTree repositories are not supported",
+	"sif":                "SIF images are not supported",
+	"tarball":            "use hako import for a root file system",
+	"atomic":             "use docker://NAME",
+}
+
 // ParseRef reads a reference; one without a prefix is of the kind plain.
 func ParseRef(s string, plain Kind) (Ref, error) {
 	kind, rest, found := strings.Cut(s, ":")
 	k := Kind(kind)
+	// Followed by digits it is a port, or the tag of an image of that name.
+	if text, ok := foreign[kind]; ok && found && !(rest != "" && rest[0] >= '0' && rest[0] <= '9') {
+		return Ref{}, bad(s, "%s", text)
+	}
 	switch {
 	case !found || !slices.Contains([]Kind{Registry, Layout, LayoutArchive, DockerArchive, Dir, Local, "docker-daemon"}, k):
 		if !found || plain == Registry || plain == Local {

@@ -18,6 +18,7 @@ func TestParseRef(t *testing.T) {
 		"local:app":                             "local:docker.io/library/app:latest",
 		"docker-daemon:app:1":                   "local:docker.io/library/app:1",
 		"docker:5000/app":                       "local:docker:5000/app:latest",
+		"tarball:1":                             "local:docker.io/library/tarball:1",
 		"oci:/x/y":                              "oci:/x/y",
 		"oci:/x/y:v1":                           "oci:/x/y:v1",
 		"oci:dir:docker.io/library/alpine:3":    "oci:dir:docker.io/library/alpine:3",
@@ -32,7 +33,7 @@ func TestParseRef(t *testing.T) {
 			t.Errorf("%s: %s %v, want %s", in, got, err, want)
 		}
 	}
-	for _, in := range []string{"", "docker://", "docker://UPPER", "oci:", "oci::x", "dir:", "http://x/y", "ftp://x", "oci:dir@sha256:xyz", "docker-archive:a:UPPER", "oci:a\x00b", "local:", "containers-storage:x/Y"} {
+	for _, in := range []string{"", "docker://", "docker://UPPER", "oci:", "oci::x", "dir:", "http://x/y", "ftp://x", "oci:dir@sha256:xyz", "docker-archive:a:UPPER", "oci:a\x00b", "local:", "containers-storage:x/Y", "containers-storage:alpine", "containers-storage:[overlay@/x]a", "ostree:a@/b", "sif:/x", "tarball:/x.tar", "atomic:a/b"} {
 		if got, err := ParseRef(in, Local); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%q: %v %v", in, got, err)
 		}

@@ -1,7 +1,7 @@
 // Package mounts makes mounts ahead for who cannot make them all itself (containerd's mount manager).
 //
 // In flow lists of mounts in which later ones refer to earlier ones ("format/overlay" with
-// "lowerdir={{ mount 0 }}"), want directories ("mkdir/..."), or are loop devices; out flow the mounts that are left
+// "lowerdir={{ mount 0 }}"), want directories ("mkdir/...") or file systems ("mkfs/..."), or are loop devices; out flow the mounts that are left
 // for the system to make. What was made lies in a folder of the daemon's, under a name in a
 // namespace, until it is taken back; it outlives the daemon, but not a reboot.
 //
@@ -51,7 +51,10 @@ type Options struct {
 	// LeaseGone tells that a lease is not there any more: what was made under it is taken back
 	// then. nil: leases are not looked at.
 	LeaseGone func(ctx context.Context, id string) bool
-	Log       *slog.Logger // nil: discard
+	// KeeperGone tells that an object is not there any more: mounts whose labels (gc.bref.*) name objects are
+	// taken back when the last of these is gone. nil: these labels are not looked at.
+	KeeperGone func(ctx context.Context, n store.Node) bool
+	Log        *slog.Logger // nil: discard
 }
 
 // Manager implements containerd's mount.Manager. All methods may be called concurrently.
@@ -176,7 +179,7 @@ func (m *Manager) Activate(ctx context.Context, name string, ms []mount.Mount, o
 		}
 	}()
 	for i, one := range ms {
-		if one, err = transform(one, a.Active); err != nil {
+		if one, err = transform(ctx, one, a.Active); err != nil {
 			return mount.ActivationInfo{}, fmt.Errorf("mount %d: %w", i, err)
 		}
 		if i >= made {
@@ -316,19 +319,37 @@ func (m *Manager) all() (list []activation) {
 	return list
 }
 
-// sweep takes back what was made under leases that have ended. m.mu is held.
+// sweep takes back what nobody keeps any more. m.mu is held.
 func (m *Manager) sweep(ctx context.Context) {
-	if m.o.LeaseGone == nil {
-		return
-	}
 	for _, a := range m.all() {
-		if a.Lease == "" || !m.o.LeaseGone(namespaces.WithNamespace(ctx, a.Namespace), a.Lease) {
+		if !m.over(namespaces.WithNamespace(ctx, a.Namespace), a) {
 			continue
 		}
 		if err := drop(m.dir(a.Namespace, a.Name)); err != nil {
-			m.o.Log.Warn("mounts stay after their lease", "namespace", a.Namespace, "name", a.Name, "error", err)
+			m.o.Log.Warn("mounts that nobody keeps stay", "namespace", a.Namespace, "name", a.Name, "error", err)
 		}
 	}
+}
+
+// over tells that neither the lease nor an object that kept the mounts is there any more. Where none ever
+// did, they are their maker's to take back.
+func (m *Manager) over(ctx context.Context, a activation) bool {
+	var keepers []store.Node
+	if m.o.KeeperGone != nil {
+		keepers = store.BackRefs(a.Namespace, a.Labels)
+	}
+	leased := a.Lease != "" && m.o.LeaseGone != nil
+	if !leased && len(keepers) == 0 || leased && !m.o.LeaseGone(ctx, a.Lease) {
+		return false
+	}
+	return !slices.ContainsFunc(keepers, func(n store.Node) bool { return !m.o.KeeperGone(ctx, n) })
+}
+
+// Sweep takes back what nobody keeps any more. It belongs behind a garbage collection.
+func (m *Manager) Sweep(ctx context.Context) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.sweep(ctx)
 }
 
 // Deactivate takes mounts back: errdefs.ErrNotFound if there are none of that name.

@@ -1,6 +1,7 @@
 package mounts
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -19,12 +20,13 @@ const (
 	typeLoop    = "loop"
 	kindFormat  = "format"
 	kindMkdir   = "mkdir"
+	kindMkfs    = "mkfs"
 	mkdirOption = "X-containerd.mkdir.path="
 )
 
 // transform does what the kinds before a mount's type ask for (containerd's docs/mounts.md), the
 // first one first, and gives the mount without them.
-func transform(m mount.Mount, active []mount.ActiveMount) (mount.Mount, error) {
+func transform(ctx context.Context, m mount.Mount, active []mount.ActiveMount) (mount.Mount, error) {
 	m.Options = append([]string(nil), m.Options...)
 	for {
 		kind, rest, ok := strings.Cut(m.Type, "/")
@@ -38,6 +40,8 @@ func transform(m mount.Mount, active []mount.ActiveMount) (mount.Mount, error) {
 			err = format(&m, active)
 		case kindMkdir:
 			err = mkdir(&m, active)
+		case kindMkfs:
+			err = mkfs(ctx, &m, active)
 		default:
 			err = fmt.Errorf("kind %q of mount: %w", kind, errdefs.ErrNotImplemented)
 		}
