@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"io"
 	"log/slog"
 
 	"github.com/containerd/containerd/api/types"
@@ -93,6 +94,8 @@ type Backend interface {
 	CheckpointTask(ctx context.Context, id string, options typeurl.Any) ([]ocispec.Descriptor, error)
 	UpdateTask(ctx context.Context, id string, resources typeurl.Any, annotations map[string]string) error
 	MeasureTasks(ctx context.Context, filters []string) ([]engine.TaskMetrics, error)
+	ReadTaskPath(ctx context.Context, id, path string, alone bool) (io.ReadCloser, error)
+	WriteTaskPath(ctx context.Context, id, path string, r io.Reader, owners bool) error
 	WaitTask(ctx context.Context, id, execID string) (engine.TaskExit, error)
 }
 
