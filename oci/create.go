@@ -236,7 +236,11 @@ func (k *creation) makeCgroup() (err error) {
 	if path == "" {
 		path = k.c.ID()
 	}
-	if k.cg, err = k.layout.New(path); err != nil && os.Geteuid() != 0 && errors.Is(err, os.ErrPermission) {
+	create := k.layout.Begin
+	if os.Geteuid() != 0 {
+		create = k.layout.New // whether it can be made decides whether there is one
+	}
+	if k.cg, err = create(path); err != nil && os.Geteuid() != 0 && errors.Is(err, os.ErrPermission) {
 		return k.withoutCgroup(err)
 	}
 	if err != nil {
@@ -270,6 +274,7 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 			o.Doors = append(o.Doors, h.Name)
 		}
 	}
+	o.LateDoors = true
 	var err error
 	if o.Filter, err = filter(k.spec); err != nil {
 		return nil, err
@@ -311,16 +316,22 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 	if err := ownStdio(k.spec, k.spec.Process, k.o.Stdin, k.o.Stdout, k.o.Stderr); err != nil {
 		return err
 	}
-	// The child is born in its v2 cgroup, and walks into the v1 ones through files that
-	// are open already.
+	// The child is born in its v2 cgroup, and walks into the v1 ones, which are made
+	// meanwhile, through files that it is handed.
 	// Systemd moves it instead.
 	if k.systemd == nil && k.cg != nil {
-		doors, err := k.cg.Doors()
-		if err != nil {
+		if cfg.CgroupFD, err = k.cg.Birthplace(); err != nil {
 			return err
 		}
-		defer doors.Close()
-		cfg.CgroupFD, cfg.Doors = doors.V2, doors.FDs()
+		defer rawfile.CloseAll(cfg.CgroupFD)
+		cfg.LateDoors = func() ([]int, error) {
+			doors, err := k.cg.Doors()
+			if err != nil {
+				return nil, err
+			}
+			rawfile.CloseAll(doors.V2)
+			return doors.FDs(), nil
+		}
 	}
 	k.undo.Add("the systemd unit", k.undoUnit)
 	if p.Hold {
@@ -365,6 +376,9 @@ func (k *creation) place(pid int, p *plan.Plan) error {
 		}
 	}
 	if k.cg != nil {
+		if err := k.cg.Complete(); err != nil {
+			return err
+		}
 		if err := k.cg.Apply(k.resources()); err != nil {
 			return err
 		}

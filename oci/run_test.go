@@ -6,14 +6,18 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/oci/cgroup"
 )
 
 func TestRunSeesWhatTheConfigurationSays(t *testing.T) {
@@ -517,5 +521,52 @@ func TestWithoutProcess(t *testing.T) {
 	}
 	if _, err := b.rt.Run(t.Context(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec}); err == nil {
 		t.Error("run succeeds without a process")
+	}
+}
+
+// TestForeignCgroup: a cgroup that is somebody else's in one hierarchy stays, and nothing is
+// made beside it.
+func TestForeignCgroup(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	b.args("exit", "0")
+	l, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := l.Hierarchies[0]
+	for _, v1 := range l.Hierarchies {
+		if !v1.V2 && slices.Contains(v1.Controllers, "freezer") {
+			h = v1 // made after the clone
+		}
+	}
+	theirs := filepath.Join(h.Mount, b.id)
+	if err := os.Mkdir(theirs, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(theirs)
+	sleeper := exec.Command("sleep", "1000")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer sleeper.Wait()
+	defer sleeper.Process.Kill()
+	if err := os.WriteFile(filepath.Join(theirs, "cgroup.procs"), []byte(strconv.Itoa(sleeper.Process.Pid)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.rt.Create(context.Background(), b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec})
+	if !errdefs.IsAlreadyExists(err) {
+		t.Errorf("error is %v", err)
+	}
+	for _, other := range l.Hierarchies {
+		if dir := filepath.Join(other.Mount, b.id); dir != theirs && unix.Access(dir, unix.F_OK) == nil {
+			t.Errorf("%s is left", dir)
+		}
+	}
+	if raw, err := os.ReadFile(filepath.Join(theirs, "cgroup.procs")); err != nil || strings.TrimSpace(string(raw)) != strconv.Itoa(sleeper.Process.Pid) {
+		t.Errorf("the foreign cgroup: %q, %v", raw, err)
+	}
+	if _, err := os.Stat(filepath.Join(b.rt.Root, b.id)); !os.IsNotExist(err) {
+		t.Errorf("the state: %v", err)
 	}
 }

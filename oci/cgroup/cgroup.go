@@ -29,6 +29,11 @@ type Cgroup struct {
 	// fresh is set between New and the first Apply: there is nothing that a failed
 	// Apply would have to restore, because the caller deletes the whole cgroup.
 	fresh bool
+
+	path   string // of New
+	later  []laterDir
+	made   []string // directories, parents first
+	failed bool     // to complete it
 }
 
 // MissingError says that a controller which the resources ask for is not available
@@ -52,17 +57,27 @@ func (e *MissingError) Unwrap() error { return errdefs.ErrFailedPrecondition }
 //
 // A directory that exists already is taken if no process is in it. When New fails it
 // has removed what it made.
-func (l Layout) New(path string) (_ *Cgroup, err error) {
+func (l Layout) New(path string) (*Cgroup, error) {
+	c, err := l.Begin(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.Complete(); err != nil {
+		return nil, errors.Join(err, c.Delete())
+	}
+	return c, nil
+}
+
+// Begin is New up to what a process needs to be born in: v2, and those hierarchies that can be
+// done without. Complete makes the others, which are in Paths already.
+func (l Layout) Begin(path string) (_ *Cgroup, err error) {
 	if path == "" || strings.ContainsAny(path, "\x00\n") {
 		return nil, fmt.Errorf("cgroup path %q: %w", path, errdefs.ErrInvalidArgument)
 	}
-	c := &Cgroup{v1: map[string]string{}, fresh: true}
-	var made []string
+	c := &Cgroup{v1: map[string]string{}, fresh: true, path: path}
 	defer func() {
-		for _, dir := range slices.Backward(made) {
-			if err != nil {
-				unix.Rmdir(dir)
-			}
+		if err != nil {
+			removeMade(c.made)
 		}
 	}()
 	for _, h := range l.Hierarchies {
@@ -70,11 +85,19 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("make cgroup %s: %w", path, err)
 		}
-		fresh, err := h.make(dir, &made)
+		named := !h.V2 && strings.HasPrefix(h.Controllers[0], "name=")
+		if !h.V2 && !named {
+			c.later = append(c.later, laterDir{h, dir})
+			for _, name := range h.Controllers {
+				c.v1[name] = dir
+			}
+			continue
+		}
+		fresh, err := h.make(dir, &c.made)
 		if err != nil {
 			// Where no controller depends on it, a v2 hierarchy (or one of systemd's)
 			// that is read-only or belongs to somebody else can be done without.
-			spare := h.V2 && len(h.Controllers) == 0 || !h.V2 && strings.HasPrefix(h.Controllers[0], "name=")
+			spare := named || len(h.Controllers) == 0
 			if spare && l.Mode != V2 && (errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS)) {
 				continue
 			}
@@ -97,6 +120,56 @@ func (l Layout) New(path string) (_ *Cgroup, err error) {
 		}
 	}
 	return c, nil
+}
+
+// laterDir is a directory that Complete is to make.
+type laterDir struct {
+	h   Hierarchy
+	dir string
+}
+
+// Complete makes what Begin has left out. If it fails the cgroup is good for nothing but
+// Delete, which then removes what the two have made, and nothing else.
+func (c *Cgroup) Complete() error {
+	for i, l := range c.later {
+		fresh, err := l.h.make(l.dir, &c.made)
+		if err != nil {
+			for _, l := range c.later[i:] {
+				for _, name := range l.h.Controllers {
+					delete(c.v1, name)
+				}
+			}
+			maps.DeleteFunc(c.v1, func(_, dir string) bool { return !slices.Contains(c.made, dir) })
+			if !slices.Contains(c.made, c.v2) {
+				c.v2 = ""
+			}
+			c.failed = true
+			return fmt.Errorf("make cgroup %s: %w", c.path, err)
+		}
+		c.fresh = c.fresh && fresh
+	}
+	c.later = nil
+	return nil
+}
+
+// removeMade removes directories, the last made first.
+func removeMade(made []string) {
+	for _, dir := range slices.Backward(made) {
+		_ = unix.Rmdir(dir)
+	}
+}
+
+// Birthplace opens the v2 directory for a child to be born in (CLONE_INTO_CGROUP): -1 on a
+// machine without v2. The caller closes it.
+func (c *Cgroup) Birthplace() (int, error) {
+	if c.v2 == "" {
+		return -1, nil
+	}
+	fd, err := open(c.v2, unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return -1, fmt.Errorf("open cgroup for entering: %w", err)
+	}
+	return fd, nil
 }
 
 // dir resolves a cgroupsPath in a hierarchy.
@@ -484,6 +557,9 @@ func (c *Cgroup) Delete() error {
 		if err := remove(dir, deadline); err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if c.failed {
+		removeMade(c.made)
 	}
 	return errors.Join(errs...)
 }

@@ -37,8 +37,10 @@ type Config struct {
 	// Listener takes a seccomp listener of the process pid; it does not own it.
 	Listener func(pid int, f *os.File) error
 	Place    func(pid int) error // cgroup, limits
-	Hooks    func(pid int) error
-	Ready    func(pid int) error // the process is created (with plan.Hold), or about to be executed
+	// LateDoors opens the descriptors of plan.Options.LateDoors, which are then the launcher's.
+	LateDoors func() ([]int, error)
+	Hooks     func(pid int) error
+	Ready     func(pid int) error // the process is created (with plan.Hold), or about to be executed
 }
 
 // Process is the child. It is a child of the calling process, which has to wait for it.
@@ -406,7 +408,6 @@ func (r *runner) accompany() error {
 		}
 		return f(p.Pid)
 	}
-	goOn := r.goOn
 	if r.p.IDMaps {
 		if err := r.expect(plan.MsgMaps); err != nil {
 			return err
@@ -414,7 +415,7 @@ func (r *runner) accompany() error {
 		if err := call(r.c.IDMaps); err != nil {
 			return err
 		}
-		if err := goOn(); err != nil {
+		if err := r.goOn(); err != nil {
 			return err
 		}
 	}
@@ -440,8 +441,8 @@ func (r *runner) accompany() error {
 			return err
 		}
 	}
-	if err := goOn(); err != nil {
-		return err
+	if err := r.letIn(); err != nil {
+		return errors.Join(err, r.peek())
 	}
 	if r.p.HooksInSetup {
 		if err := r.expect(plan.MsgMounted); err != nil {
@@ -453,7 +454,7 @@ func (r *runner) accompany() error {
 		if err := early(); err != nil {
 			return err
 		}
-		if err := goOn(); err != nil {
+		if err := r.goOn(); err != nil {
 			return err
 		}
 	}
@@ -472,15 +473,32 @@ func (r *runner) accompany() error {
 	if err := call(r.c.Ready); err != nil || !r.p.Waits {
 		return err
 	}
-	if err := goOn(); err != nil {
+	if err := r.goOn(); err != nil {
 		return err
 	}
 	return r.expect(0)
 }
 
-// goOn answers the child that waits.
-func (r *runner) goOn() error {
-	_, err := unix.SendmsgN(r.sync, []byte{0}, nil, nil, unix.MSG_NOSIGNAL)
+// letIn answers the child that waits for its cgroup.
+func (r *runner) letIn() error {
+	if r.c.LateDoors == nil {
+		return r.goOn()
+	}
+	doors, err := r.c.LateDoors()
+	defer rawfile.CloseAll(doors...)
+	if err != nil {
+		return err
+	}
+	return r.goOn(doors...)
+}
+
+// goOn answers the child that waits, and hands descriptors over.
+func (r *runner) goOn(fds ...int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	_, err := unix.SendmsgN(r.sync, []byte{0}, rights, nil, unix.MSG_NOSIGNAL)
 	if err == unix.EPIPE {
 		return r.expect(0) // what it said before it went
 	}

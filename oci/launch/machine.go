@@ -139,6 +139,8 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 				in.args[j] = addr(fprog)
 			case plan.ArgMessage:
 				in.args[j] = m.message(int(m.slots[a.Slot]))
+			case plan.ArgReceive:
+				in.args[j] = m.header(m.alloc(1), buffers[a.Int*plan.BufferSize:][:plan.BufferSize])
 			default:
 				return fmt.Errorf("step %d (%s): unknown kind of argument", i, s.Do)
 			}
@@ -151,14 +153,21 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 func (m *machine) message(fd int) uintptr {
 	payload := m.alloc(8)
 	*(*int32)(unsafe.Pointer(&payload[0])) = plan.MsgConsole
+	rights := unix.UnixRights(fd)
+	control := m.alloc(len(rights))
+	copy(control, rights)
+	return m.header(payload, control)
+}
+
+// header lays out a struct msghdr of one piece and control messages.
+func (m *machine) header(payload, control []byte) uintptr {
 	iov := m.alloc(16)
 	*(*uintptr)(unsafe.Pointer(&iov[0])) = addr(payload)
-	*(*uintptr)(unsafe.Pointer(&iov[8])) = 8
-	rights := m.bytes(unix.UnixRights(fd))
+	*(*uintptr)(unsafe.Pointer(&iov[8])) = uintptr(len(payload))
 	var h unix.Msghdr
 	hdr := m.alloc(int(unsafe.Sizeof(h)))
 	p := (*[7]uintptr)(unsafe.Pointer(&hdr[0]))
-	p[2], p[3], p[4], p[5] = addr(iov), 1, rights, uintptr(unix.CmsgSpace(4))
+	p[2], p[3], p[4], p[5] = addr(iov), 1, addr(control), uintptr(len(control))
 	return addr(hdr)
 }
 
@@ -267,6 +276,9 @@ func (m *loaded) run() (failed int32, errno uintptr) {
 			}
 		case plan.Poke:
 			*(*uintptr)(unsafe.Add(pointer(a0), in.off)) = a1
+		case plan.Load:
+			p := unsafe.Add(pointer(a0), in.off)
+			*(*int64)(unsafe.Add(slots, uintptr(in.fill)*8)) = int64(*(*int32)(p))
 		case plan.Set:
 			*(*uintptr)(unsafe.Add(slots, uintptr(in.fill)*8)) = a0
 		case plan.Branch:

@@ -127,6 +127,12 @@ func (b *builder) poke(list Arg, off int, v Arg) *Step {
 	return s
 }
 
+func (b *builder) load(slot Slot, buf Arg, off int) *Step {
+	s := b.next(Load, []Arg{buf}).into(slot)
+	s.Off = uint32(off)
+	return s
+}
+
 func (b *builder) set(slot Slot, v Arg) *Step {
 	return b.next(Set, []Arg{v}).into(slot)
 }

@@ -40,6 +40,7 @@ var (
 	sysRead         = sysCall{unix.SYS_READ, "read"}
 	sysWrite        = sysCall{unix.SYS_WRITE, "write"}
 	sysSendmsg      = sysCall{unix.SYS_SENDMSG, "sendmsg"}
+	sysRecvmsg      = sysCall{unix.SYS_RECVMSG, "recvmsg"}
 	sysIoctl        = sysCall{unix.SYS_IOCTL, "ioctl"}
 	sysDup3         = sysCall{unix.SYS_DUP3, "dup3"}
 	sysFcntl        = sysCall{unix.SYS_FCNTL, "fcntl"}

@@ -199,6 +199,13 @@ func (c *compiler) namespaces() error {
 			slices.Reverse(joined)
 		}
 	}
+	// It takes as long as everything else that the clone makes. The child does it while the
+	// parent goes on, which may not look for it before it waits for a word: it moves devices
+	// before.
+	ownNet := c.p.CloneFlags&unix.CLONE_NEWNET != 0 && len(c.spec.Linux.NetDevices) == 0
+	if ownNet {
+		c.p.CloneFlags &^= unix.CLONE_NEWNET
+	}
 	refork := late&unix.CLONE_NEWPID != 0
 	b := c.child
 	for _, n := range joined {
@@ -249,6 +256,10 @@ func (c *compiler) namespaces() error {
 	}
 	if c.netns {
 		c.atNamespace("network")
+		if ownNet {
+			b.do("make the network namespace")
+			b.call(sysUnshare, flags(unix.CLONE_NEWNET, "CLONE_NEWNET"))
+		}
 		sock := b.slot("socket")
 		b.do("bring loopback up")
 		b.call(sysSocket, flags(unix.AF_INET, "AF_INET"), flags(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|CLOEXEC"), none).into(sock)
@@ -512,10 +523,23 @@ func (c *compiler) enterCgroup() {
 	}
 	c.entered = true
 	defer c.back(c.at("linux.cgroupsPath"))
-	c.meet(0, "wait for the cgroup")
+	late := c.o.LateDoors && len(c.o.Doors) > 0
+	rights := none
+	if late {
+		rights = b.buffer()
+		b.do("wait for the cgroup")
+		b.call(sysRecvmsg, in(SlotSync), Arg{Kind: ArgReceive, Int: rights.Int, Slot: NoSlot}, flags(unix.MSG_CMSG_CLOEXEC, "MSG_CMSG_CLOEXEC")).expect(1)
+		b.check64(rights, 0, uint64(unix.CmsgLen(4*len(c.o.Doors))), unix.EPROTO) // cmsg_len
+	} else {
+		c.meet(0, "wait for the cgroup")
+	}
 	for i, name := range c.o.Doors {
+		door := b.slot(fmt.Sprintf("door%d", i))
 		b.do("enter the cgroup %s", name)
-		b.call(sysWrite, in(b.slot(fmt.Sprintf("door%d", i))), str("0"), num(1))
+		if late {
+			b.load(door, rights, unix.CmsgLen(4*i))
+		}
+		b.call(sysWrite, in(door), str("0"), num(1))
 	}
 	if c.cgroupns {
 		c.atNamespace("cgroup")

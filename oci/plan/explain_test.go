@@ -28,6 +28,7 @@ func explain(in input, raw []byte) (*Explanation, error) {
 			in.opts.Doors = append(in.opts.Doors, h.Name)
 		}
 	}
+	in.opts.LateDoors = true
 	if in.spec.Linux.Seccomp != nil {
 		f, err := seccomp.Compile(in.spec.Linux.Seccomp, seccomp.Options{})
 		if err != nil {

@@ -76,6 +76,9 @@ type Options struct {
 	// Doors names the hierarchies whose cgroup the child enters itself, by writing 0 into
 	// a file that the launcher has opened.
 	Doors []string
+	// LateDoors: the launcher opens these files only after the clone, and hands them over with
+	// the word that the child waits for before it enters.
+	LateDoors bool
 	// Filter is the compiled seccomp profile.
 	Filter Filter
 	Hooks  bool // prestart, createRuntime or createContainer hooks run in between

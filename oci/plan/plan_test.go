@@ -59,7 +59,7 @@ func goldens() map[string]golden {
 	opts := Options{ID: "box", Bundle: "/bundle", Hold: true}
 	out := map[string]golden{}
 
-	out["default-hybrid"] = golden{base(false), hybrid(), Options{ID: "box", Bundle: "/bundle", Doors: []string{"cpu", "memory", "pids", "systemd"}}}
+	out["default-hybrid"] = golden{base(false), hybrid(), Options{ID: "box", Bundle: "/bundle", Doors: []string{"cpu", "memory", "pids", "systemd"}, LateDoors: true}}
 	out["default-v2"] = golden{base(true), unified(), opts}
 
 	s, f := base(true), unified()

@@ -98,6 +98,8 @@ func (p *Plan) line(s *Step, i int, target func(int) string) string {
 		fmt.Fprintf(&b, "check %s[%d] & %#x == %#x", p.arg(s.Args[0]), s.Off, s.Mask, s.Want)
 	case Poke:
 		fmt.Fprintf(&b, "store %s[%d] = %s", p.arg(s.Args[0]), s.Off, p.arg(s.Args[1]))
+	case Load:
+		fmt.Fprintf(&b, "set %s = %s[%d]", p.slotName(s.Fill), p.arg(s.Args[0]), s.Off)
 	case Set:
 		fmt.Fprintf(&b, "set %s = %s", p.slotName(s.Fill), p.arg(s.Args[0]))
 	case Branch:
@@ -162,6 +164,8 @@ func (p *Plan) arg(a Arg) string {
 		return fmt.Sprintf("filter of %d instructions", len(a.Filter()))
 	case ArgMessage:
 		return "SCM_RIGHTS " + p.slotName(a.Slot)
+	case ArgReceive:
+		return fmt.Sprintf("SCM_RIGHTS into buffer%d", a.Int)
 	}
 	if text := a.text(); text != "" {
 		return text

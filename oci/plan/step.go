@@ -53,10 +53,11 @@ const (
 	Set                // Fill gets Args[0]
 	Branch             // go to OnFail if Args[0] is not zero
 	Fail               // fail with Errno
+	Load               // Fill gets the 32 bit word of the buffer Args[0] at Off
 	CloseAll           // close every descriptor above 2+Off but those in the slots of Args; no Args: in any slot
 )
 
-var opNames = [...]string{"call", "check", "poke", "set", "branch", "fail", "close_range"}
+var opNames = [...]string{"call", "check", "poke", "set", "branch", "fail", "load", "close_range"}
 
 // ArgKind tells the kinds of arguments apart.
 type ArgKind uint8
@@ -70,6 +71,7 @@ const (
 	ArgStrings                // pointer to a NULL terminated array of pointers to Strs
 	ArgFilter                 // pointer to a struct sock_fprog of Filter
 	ArgMessage                // pointer to a struct msghdr that passes the descriptor number in Slot
+	ArgReceive                // pointer to a struct msghdr that takes a byte, and control messages into the scratch buffer number Int
 )
 
 // Words is a sentence that is only put together when somebody reads it.
@@ -161,7 +163,7 @@ type Step struct {
 	Want   uint64       // Check
 	Errno  unix.Errno   // Check, Fail: the failure
 	labels [2]label     // OnOK and OnFail before they are resolved
-	Off    uint32       // Check, Poke: byte offset
+	Off    uint32       // Check, Poke, Load: byte offset
 	Fill   Slot         // where a non-negative result goes, NoSlot if nowhere
 	From   OriginRef    // what asked for it
 	Op     Op

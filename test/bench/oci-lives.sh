@@ -7,6 +7,6 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$root"
-CGO_ENABLED=0 go build -o "$work/hako-oci" ./cmd/hako-oci
+CGO_ENABLED=0 go build -ldflags "-E main.entry" -o "$work/hako-oci" ./cmd/hako-oci # as make build
 CGO_ENABLED=0 go build -o "$work/ocilives" ./test/bench/ocilives
 "$work/ocilives" -oci "$work/hako-oci" -lives "${1:-1000}" -side "${2:-8}" -killed "${3:-0.01}"
