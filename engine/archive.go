@@ -33,8 +33,12 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 			c.mu.Lock()
 			same := c.run == r
 			c.mu.Unlock()
+			ended := r.exited
+			if c.guest != nil {
+				ended = c.guest.t.exited
+			}
 			select {
-			case <-r.exited:
+			case <-ended:
 				same = false
 			default:
 			}
@@ -81,7 +85,7 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 		release()
 		return nil, "", nil, invalidf("container rootfs is marked read-only")
 	}
-	if root, err = e.openSnapshot(ctx, v, write); err != nil {
+	if root, err = e.openSnapshot(e.snapshotNamespace(ctx, c), v, write); err != nil {
 		release()
 		return nil, "", nil, err
 	}
@@ -208,39 +212,12 @@ func (e *Engine) GetArchive(ctx context.Context, ref, p string) (io.ReadCloser, 
 	if err != nil {
 		return nil, PathStat{}, err
 	}
-	root, inside, done, err := e.openFiles(ctx, c, p, false)
+	r, ps, err := e.getArchive(ctx, c, ref, p, false)
 	if err != nil {
-		return nil, PathStat{}, err
+		return nil, ps, err
 	}
-	f, st, err := openAt(root, inside, p)
-	if err != nil {
-		done()
-		return nil, PathStat{}, pathError(err, ref, p)
-	}
-	ps, err := pathStat(f, st, p)
-	if err != nil {
-		f.Close()
-		done()
-		return nil, ps, pathError(err, ref, p)
-	}
-	// Of the path asked for: inside is / where that is a volume of a stopped container.
-	name := path.Base(path.Clean("/" + p))
-	if strings.HasSuffix(p, "/.") || p == "." || name == "/" {
-		name = "."
-	}
-	pr, pw := io.Pipe()
-	go func() {
-		defer done()
-		defer f.Close()
-		w := tarWriter{tw: tar.NewWriter(pw), links: map[[2]uint64]string{}}
-		err := w.tree(ctx, f, st, name)
-		if err == nil {
-			err = w.tw.Close()
-		}
-		pw.CloseWithError(err)
-	}()
 	e.emit(c, "archive-path")
-	return pr, ps, nil
+	return r, ps, nil
 }
 
 // Export writes the whole file system of a container as a tar stream, without what is
@@ -250,7 +227,7 @@ func (e *Engine) Export(ctx context.Context, ref string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	root, err := e.openSnapshot(ctx, c.view(), false)
+	root, err := e.openSnapshot(e.snapshotNamespace(ctx, c), c.view(), false)
 	if err != nil {
 		return err
 	}

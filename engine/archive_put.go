@@ -31,41 +31,8 @@ func (e *Engine) PutArchive(ctx context.Context, ref, p string, r io.Reader, o P
 	if err != nil {
 		return err
 	}
-	root, inside, done, err := e.openFiles(ctx, c, p, true)
-	if err != nil {
+	if err := e.putArchive(ctx, c, ref, p, r, o, nil); err != nil {
 		return err
-	}
-	defer done()
-	dir, st, err := openAt(root, inside, p+"/")
-	if err != nil {
-		return pathError(err, ref, p)
-	}
-	dir.Close()
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return invalidf("extraction point is not a directory")
-	}
-	x := extractor{root: root, base: inside, o: o, uid: -1, gid: -1}
-	if v := c.view(); o.CopyUIDGID && v.User != "" {
-		acs, err := readAccounts(root)
-		if err != nil {
-			return err
-		}
-		acc, err := acs.resolve(v.User, nil)
-		if err != nil {
-			return err
-		}
-		x.uid, x.gid = int(acc.UID), int(acc.GID)
-	}
-	plain, err := decompress(r)
-	if err != nil {
-		return err
-	}
-	defer plain.Close()
-	if err := x.extract(ctx, plain); err != nil {
-		if errors.Is(err, unix.EROFS) {
-			return invalidf("container rootfs or mounted volume is marked read-only: %v", err)
-		}
-		return fmt.Errorf("unpack into %s of container %s: %w", p, ref, err)
 	}
 	e.emit(c, "extract-to-dir")
 	return nil

@@ -105,7 +105,7 @@ func (e *Engine) CommitContainer(ctx context.Context, ref string, o CommitOption
 
 // writeChanges writes a layer: what a container changed, with whiteouts for what it deleted.
 func (e *Engine) writeChanges(ctx context.Context, v Container, changes []Change, out io.Writer) error {
-	root, err := e.openSnapshot(ctx, v, false)
+	root, err := e.openSnapshot(e.ns(ctx), v, false)
 	if err != nil {
 		return err
 	}

@@ -756,7 +756,7 @@ func (e *Engine) copyUps(v Container) []Mount {
 
 // copyUp copies the image's content below a volume's target into the volume.
 func (e *Engine) copyUp(ctx context.Context, v Container, mounts []Mount) error {
-	root, err := e.openSnapshot(ctx, v, false)
+	root, err := e.openSnapshot(e.ns(ctx), v, false)
 	if err != nil {
 		return err
 	}

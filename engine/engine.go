@@ -86,7 +86,8 @@ type Options struct {
 	// Checked are the rooms below that Check looks at, the store first; Garbage is the collector.
 	Checked []Checked
 	Garbage Garbage
-	Pulled  func(Pull)   // is told of each pull that has ended; may be nil
+	Pulled  func(Pull) // is told of each pull that has ended; may be nil
+	probe   func() (hostFacts, error)
 	Log     *slog.Logger // nil: discard
 }
 
@@ -161,7 +162,10 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		}
 	}
 	var err error
-	if e.host, err = probeHost(); err != nil {
+	if o.probe == nil {
+		o.probe = probeHost
+	}
+	if e.host, err = o.probe(); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e.host.CgroupDriver = o.CgroupDriver

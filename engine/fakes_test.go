@@ -515,13 +515,19 @@ func (n *node) boot() {
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, PodNetwork: n.pods, Shims: n.shims,
 		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
-		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir},
+		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir}, probe: n.probe,
 	})
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	e.host.Hierarchies = n.hierarchies // nothing is made of the machine's own
 	n.e = e
+}
+
+// probe gives the facts of the host, but for its cgroups: nothing is made of the machine's own.
+func (n *node) probe() (hostFacts, error) {
+	f, err := probeHost()
+	f.Hierarchies = n.hierarchies
+	return f, err
 }
 
 // crash ends the daemon without a word, and boots another one.

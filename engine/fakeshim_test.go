@@ -28,8 +28,9 @@ type fakeShims struct {
 	*breaker
 	mu   sync.Mutex
 	live map[string]*fakeShim // by bundle
-	// hang makes Connect wait for its context.
-	hang map[string]bool
+	// hang makes Connect wait for its context; mostHung is how many did at a time.
+	hang              map[string]bool
+	hanging, mostHung int
 	// slow, if not nil, is called while a shim makes a container, which it does even if its caller has given up.
 	slow func(context.Context)
 	// freezes: what is paused does not end until it is thawed.
@@ -78,11 +79,17 @@ func (f *fakeShims) Start(_ context.Context, o client.StartOptions) (Shim, error
 func (f *fakeShims) Connect(ctx context.Context, bundle string) (Shim, error) {
 	f.mu.Lock()
 	s, hang := f.live[bundle], f.hang[bundle]
-	f.mu.Unlock()
 	if hang {
+		f.hanging++
+		f.mostHung = max(f.mostHung, f.hanging)
+		f.mu.Unlock()
 		<-ctx.Done()
+		f.mu.Lock()
+		f.hanging--
+		f.mu.Unlock()
 		return nil, ctx.Err()
 	}
+	f.mu.Unlock()
 	if s == nil {
 		return nil, fmt.Errorf("shim of %s: %w", bundle, errdefs.ErrNotFound)
 	}

@@ -33,20 +33,21 @@ const stopSignalLabel = "io.containerd.image.config.stop-signal"
 const guestLimit = 2 * time.Second
 
 type guest struct {
-	rec  containers.Container
-	spec *specs.Spec // not nil
-	t    *task       // nil: no task
+	namespace string
+	rec       containers.Container
+	spec      *specs.Spec // not nil
+	t         *task       // nil: no task
 }
 
 func shared(ctx context.Context) context.Context { return namespaces.WithNamespace(ctx, Namespace) }
 
-// newGuest reads a record.
-func (e *Engine) newGuest(rec containers.Container) *guest {
-	g := &guest{rec: rec, spec: &specs.Spec{}}
+// newGuest reads a record of a namespace. Docker knows guests of the one that is shared.
+func (e *Engine) newGuest(ns string, rec containers.Container) *guest {
+	g := &guest{namespace: ns, rec: rec, spec: &specs.Spec{}}
 	if rec.Spec != nil {
 		_ = json.Unmarshal(rec.Spec.GetValue(), g.spec) // what cannot be read is not shown
 	}
-	if t := e.tasks.get(taskKey{Namespace, rec.ID}); t != nil && t.status() != taskCreating {
+	if t := e.tasks.get(taskKey{ns, rec.ID}); t != nil && t.status() != taskCreating {
 		g.t = t
 	}
 	return g
@@ -60,7 +61,7 @@ func (e *Engine) guest(ctx context.Context, ref string) (*guest, error) {
 	}
 	rec, err := e.opt.ContainerRecords.Get(shared(ctx), ref)
 	if err == nil {
-		return e.newGuest(rec), nil
+		return e.newGuest(Namespace, rec), nil
 	}
 	if !errdefs.IsNotFound(err) && !errdefs.IsInvalidArgument(err) {
 		return nil, err
@@ -72,7 +73,7 @@ func (e *Engine) guest(ctx context.Context, ref string) (*guest, error) {
 	var found []containers.Container
 	for _, rec := range list {
 		if rec.Labels[nerdctlName] == ref {
-			return e.newGuest(rec), nil
+			return e.newGuest(Namespace, rec), nil
 		}
 		if strings.HasPrefix(rec.ID, ref) {
 			found = append(found, rec)
@@ -82,7 +83,7 @@ func (e *Engine) guest(ctx context.Context, ref string) (*guest, error) {
 	case 0:
 		return nil, notFoundf("No such container: %s", ref)
 	case 1:
-		return e.newGuest(found[0]), nil
+		return e.newGuest(Namespace, found[0]), nil
 	}
 	return nil, invalidf("Multiple IDs found with provided prefix: %s", ref)
 }
@@ -448,7 +449,7 @@ func (e *Engine) guests(ctx context.Context) ([]*guest, error) {
 	}
 	out := make([]*guest, len(list))
 	for i, rec := range list {
-		out[i] = e.newGuest(rec)
+		out[i] = e.newGuest(Namespace, rec)
 	}
 	return out, nil
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -264,11 +263,7 @@ func TestHungShim(t *testing.T) {
 	n.shims.mu.Lock()
 	n.shims.hang[n.e.bundle(hung)] = true
 	n.shims.mu.Unlock()
-	begin := time.Now()
-	n.boot()
-	if took := time.Since(begin); took > connectLimit+2*time.Second {
-		t.Errorf("start of the daemon took %v", took)
-	}
+	n.boot() // it would hang
 	if s := n.state_(good); s.Status != StatusRunning {
 		t.Errorf("good: %+v", s)
 	}
@@ -297,11 +292,12 @@ func TestManyHungShims(t *testing.T) {
 		n.shims.hang[n.e.bundle(id)] = true
 	}
 	n.shims.mu.Unlock()
-	begin := time.Now()
 	n.boot()
-	if took := time.Since(begin); took > connectLimit+1500*time.Millisecond {
-		t.Errorf("start of the daemon took %v", took)
+	n.shims.mu.Lock()
+	if most := n.shims.mostHung; most <= restoreWidth {
+		t.Errorf("never more than %d were waited for at a time", most)
 	}
+	n.shims.mu.Unlock()
 	for _, id := range append(hung, good) {
 		if s := n.state_(id); s.Status != StatusRunning {
 			t.Errorf("%+v", s)

@@ -31,7 +31,7 @@ func openProcessRoot(pid int) (*safepath.Root, error) {
 	return r, nil
 }
 
-// openSnapshot opens the snapshot of a container that does not run. With write, changes
+// openSnapshot opens the snapshot of a container that does not run, in the context's namespace. With write, changes
 // go to the container's layer: the caller holds the ticket, so that no second overlay
 // is ever writing to it.
 func (e *Engine) openSnapshot(ctx context.Context, v Container, write bool) (*safepath.Root, error) {
@@ -39,7 +39,7 @@ func (e *Engine) openSnapshot(ctx context.Context, v Container, write bool) (*sa
 	if sn == nil {
 		return nil, notFoundf("snapshotter %q of container %s is not there any more", v.Snapshotter, v.ID)
 	}
-	mounts, err := sn.Mounts(e.ns(ctx), v.SnapshotKey)
+	mounts, err := sn.Mounts(ctx, v.SnapshotKey)
 	if err != nil {
 		return nil, fmt.Errorf("mounts of container %s: %w", v.ID, err)
 	}

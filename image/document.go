@@ -39,12 +39,20 @@ const (
 	dockerForeignLayer = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 )
 
+// Layers in EROFS form, as containerd names them (core/images, MediaTypeErofsLayer): no tar archives, so that the diff id
+// is the digest of the image itself.
+const (
+	erofsLayer     = "application/vnd.erofs.layer.v1"
+	erofsLayerZstd = erofsLayer + "+zstd"
+)
+
 // layerTypes are the media types of layers that can be unpacked. What a layer is
 // compressed with, its first bytes tell.
 var layerTypes = []string{
 	ocispec.MediaTypeImageLayer, ocispec.MediaTypeImageLayerGzip, ocispec.MediaTypeImageLayerZstd,
 	ocispec.MediaTypeImageLayerNonDistributable, ocispec.MediaTypeImageLayerNonDistributableGzip, ocispec.MediaTypeImageLayerNonDistributableZstd, //nolint:staticcheck // old images have them
 	dockerLayer, dockerLayerGzip, dockerLayerZstd, dockerForeignLayer,
+	erofsLayer, erofsLayerZstd,
 }
 
 // document is a manifest or an index: exactly one of both is set.

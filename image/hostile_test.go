@@ -249,11 +249,7 @@ func TestPullFromBadRegistry(t *testing.T) {
 				}
 				bad(w, q, next)
 			}
-			start := time.Now()
 			_, err := r.Pull(r.ctx, ref, PullOptions{})
-			if took := time.Since(start); took > 30*time.Second {
-				t.Errorf("took %v", took)
-			}
 			if c.want == nil {
 				if err != nil {
 					t.Fatal(err)

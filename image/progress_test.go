@@ -15,16 +15,12 @@ func TestProgressOfSlowClient(t *testing.T) {
 		<-hold
 		got = append(got, v)
 	})
-	start := time.Now()
 	for i := range int64(100_000) {
 		p.line(Progress{ID: "a", Action: "Downloading", Current: i + 1, Total: 100_000})
 	}
 	p.line(Progress{ID: "a", Action: "Pull complete"})
 	p.line(Progress{Message: "Status: done"})
-	if took := time.Since(start); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
-	close(hold)
+	close(hold) // whoever waited for it before, would hang
 	p.close(context.Background())
 	if n := len(got); n < 3 || n > 50 || got[n-3].Current != 100_000 || got[n-2].Action != "Pull complete" || got[n-1].Message == "" {
 		t.Errorf("got %d steps, the last are %+v", len(got), got[max(0, len(got)-3):])

@@ -1,60 +1,29 @@
 package shim
 
 import (
-	"bufio"
-	"os"
 	"runtime/debug"
-	"strconv"
-	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/hako-engine/hako/internal/trim"
 )
 
-// quiet is how long nothing is asked of a shim before it makes itself small.
-const quiet = time.Second
+// quiet is how long nothing is asked of a shim before it makes itself small. That takes 4 ms of CPU time.
+const quiet = 300 * time.Millisecond
 
 // busy notes that something was done.
 func (s *Service) busy() { s.trim.Reset(quiet) }
 
-// trim gives memory back. An idle shim, and most of them are idle for days, needs a
+// shrink gives memory back. An idle shim, and most of them are idle for days, needs a
 // few dozen pages of its program; those that its start and the creation of a
-// container went through stay mapped for as long as the machine has memory to spare,
-// and they are more than everything else that it holds. MADV_DONTNEED unmaps them;
-// they stay in the page cache, which all shims share, and a page that is needed again
-// costs a minor fault. It is only done to mappings that cannot have been written to.
+// container went through are more than everything else that it holds.
 //
 // From then on the heap, a few hundred kilobytes, is collected often, which costs nothing.
 // Before, during the creation of a container, it would be a tenth of all work.
-func trim() {
+func (s *Service) shrink() {
+	if s.calls.Load() > 0 {
+		return // whose end notes it
+	}
 	debug.SetGCPercent(20)
-	debug.FreeOSMemory()
-	self, err := os.Readlink("/proc/self/exe")
-	if err != nil {
-		return
-	}
-	f, err := os.Open("/proc/self/maps")
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// start-end perms offset dev inode path
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 6 || fields[5] != self || fields[1] != "r-xp" && fields[1] != "r--p" {
-			continue
-		}
-		from, to, _ := strings.Cut(fields[0], "-")
-		start, err1 := strconv.ParseUint(from, 16, 64)
-		end, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 != nil || err2 != nil || end <= start {
-			continue
-		}
-		dontNeed(uintptr(start), uintptr(end-start))
-	}
-}
-
-// dontNeed is madvise(MADV_DONTNEED) for memory that is not Go's to have a slice of.
-func dontNeed(start, size uintptr) {
-	_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, size, unix.MADV_DONTNEED)
+	trim.Heap()
+	trim.Program()
 }

@@ -117,7 +117,6 @@ func TestProxyDead(t *testing.T) {
 	}
 
 	o.srv.Stop()
-	start := time.Now()
 	if _, err := p.Prepare(ctx, "x", "c"); !errdefs.IsUnavailable(err) {
 		t.Errorf("prepare: %v", err)
 	}
@@ -130,9 +129,6 @@ func TestProxyDead(t *testing.T) {
 	must(t, p.Remove(ctx, "d"))
 	if _, err := s.GC(ctx); err != nil {
 		t.Error(err)
-	}
-	if took := time.Since(start); took > 10*time.Second {
-		t.Errorf("a dead program kept others waiting for %v", took)
 	}
 	must(t, o.serve())
 	count := func() (n int) {

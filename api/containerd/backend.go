@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"io"
 	"log/slog"
 
 	"github.com/containerd/containerd/api/types"
@@ -42,6 +43,8 @@ type Options struct {
 	UUID string
 	// Plugins are told by Introspection, besides the services of this package and the snapshotters.
 	Plugins []Plugin
+	// Called is told that a call begins; nil: nobody is.
+	Called func()
 	// RuntimeInfo tells of a runtime; nil: errdefs.ErrNotImplemented.
 	RuntimeInfo func(context.Context, *types.RuntimeRequest) (*types.RuntimeInfo, error)
 	// Guests register further services on the same socket, and see to their errors themselves.
@@ -93,6 +96,8 @@ type Backend interface {
 	CheckpointTask(ctx context.Context, id string, options typeurl.Any) ([]ocispec.Descriptor, error)
 	UpdateTask(ctx context.Context, id string, resources typeurl.Any, annotations map[string]string) error
 	MeasureTasks(ctx context.Context, filters []string) ([]engine.TaskMetrics, error)
+	ReadTaskPath(ctx context.Context, id, path string, alone bool) (io.ReadCloser, error)
+	WriteTaskPath(ctx context.Context, id, path string, r io.Reader, owners bool) error
 	WaitTask(ctx context.Context, id, execID string) (engine.TaskExit, error)
 }
 

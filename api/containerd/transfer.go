@@ -41,7 +41,7 @@ type transferService struct {
 	*Server
 }
 
-// Transfer moves an image; what is moved where, the types of the two ends tell.
+// Transfer moves an image, or files of a container; what is moved where, the types of the two ends tell.
 func (s *transferService) Transfer(ctx context.Context, req *api.TransferRequest) (*emptypb.Empty, error) {
 	if s.opt.Transfer == nil {
 		return nil, fmt.Errorf("transfers: %w", errdefs.ErrNotImplemented)
@@ -83,6 +83,14 @@ func (s *transferService) Transfer(ctx context.Context, req *api.TransferRequest
 		case *transferapi.ImageExportStream:
 			err = s.echo(ctx, from, to)
 		}
+	case *transferapi.ContainerPath:
+		if to, ok := dst.(*transferapi.WriteStream); ok {
+			err = s.copyOut(ctx, from, to)
+		}
+	case *transferapi.ReadStream:
+		if to, ok := dst.(*transferapi.ContainerPath); ok {
+			err = s.copyIn(ctx, from, to)
+		}
 	}
 	if errors.Is(err, errUnsupported) {
 		err = fmt.Errorf("transfer from %s to %s: %w", req.GetSource().GetTypeUrl(), req.GetDestination().GetTypeUrl(), errdefs.ErrNotImplemented)
@@ -109,6 +117,12 @@ func unpackEnd(a *anypb.Any) (proto.Message, error) {
 		m = &transferapi.ImageImportStream{}
 	case "containerd.types.transfer.ImageExportStream":
 		m = &transferapi.ImageExportStream{}
+	case "containerd.types.transfer.ContainerPath":
+		m = &transferapi.ContainerPath{}
+	case "containerd.types.transfer.ReadStream":
+		m = &transferapi.ReadStream{}
+	case "containerd.types.transfer.WriteStream":
+		m = &transferapi.WriteStream{}
 	default:
 		return nil, fmt.Errorf("type %q: %w", a.GetTypeUrl(), errdefs.ErrNotImplemented)
 	}

@@ -134,12 +134,8 @@ func TestNoCollector(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
 	for range 10_000 { // more than are queued
 		_, _ = tr.Unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/a.B/C"}, func(context.Context, any) (any, error) { return nil, nil })
-	}
-	if d := time.Since(began); d > 5*time.Second {
-		t.Errorf("calls took %v", d)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

@@ -405,7 +405,7 @@ func TestStuckPluginDelaysOnlyItsPod(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := newWorld(t, "main")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes, Hang: "ADD"})
-	m := w.open(nil)
+	m := w.open(func(o *Options) { o.Limit = time.Hour }) // whoever waited for it, would hang
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
@@ -421,7 +421,6 @@ func TestStuckPluginDelaysOnlyItsPod(t *testing.T) {
 		}
 	})
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes})
-	started := time.Now()
 	for _, name := range []string{"a", "b", "c"} {
 		q := w.pod(name)
 		if _, err := m.Setup(ctx, q); err != nil {
@@ -430,9 +429,6 @@ func TestStuckPluginDelaysOnlyItsPod(t *testing.T) {
 		if err := m.Teardown(ctx, q.ID); err != nil {
 			t.Error(err)
 		}
-	}
-	if d := time.Since(started); d > 15*time.Second { // the limit is 20 s
-		t.Errorf("others waited %v", d)
 	}
 	gc.Wait()
 }

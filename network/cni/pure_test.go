@@ -123,9 +123,9 @@ func TestEnvironment(t *testing.T) {
 // TestRunner: plugins that are no Go programs, and behave badly.
 func TestRunner(t *testing.T) {
 	dir := t.TempDir()
-	r := &runner{limit: 20 * time.Second, log: slog.New(slog.DiscardHandler), versions: map[string]binaryVersions{}}
+	r := &runner{limit: time.Minute, log: slog.New(slog.DiscardHandler), versions: map[string]binaryVersions{}}
 	for name, x := range map[string]struct{ script, out, err string }{
-		"leaves a child with its output": {`sleep 20 & echo $! >` + dir + `/pid; echo '{"cniVersion":"1.0.0"}'`, "{\"cniVersion\":\"1.0.0\"}\n", ""},
+		"leaves a child with its output": {`sleep 1000 & echo $! >` + dir + `/pid; echo '{"cniVersion":"1.0.0"}'`, "{\"cniVersion\":\"1.0.0\"}\n", ""},
 		"says nothing":                   {"exit 3", "", "exit status 3"},
 		"says it elsewhere":              {"echo no such thing >&2; exit 3", "", `exit status 3 (stderr: "no such thing")`},
 		"talks nonsense":                 {"echo what; exit 3", "", `exit status 3, and its output is no CNI error: "what\n"`},
@@ -137,13 +137,9 @@ func TestRunner(t *testing.T) {
 		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+x.script+"\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
-		started := time.Now()
 		out, err := r.ExecPlugin(context.Background(), path, make([]byte, 1<<20), os.Environ())
 		if string(out) != x.out || (err == nil) != (x.err == "") || err != nil && !strings.Contains(err.Error(), x.err) {
 			t.Errorf("%s: %q, %v", name, out, err)
-		}
-		if d := time.Since(started); d > 10*time.Second {
-			t.Errorf("%s: took %v", name, d)
 		}
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "pid"))

@@ -178,13 +178,12 @@ func TestErrors(t *testing.T) {
 }
 
 func TestHangingRuntime(t *testing.T) {
-	r, dir := fake(t, "exec sleep 60")
+	r, dir := fake(t, "exec sleep 10000") // whoever waited for it, would hang
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
-	began := time.Now()
 	err := (&container{r: r, id: "c", bundle: dir}).Start(ctx)
-	if !errors.Is(err, context.DeadlineExceeded) || time.Since(began) > 10*time.Second {
-		t.Errorf("%v after %s", err, time.Since(began))
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
 	}
 }
 

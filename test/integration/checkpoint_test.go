@@ -86,7 +86,14 @@ func TestContainerdCheckpoint(t *testing.T) {
 	}
 	status := func(task client.Task, want client.ProcessStatus) {
 		t.Helper()
-		if st, err := task.Status(cx); err != nil || st.Status != want {
+		var st client.Status
+		var err error
+		// A shim that takes longer than the daemon waits for it is of no known state, as in containerd.
+		eventually(t, "an answer of the shim", func() bool {
+			st, err = task.Status(cx)
+			return err != nil || st.Status != client.Unknown
+		})
+		if err != nil || st.Status != want {
 			t.Errorf("it is %v, %v, not %s", st.Status, err, want)
 		}
 	}

@@ -140,12 +140,8 @@ func TestLogs(t *testing.T) {
 	}
 	follow := n.name(t, "-follow")
 	n.docker(t, "run", "-d", "--name", follow, testImage, "sh", "-c", "for i in 1 2 3; do echo $i; sleep 0.2; done; exit 4")
-	start := time.Now()
 	if got := n.docker(t, "logs", "-f", follow); got != "1\n2\n3" {
 		t.Errorf("%q", got)
-	}
-	if time.Since(start) > 10*time.Second {
-		t.Error("logs -f goes on after the end")
 	}
 }
 

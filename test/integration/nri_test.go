@@ -301,18 +301,16 @@ func TestNRISynchronization(t *testing.T) {
 		}
 	}
 
-	hung := &nriPlugin{run: func(ctx context.Context) error { <-ctx.Done(); time.Sleep(5 * time.Second); return nil }}
+	over := make(chan struct{}) // until then it hangs, and whoever waited for it would, too
+	defer close(over)
+	hung := &nriPlugin{run: func(context.Context) error { <-over; return nil }}
 	hung.join(t, socket, "90")
 	start := time.Now()
 	k.end(k.runPod(k.config("hung", cri.NamespaceMode_CONTAINER)))
-	if took := time.Since(start); took < time.Second || took > 5*time.Second {
-		t.Errorf("with a plugin that hangs a pod took %v", took)
+	if took := time.Since(start); took < time.Second {
+		t.Errorf("with a plugin that hangs a pod took %v: it was not asked", took)
 	}
-	start = time.Now()
 	k.end(k.runPod(k.config("again", cri.NamespaceMode_CONTAINER)))
-	if took := time.Since(start); took > 2*time.Second {
-		t.Errorf("after it was dropped a pod took %v", took)
-	}
 	if hung.has("run again") {
 		t.Error("a plugin that was dropped is asked again")
 	}

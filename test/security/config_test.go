@@ -89,11 +89,10 @@ func TestA18HugeNumbers(t *testing.T) {
 			change(b.spec.Linux.Resources)
 			b.writeConfig()
 			cmd := b.command(e, "run", b.id)
-			start := time.Now()
 			err := cmd.Run()
 			b.remove(e)
-			if d := time.Since(start); d > 5*time.Second {
-				return fmt.Sprintf("%s: took %v", name, d)
+			if d := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(); d > 5*time.Second {
+				return fmt.Sprintf("%s: took %v of the CPU", name, d)
 			}
 			if rss := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss; rss > 64<<10 {
 				return fmt.Sprintf("%s: took %d KiB", name, rss)

@@ -12,7 +12,7 @@ while read -r binary; do
 	(cd "$dir" && "$PWD/test" -test.v -test.short -test.timeout "${TIMEOUT:-2h}" ${RUN:+-test.run "$RUN"}) 2>&1 | tee /tmp/log >&3
 	status=${PIPESTATUS[0]}
 	took=$(awk "BEGIN { printf \"%.1fs\", $EPOCHREALTIME - $start }")
-	if [ $status -eq 0 ]; then
+	if [ "$status" -eq 0 ]; then
 		echo "ok    $dir  $took  $(grep -c '^--- PASS' /tmp/log) passed"
 	else
 		if [ -z "$VERBOSE" ]; then grep -vE "^(=== |\s*--- (PASS|SKIP))|level=debug" /tmp/log | tail -n 200; fi

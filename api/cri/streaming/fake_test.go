@@ -24,13 +24,20 @@ import (
 type fakeRuntime struct {
 	mu    sync.Mutex
 	sizes []Size
-	ended chan error // one for each call that returned
+	begun chan struct{} // one for each call of Exec, as long as somebody counts them
+	ended chan error    // one for each call that returned
 }
 
-func newFake() *fakeRuntime { return &fakeRuntime{ended: make(chan error, 100)} }
+func newFake() *fakeRuntime {
+	return &fakeRuntime{begun: make(chan struct{}, 100), ended: make(chan error, 100)}
+}
 
 func (f *fakeRuntime) Exec(ctx context.Context, id string, cmd []string, s Streams) (code int, err error) {
 	defer func() { f.ended <- err }()
+	select {
+	case f.begun <- struct{}{}:
+	default:
+	}
 	switch cmd[0] {
 	case "cat": // stdin to stdout, then a word to stderr
 		_, err := io.Copy(s.Stdout, s.Stdin)
@@ -86,6 +93,16 @@ func (f *fakeRuntime) PortForward(ctx context.Context, id string, port uint16, c
 	}
 	proxy(ctx, c, b)
 	return nil
+}
+
+// awaitBegin waits until a command runs.
+func (f *fakeRuntime) awaitBegin(t *testing.T) {
+	t.Helper()
+	select {
+	case <-f.begun:
+	case <-time.After(time.Minute):
+		t.Fatalf("nothing was called; goroutines:\n%s", stacks())
+	}
 }
 
 // await is the result of the next call that returns.

@@ -188,7 +188,7 @@ func TestVanish(t *testing.T) {
 		go func() {
 			done <- executor(t, transport, u).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard})
 		}()
-		time.Sleep(100 * time.Millisecond)
+		rt.awaitBegin(t)
 		cancel()
 		<-done
 		feed.Close()
@@ -207,7 +207,12 @@ func TestVanishWithInput(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			rt.awaitBegin(t)
+			time.Sleep(100 * time.Millisecond) // for the input
+			cancel()
+		}()
 		_ = executor(t, transport, u).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: endless{}, Stdout: io.Discard})
 		cancel()
 		rt.await(t)
@@ -224,7 +229,8 @@ func TestClose(t *testing.T) {
 		}
 		go executor(t, transport, u).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdout: io.Discard})
 	}
-	time.Sleep(200 * time.Millisecond)
+	rt.awaitBegin(t)
+	rt.awaitBegin(t)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -234,7 +240,7 @@ func TestClose(t *testing.T) {
 
 func TestIdle(t *testing.T) {
 	rt := newFake()
-	s := start(t, rt, func(o *Options) { o.Idle = 300 * time.Millisecond })
+	s := start(t, rt, func(o *Options) { o.Idle = 2 * time.Second })
 	for _, transport := range []string{"spdy", "websocket"} {
 		u, err := s.Exec(RemoteOptions{ContainerID: "c", Cmd: []string{"cat"}, Stdin: true, Stdout: true})
 		if err != nil {
@@ -246,14 +252,14 @@ func TestIdle(t *testing.T) {
 		go func() {
 			done <- executor(t, transport, u).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard})
 		}()
-		for range 4 { // traffic keeps it
-			time.Sleep(150 * time.Millisecond)
+		for range 25 { // traffic keeps it
+			time.Sleep(100 * time.Millisecond)
 			if _, err := feed.Write([]byte("x")); err != nil {
 				t.Fatal(err)
 			}
 		}
 		rt.await(t)
-		if d := time.Since(began); d < 800*time.Millisecond || d > 5*time.Second {
+		if d := time.Since(began); d < 4*time.Second {
 			t.Errorf("%s: ended after %v", transport, d)
 		}
 		feed.Close()
