@@ -61,7 +61,7 @@ func (s *Service) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 			return ocispec.Descriptor{}, err
 		}
 	}
-	if _, err := layerCompression(desc.MediaType); err != nil {
+	if _, err := layerCompression(desc.MediaType); err != nil && !isErofs(desc.MediaType) {
 		return ocispec.Descriptor{}, err
 	}
 	ra, err := s.o.Content.ReaderAt(ctx, desc)
@@ -74,8 +74,16 @@ func (s *Service) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 		return ocispec.Descriptor{}, err
 	}
 	defer root.Close()
-	in := &reported{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), tell: o.Progress}
-	diffID, size, err := s.applyStream(ctx, root, in, mode)
+	var diffID digest.Digest
+	var size int64
+	plain := ocispec.MediaTypeImageLayer
+	if isErofs(desc.MediaType) {
+		plain = erofsLayer
+		diffID, size, err = s.applyErofs(ctx, root, ra, ra.Size(), desc, mode)
+	} else {
+		in := &reported{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), tell: o.Progress}
+		diffID, size, err = s.applyStream(ctx, root, in, mode)
+	}
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -84,7 +92,7 @@ func (s *Service) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 			return ocispec.Descriptor{}, fmt.Errorf("sync: %w", err)
 		}
 	}
-	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: diffID, Size: size}, nil
+	return ocispec.Descriptor{MediaType: plain, Digest: diffID, Size: size}, nil
 }
 
 // layerRoot opens where a layer goes. An overlay without lower layers is what clients make of an empty
@@ -104,8 +112,17 @@ func layerRoot(mounts []mount.Mount) (*os.File, unpack.Mode, error) {
 			return f, unpack.Diff, err
 		}
 	}
-	f, err := snapshot.MountDetached(mounts)
-	return f, unpack.Merged, err
+	m, err := snapshot.MountDetached(mounts)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer m.Close()
+	// Through the mount's own descriptor (O_PATH) neither owner nor mode of the root could be set.
+	fd, err := unix.Openat(int(m.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, fmt.Errorf("open root: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "root"), unpack.Merged, nil
 }
 
 // reported tells how much was read.

@@ -343,7 +343,7 @@ func (f *layerFlight) fetch(ctx context.Context) error {
 	}
 	defer body.Close()
 	src := &download{f: f, body: body, to: cw, off: st.Offset}
-	onePass := f.key != "" && st.Offset == 0 && !f.l.isErofs() // whose parts are not in the order of reading
+	onePass := f.key != "" && st.Offset == 0 && !isErofs(f.l.desc.MediaType) // whose parts are not in the order of reading
 	if onePass {
 		err = f.apply(ctx, src.run, f.l.diffID)
 		if errors.Is(err, unpack.ErrNeedsParent) {
@@ -619,7 +619,7 @@ func (f *layerFlight) fromStore(ctx context.Context) error {
 	}
 	defer ra.Close()
 	size := ra.Size()
-	if f.l.isErofs() {
+	if isErofs(f.l.desc.MediaType) {
 		return f.fromErofs(ctx, ra, size)
 	}
 	src := &extraction{f: f, r: io.NewSectionReader(ra, 0, size), size: size}

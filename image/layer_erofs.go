@@ -9,28 +9,30 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/unpack"
 )
 
 // isErofs tells that a layer is no tar archive, but a file system.
-func (l layer) isErofs() bool {
-	return l.desc.MediaType == erofsLayer || l.desc.MediaType == erofsLayerZstd
-}
+func isErofs(mediaType string) bool { return mediaType == erofsLayer || mediaType == erofsLayerZstd }
 
 // fromErofs unpacks a layer in EROFS form: read here, whatever the kernel would make of it, and handed on as a tar
 // archive would be. With the EROFS snapshotter it so becomes an image of hako's own.
 func (f *layerFlight) fromErofs(ctx context.Context, ra io.ReaderAt, size int64) error {
-	image, size, done, err := f.erofsImage(ctx, ra, size)
+	image, err := openErofs(ctx, ra, size, f.l.desc, f.root, f.w.s.o.Limits)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer image.close()
+	if image.diffID != f.l.diffID {
+		return fmt.Errorf("layer in EROFS form has diff id %s, not %s as the config says: %w", image.diffID, f.l.diffID, errdefs.ErrDataLoss)
+	}
 	feed := func(ctx context.Context, out *chunkWriter) error {
-		f.say("Extracting", 0, size)
+		f.say("Extracting", 0, image.size)
 		w := &chunkSink{ctx: ctx, to: out}
-		err := unpack.ErofsTar(ctx, w, image, size, f.w.s.o.Limits)
+		err := unpack.ErofsTar(ctx, w, image, image.size, f.w.s.o.Limits)
 		if err == nil {
 			err = w.flush()
 		}
@@ -43,46 +45,60 @@ func (f *layerFlight) fromErofs(ctx context.Context, ra io.ReaderAt, size int64)
 	return f.apply(ctx, feed, "")
 }
 
-// erofsImage gives the file system itself, whose digest is the diff id.
-func (f *layerFlight) erofsImage(ctx context.Context, ra io.ReaderAt, size int64) (image io.ReaderAt, n int64, done func(), err error) {
-	wrong := func(got digest.Digest) error {
-		return fmt.Errorf("layer in EROFS form has diff id %s, not %s as the config says: %w", got, f.l.diffID, errdefs.ErrDataLoss)
+// erofsImage is the file system of a layer, whose digest is the diff id.
+type erofsImage struct {
+	io.ReaderAt
+	size   int64
+	diffID digest.Digest
+	close  func()
+}
+
+// openErofs decompresses a blob of the store if that is needed, to a file in dir.
+func openErofs(ctx context.Context, ra io.ReaderAt, size int64, desc ocispec.Descriptor, dir string, l unpack.Limits) (_ erofsImage, err error) {
+	if desc.MediaType == erofsLayer {
+		return erofsImage{ra, size, desc.Digest, func() {}}, nil // the store has seen to the digest
 	}
-	if f.l.desc.MediaType == erofsLayer {
-		// The store has seen to the digest.
-		if f.l.diffID != f.l.desc.Digest {
-			return nil, 0, nil, wrong(f.l.desc.Digest)
-		}
-		return ra, size, func() {}, nil
-	}
-	tmp, err := nameless(f.root)
+	tmp, err := nameless(dir)
 	if err != nil {
-		return nil, 0, nil, err
+		return erofsImage{}, err
 	}
 	defer func() {
 		if err != nil {
 			tmp.Close()
 		}
 	}()
-	dec, err := unpack.NewDecoder(io.NewSectionReader(ra, 0, size), f.w.s.o.Limits)
+	dec, err := unpack.NewDecoder(io.NewSectionReader(ra, 0, size), l)
 	if err != nil {
-		return nil, 0, nil, err
+		return erofsImage{}, err
 	}
 	defer dec.Close()
-	hash := f.l.diffID.Algorithm().Hash()
-	n, err = io.Copy(io.MultiWriter(tmp, hash), readerFunc(func(p []byte) (int, error) {
+	hash := digest.SHA256.Hash()
+	n, err := io.Copy(io.MultiWriter(tmp, hash), readerFunc(func(p []byte) (int, error) {
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
 		}
 		return dec.Read(p)
 	}))
+	return erofsImage{tmp, n, digest.NewDigest(digest.SHA256, hash), func() { tmp.Close() }}, err
+}
+
+// applyErofs is applyStream for a layer in EROFS form.
+func (s *Service) applyErofs(ctx context.Context, root *os.File, ra io.ReaderAt, size int64, desc ocispec.Descriptor, mode unpack.Mode) (digest.Digest, int64, error) {
+	image, err := openErofs(ctx, ra, size, desc, fmt.Sprintf("/proc/self/fd/%d", root.Fd()), s.o.Limits)
 	if err != nil {
-		return nil, 0, nil, err
+		return "", 0, err
 	}
-	if got := digest.NewDigest(f.l.diffID.Algorithm(), hash); got != f.l.diffID {
-		return nil, 0, nil, wrong(got)
-	}
-	return tmp, n, func() { tmp.Close() }, nil
+	defer image.close()
+	r, w := io.Pipe()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		w.CloseWithError(unpack.ErofsTar(ctx, w, image, image.size, s.o.Limits))
+	}()
+	_, _, err = s.applyStream(ctx, root, r, mode)
+	r.Close()
+	<-written
+	return image.diffID, image.size, err
 }
 
 // nameless makes a file that is gone when it is closed: in dir, where the layer has room, if its file system can.

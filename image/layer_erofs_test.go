@@ -150,3 +150,34 @@ func TestErofsLayerRefused(t *testing.T) {
 		}
 	}
 }
+
+// A client that unpacks by itself has the server apply such layers, too.
+func TestApplyErofsLayer(t *testing.T) {
+	t.Parallel()
+	r := newRigAt(t, t.TempDir())
+	s := newServer(t)
+	first := erofsOf(t, tarOf(t, dir("d", 0o711), file("d/a", "a")))
+	second := erofsOf(t, tarOf(t, dir("d", 0o711), file("d/.wh.a", ""), file("d/b", "b")))
+	img, err := r.Pull(r.ctx, s.push(t, "erofs", "latest", buildErofs(t, first, second)), PullOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sn := r.o.Snapshotters["native"]
+	mounts, err := sn.Prepare(r.ctx, "applied", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range img.Layers {
+		d, err := r.Apply(r.ctx, l, mounts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := digest.FromBytes([][]byte{first, second}[i]); d.Digest != want || d.MediaType != erofsLayer {
+			t.Errorf("layer %d: applied as %+v, its diff id is %s", i, d, want)
+		}
+	}
+	names, err := os.ReadDir(filepath.Join(mounts[0].Source, "d"))
+	if err != nil || len(names) != 1 || names[0].Name() != "b" {
+		t.Errorf("there are %v, %v", names, err)
+	}
+}

@@ -61,7 +61,7 @@ type Service struct {
 	events    *publisher
 	reaper    *reaper
 
-	trim  *time.Timer  // makes an idle shim small
+	trim  *idleness    // makes an idle shim small
 	calls atomic.Int32 // that are under way, but for those that wait for the end of something
 
 	attachments sync.WaitGroup
@@ -92,7 +92,7 @@ func New(o Options) (*Service, error) {
 		shutdown: make(chan struct{}),
 	}
 	s.mu.containers, s.mu.creations = map[string]*container{}, map[string]chan struct{}{}
-	s.trim = time.AfterFunc(quiet, s.shrink)
+	s.trim = newIdleness(quiet, s.shrink)
 	go s.reaper.run()
 	return s, nil
 }
@@ -225,7 +225,7 @@ func (s *Service) close() {
 	case <-done:
 	case <-limit:
 	}
-	s.trim.Stop()
+	s.trim.stop()
 	s.events.close()
 	close(s.reaper.quit)
 }
