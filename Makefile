@@ -20,7 +20,7 @@ build: $(BINARIES:%=bin/%) bin/containerd-shim-hako-v2 ## the four binaries, int
 # A copy, as an installed program is one, starts a tenth faster than what the linker has
 # written through a mapping: the page cache keeps it in large pieces.
 bin/%: FORCE $(DEMO)
-	$(GO) build -trimpath -tags 'demo_image nri_no_wasm' -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+	$(GO) build -trimpath -tags 'demo_image nri_no_wasm grpcnotrace' -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
 	@cp $@ $@.copy && mv $@.copy $@
 
 bin/hako-oci: LDFLAGS += -E main.entry # see cmd/hako-oci/entry_amd64.s

@@ -9,8 +9,9 @@ export CGO_ENABLED=0
 command -v "$GO" >/dev/null || { echo "test: Go is missing: install Go 1.26 or newer (https://go.dev/dl)" >&2; exit 1; }
 
 # Packages one after the other would waste the machine, too many at once make the
-# integration tests (which start daemons) slow: two at a time suits small machines.
-args=(-p 2 -timeout 15m -count=1 -tags demo_image "$@" ./...)
+# integration tests (which start daemons) slow: two at a time suits small machines. The limit of a package only ends
+# a hang: all of them together take 5 to 7 minutes on a quiet machine.
+args=(-p 2 -timeout 40m -count=1 -tags demo_image "$@" ./...)
 
 if [ "$(id -u)" -eq 0 ]; then
   exec "$GO" test "${args[@]}"

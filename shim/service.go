@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -60,7 +61,8 @@ type Service struct {
 	events    *publisher
 	reaper    *reaper
 
-	trim *time.Timer
+	trim  *idleness    // makes an idle shim small
+	calls atomic.Int32 // that are under way, but for those that wait for the end of something
 
 	attachments sync.WaitGroup
 
@@ -90,7 +92,7 @@ func New(o Options) (*Service, error) {
 		shutdown: make(chan struct{}),
 	}
 	s.mu.containers, s.mu.creations = map[string]*container{}, map[string]chan struct{}{}
-	s.trim = time.AfterFunc(quiet, trim)
+	s.trim = newIdleness(quiet, s.shrink)
 	go s.reaper.run()
 	return s, nil
 }
@@ -104,6 +106,8 @@ func (s *Service) Serve(l net.Listener) error {
 			defer s.busy()
 			if name != "Wait" && name != "WaitSandbox" {
 				// A daemon that dies in the middle of a call leaves nothing half done.
+				s.calls.Add(1)
+				defer s.calls.Add(-1)
 				var cancel context.CancelFunc
 				ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), callLimit)
 				defer cancel()
@@ -221,7 +225,7 @@ func (s *Service) close() {
 	case <-done:
 	case <-limit:
 	}
-	s.trim.Stop()
+	s.trim.stop()
 	s.events.close()
 	close(s.reaper.quit)
 }

@@ -362,6 +362,9 @@ func newOutput(s *streams, frame byte, to sink) *output {
 // chunk is how much is read at once: all that a pipe holds.
 const chunk = 64 << 10
 
+// consolePiece is the most that a console gives at once.
+const consolePiece = 4 << 10
+
 var chunks = sync.Pool{New: func() any { return new([chunk]byte) }}
 
 func (o *output) run() {
@@ -379,6 +382,14 @@ func (o *output) run() {
 			buf = chunks.Get().(*[chunk]byte)
 			o.mu.Lock()
 			n, err = ignoreEINTR(func() (int, error) { return unix.Read(int(fd), buf[:]) })
+			// A console gives 4 KiB at most: what it has more of now goes along.
+			for o.s.terminal && err == nil && n > 0 && n <= chunk-consolePiece {
+				more, merr := ignoreEINTR(func() (int, error) { return unix.Read(int(fd), buf[n:]) })
+				if merr != nil || more <= 0 {
+					break // the next round finds out why
+				}
+				n += more
+			}
 			if n > 0 {
 				o.mu.taken += int64(n)
 			}

@@ -21,8 +21,14 @@ import (
 	"github.com/hako-engine/hako/store"
 )
 
-// TestMain makes this program TestCrash's child if it is asked to be.
+// TestMain makes this program the child of TestCrash or TestFaults if it is asked to be.
 func TestMain(m *testing.M) {
+	if root := os.Getenv("HAKO_FAULT_ROOT"); root != "" {
+		if err := faultChild(root, os.Getenv("HAKO_CRASH_DRIVER")); err != nil {
+			fmt.Println(err)
+		}
+		return
+	}
 	if root := os.Getenv("HAKO_CRASH_ROOT"); root != "" {
 		fmt.Println("FAIL:", crashChild(root, os.Getenv("HAKO_CRASH_DRIVER")))
 		os.Exit(1)

@@ -43,6 +43,8 @@ type Options struct {
 	UUID string
 	// Plugins are told by Introspection, besides the services of this package and the snapshotters.
 	Plugins []Plugin
+	// Called is told that a call begins; nil: nobody is.
+	Called func()
 	// RuntimeInfo tells of a runtime; nil: errdefs.ErrNotImplemented.
 	RuntimeInfo func(context.Context, *types.RuntimeRequest) (*types.RuntimeInfo, error)
 	// Guests register further services on the same socket, and see to their errors themselves.

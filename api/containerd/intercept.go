@@ -52,6 +52,7 @@ func scope(ctx context.Context, method string) (context.Context, error) {
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	s.opt.Called()
 	if !ours(info.FullMethod) {
 		return next(ctx, req)
 	}
@@ -63,6 +64,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	s.opt.Called()
 	if !ours(info.FullMethod) {
 		return next(srv, ss)
 	}

@@ -49,6 +49,9 @@ func New(o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Called == nil {
+		o.Called = func() {}
+	}
 	s := &Server{opt: o, log: o.Log, health: health.NewServer()}
 	s.stopped, s.stop = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(

@@ -23,6 +23,10 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 	if m.GetName() == "" {
 		return engine.Config{}, invalidf("the configuration of a container must include metadata with a name")
 	}
+	log, err := logPath(pod.LogDirectory, w.GetLogPath())
+	if err != nil {
+		return engine.Config{}, err
+	}
 	sec := w.GetLinux().GetSecurityContext()
 	ns := sec.GetNamespaceOptions()
 	c := engine.Config{
@@ -38,7 +42,7 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 		OOMScoreAdj: int(w.GetLinux().GetResources().GetOomScoreAdj()),
 		Resources:   resources(w.GetLinux().GetResources()),
 		Pod: &engine.PodMember{
-			Name: m.GetName(), Attempt: m.GetAttempt(), LogPath: logPath(pod.LogDirectory, w.GetLogPath()),
+			Name: m.GetName(), Attempt: m.GetAttempt(), LogPath: log,
 			UserImage: w.GetImage().GetUserSpecifiedImage(), ImageAnnotations: w.GetImage().GetAnnotations(),
 			RunAsUserName: sec.GetRunAsUsername(), Groups: sec.GetSupplementalGroups(),
 			StrictGroups: sec.GetSupplementalGroupsPolicy() == api.SupplementalGroupsPolicy_Strict,

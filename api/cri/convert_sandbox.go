@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/netip"
 	"path"
+	"path/filepath"
 
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -183,10 +184,13 @@ func info(v map[string]any) map[string]string {
 	return map[string]string{"info": string(b)}
 }
 
-// logPath joins the two parts of the path of a container's log.
-func logPath(dir, name string) string {
+// logPath joins the two parts of the path of a container's log, which lies in the sandbox's folder.
+func logPath(dir, name string) (string, error) {
 	if dir == "" || name == "" {
-		return ""
+		return "", nil
 	}
-	return path.Join(dir, name)
+	if !filepath.IsLocal(name) {
+		return "", invalidf("log path %q leads out of the sandbox's log directory", name)
+	}
+	return path.Join(dir, name), nil
 }

@@ -277,7 +277,9 @@ func TestCreateContainer(t *testing.T) {
 		"rro that is shared": func(c *api.ContainerConfig) {
 			c.Mounts[0].Propagation = api.MountPropagation_PROPAGATION_HOST_TO_CONTAINER
 		},
-		"half a map": func(c *api.ContainerConfig) { c.Mounts[0].UidMappings = []*api.IDMapping{{Length: 1}} },
+		"a log elsewhere":       func(c *api.ContainerConfig) { c.LogPath = "../../x.log" },
+		"a log at another root": func(c *api.ContainerConfig) { c.LogPath = "/etc/x.log" },
+		"half a map":            func(c *api.ContainerConfig) { c.Mounts[0].UidMappings = []*api.IDMapping{{Length: 1}} },
 	} {
 		bad := proto.Clone(req).(*api.CreateContainerRequest)
 		change(bad.Config)

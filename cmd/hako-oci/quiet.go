@@ -26,8 +26,8 @@ var (
 // beforeRuntime does what needs no Go runtime. With noG for the current goroutine no function
 // finds its stack too small.
 var (
-	beforeRuntime = early.Run
-	noG           [512]byte //lint:ignore U1000 the assembly uses it
+	beforeRuntime = early.Run //lint:ignore U1000 the assembly uses it
+	noG           [512]byte   //lint:ignore U1000 the assembly uses it
 )
 
 // quietRuntime keeps the Go runtime from work that a process of a few milliseconds has

@@ -31,6 +31,7 @@ type containerdRooms struct {
 	bus          *events.Bus
 	cri          *cri.Server // nil: not on this socket
 	rules        *pullRules
+	busy         func() // notes work
 }
 
 // ttrpcSocket is where shims report to; "" without the API.
@@ -74,8 +75,8 @@ func serveContainerd(ctx context.Context, g *errgroup.Group, cfg config, r conta
 		Content: r.store.Content(), Images: r.rules.guard(r.store.Images()), Leases: r.store.Leases(), Namespaces: r.store.Namespaces(),
 		Snapshotters: r.snapshotters, DefaultSnapshotter: clientsSnapshotter(cfg.Snapshotter, r.snapshotters), Bus: r.bus,
 		Differ: r.images, Transfer: r.images, Backend: r.engine, Version: version.Version, Revision: version.Revision(), UUID: info.ID, Log: log,
-		RuntimeInfo: r.engine.RuntimeInfo,
-		Plugins:     []containerd.Plugin{{Type: "io.containerd.monitor.container.v1", ID: "restart", Capabilities: engine.RestartPolicies()}},
+		RuntimeInfo: r.engine.RuntimeInfo, Called: r.busy,
+		Plugins: []containerd.Plugin{{Type: "io.containerd.monitor.container.v1", ID: "restart", Capabilities: engine.RestartPolicies()}},
 	}
 	made, err := mounts.New(mounts.Options{Dir: mountsDir(cfg), Log: log, LeaseGone: func(ctx context.Context, id string) bool {
 		_, err := r.store.Leases().ListResources(ctx, leases.Lease{ID: id})

@@ -168,7 +168,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		}
 	}
 	if cfg.ContainerdSocket != "" {
-		rooms := containerdRooms{rules: rules, store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes}
+		rooms := containerdRooms{rules: rules, store: st, snapshotters: snapshotters, images: images, engine: eng, bus: bus, cri: kubernetes, busy: observers.busy}
 		if err := serveContainerd(gctx, g, cfg, rooms, log); err != nil {
 			return err
 		}
@@ -192,6 +192,7 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 	}
 	g.Go(func() error { r.run(gctx, eng, rules); return nil })
 	g.Go(func() error { <-gctx.Done(); eng.Interrupt(); return nil }) // also without any socket
+	observers.busy()                                                  // the start was work
 	log.Info("ready", "version", version.Version, "snapshotter", cfg.Snapshotter, "root", cfg.Root, "state", cfg.State, "docker", cfg.DockerSocket, "containerd", cfg.ContainerdSocket, "cri", cfg.CRISocket)
 	err = g.Wait()
 	log.Info("stopped; containers run on")

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -554,8 +556,9 @@ func TestF5ReachOfTheAPI(t *testing.T) {
 			hit = fmt.Sprintf("%q: %d %s", h, code, clip(body, 80))
 		}
 	}
-	// Everything that the daemon and its shims listen on is a unix socket.
-	listeners := func(pid int) string {
+	// Everything that the daemon and its shims listen on is a unix socket, but for the streams of
+	// the CRI: on the loopback, and with nothing for those who have no token.
+	listeners := func(pid int) (found []string) {
 		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
 		inodes := map[string]bool{}
 		for _, fd := range fds {
@@ -571,19 +574,32 @@ func TestF5ReachOfTheAPI(t *testing.T) {
 			must(t, err)
 			for line := range strings.Lines(string(raw)) {
 				if f := strings.Fields(line); len(f) > 9 && f[3] == "0A" && inodes[f[9]] {
-					return proto + " " + f[1]
+					found = append(found, proto+" "+f[1])
 				}
 			}
 		}
-		return ""
+		return found
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
 	defer l.Close()
-	if h := listeners(n.cmd.Process.Pid); h != "" {
-		hit = "the daemon listens on " + h
+	for i, h := range listeners(n.cmd.Process.Pid) {
+		port, loopback := strings.CutPrefix(h, "tcp 0100007F:")
+		number, err := strconv.ParseUint(port, 16, 16)
+		if i > 0 || !loopback || err != nil {
+			hit += "the daemon listens on " + h
+			continue
+		}
+		for _, path := range []string{"/", "/_ping", "/v1.50/containers/json", "/exec/" + strings.Repeat("A", 32), "/metrics", "/debug/pprof/"} {
+			resp, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d%s", number, path))
+			must(t, err)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusNotFound {
+				hit += fmt.Sprintf("%s of its streams: %s ", path, resp.Status)
+			}
+		}
 	}
-	compared(t, "F5 CVE-2025-9074 reach of the API", "a listener of the test", listeners(os.Getpid()), hit)
+	compared(t, "F5 CVE-2025-9074 reach of the API", "a listener of the test", strings.Join(listeners(os.Getpid()), " "), hit)
 }
 
 // CVE-2020-13401: router advertisements; CVE-2024-32473: IPv6 in a network without.
