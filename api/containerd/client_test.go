@@ -529,7 +529,7 @@ func TestNamespaces(t *testing.T) {
 	if _, err := bare.ImageService().List(context.Background()); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("without a namespace: %v", err)
 	}
-	if v, err := bare.Version(context.Background()); err != nil || v.Version != "1.2.3" || v.Revision != "abc" {
+	if v, err := bare.Version(context.Background()); err != nil || v.Version != "2.4.2+hako.1.2.3" || v.Revision != "abc" {
 		t.Errorf("%v, %v", v, err)
 	}
 }
