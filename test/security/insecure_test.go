@@ -19,8 +19,8 @@ func TestNormalBuildsAreSecure(t *testing.T) {
 	}
 	makefile, err := os.ReadFile("../../Makefile")
 	must(t, err)
-	if !strings.Contains(string(makefile), "build -trimpath -tags 'demo_image nri_no_wasm'") || strings.Contains(string(makefile), "-tags insecure") {
-		t.Error("the Makefile builds with other tags than demo_image and nri_no_wasm")
+	if !strings.Contains(string(makefile), "build -trimpath -tags 'demo_image nri_no_wasm grpcnotrace'") || strings.Contains(string(makefile), "-tags insecure") {
+		t.Error("the Makefile builds with other tags than demo_image, nri_no_wasm and grpcnotrace")
 	}
 	ours := hako(t)
 	info, err := buildinfo.ReadFile(ours.command[0])

@@ -82,6 +82,9 @@ func execSync(e *engine.Engine, ctx context.Context, id string, cmd []string, ti
 	return out.Stdout, out.Stderr, out.ExitCode, err
 }
 
+// killOthers kills the processes of a container, but for the first.
+var killOthers = []string{"sh", "-c", "kill -9 -1"}
+
 func TestExecSync(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
@@ -111,7 +114,7 @@ func TestExecSync(t *testing.T) {
 	if err != nil || string(stdout) != "started\n" || code != 0 {
 		t.Errorf("%q, %d, %v", stdout, code, err)
 	}
-	if _, _, code, err := execSync(e, ctx, id, []string{"pkill", "-f", "sleep 3002"}, 0); err != nil || code != 0 {
+	if _, _, code, err := execSync(e, ctx, id, killOthers, 0); err != nil || code != 0 {
 		t.Errorf("the child: %d, %v", code, err)
 	}
 }

@@ -205,7 +205,7 @@ func TestExecVanish(t *testing.T) {
 				if left := commands(t, e, id); !slices.Contains(left, "sleep 3003") {
 					t.Errorf("%s: %q was ended: %q", transport, c.cmd, left)
 				}
-				if _, _, _, err := execSync(e, t.Context(), id, []string{"pkill", "-f", "sleep 3003"}, 0); err != nil {
+				if _, _, _, err := execSync(e, t.Context(), id, killOthers, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
