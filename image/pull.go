@@ -3,6 +3,7 @@ package image
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -302,11 +303,25 @@ func (w *work) documents(ctx context.Context, r *resolved) error {
 // put stores a small blob, or adds to the labels of one that is there.
 func (w *work) put(ctx context.Context, d ocispec.Descriptor, body []byte, labels map[string]string) error {
 	w.source(labels)
-	err := content.WriteBlob(ctx, w.s.o.Content, "doc-"+d.Digest.String(), bytes.NewReader(body), ocispec.Descriptor{Digest: d.Digest, Size: int64(len(body))}, content.WithLabels(labels))
-	if err != nil && !errdefs.IsAlreadyExists(err) {
-		return fmt.Errorf("store %s: %w", d.Digest, err)
+	if err := w.s.storeDocument(ctx, d.Digest, body, labels); err != nil {
+		return err
 	}
 	return w.label(ctx, d.Digest, labels)
+}
+
+// storeDocument stores a small blob, whole or not at all. That it is there is no error.
+func (s *Service) storeDocument(ctx context.Context, d digest.Digest, body []byte, labels map[string]string) error {
+	ref := "doc-" + d.String()
+	err := content.WriteBlob(ctx, s.o.Content, ref, bytes.NewReader(body), ocispec.Descriptor{Digest: d, Size: int64(len(body))}, content.WithLabels(labels))
+	if err == nil || errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	err = fmt.Errorf("store %s: %w", d, err)
+	// Another who writes the same goes on.
+	if aerr := s.o.Content.Abort(context.WithoutCancel(ctx), ref); aerr != nil && !errdefs.IsNotFound(aerr) && !errdefs.IsUnavailable(aerr) {
+		err = errors.Join(err, aerr)
+	}
+	return err
 }
 
 // source adds to labels where a blob came from: a push to the same registry can mount it.

@@ -3,6 +3,8 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"context"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -309,6 +311,21 @@ func TestLoadHostile(t *testing.T) {
 		}
 	}
 	r.clean(t)
+	if st, err := r.store.Content().ListStatuses(r.ctx); err != nil || len(st) != 0 {
+		t.Errorf("ingests left: %v %v", st, err)
+	}
+}
+
+// TestDocumentCutShort: a load that fails ends the writing of its documents, of which nothing stays.
+func TestDocumentCutShort(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, cancel := context.WithCancel(r.ctx)
+	cancel()
+	body := []byte("{}")
+	if err := r.storeDocument(ctx, digest.FromBytes(body), body, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
 	if st, err := r.store.Content().ListStatuses(r.ctx); err != nil || len(st) != 0 {
 		t.Errorf("ingests left: %v %v", st, err)
 	}

@@ -2,7 +2,6 @@ package image
 
 import (
 	"archive/tar"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/transfer"
@@ -143,8 +141,7 @@ func (a *archive) index(ctx context.Context, compress bool) ([]byte, error) {
 			}
 		}
 		for d, body := range f.blobs {
-			err := content.WriteBlob(ctx, a.w.s.o.Content, "doc-"+d.String(), bytes.NewReader(body), ocispec.Descriptor{Digest: d, Size: int64(len(body))})
-			if err != nil && !errdefs.IsAlreadyExists(err) {
+			if err := a.w.s.storeDocument(ctx, d, body, nil); err != nil {
 				return nil, err
 			}
 		}
