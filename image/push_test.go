@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -316,12 +317,34 @@ func TestLoadHostile(t *testing.T) {
 	}
 }
 
+// cancelledAtCommit is a store whose client goes away when all is written.
+type cancelledAtCommit struct {
+	content.Store
+	cancel func()
+}
+
+func (c cancelledAtCommit) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	w, err := c.Store.Writer(ctx, opts...)
+	return writerCancelledAtCommit{w, c.cancel}, err
+}
+
+type writerCancelledAtCommit struct {
+	content.Writer
+	cancel func()
+}
+
+func (w writerCancelledAtCommit) Commit(ctx context.Context, size int64, expected digest.Digest, opts ...content.Opt) error {
+	w.cancel()
+	return w.Writer.Commit(ctx, size, expected, opts...)
+}
+
 // TestDocumentCutShort: a load that fails ends the writing of its documents, of which nothing stays.
 func TestDocumentCutShort(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ctx, cancel := context.WithCancel(r.ctx)
-	cancel()
+	defer cancel()
+	r.o.Content = cancelledAtCommit{r.o.Content, cancel}
 	body := []byte("{}")
 	if err := r.storeDocument(ctx, digest.FromBytes(body), body, nil); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
