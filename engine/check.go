@@ -299,7 +299,7 @@ func (c *RecordCheck) check(ctx context.Context) ([]Finding, error) {
 		}
 	}
 	for name := range s.volumes {
-		if st, err := os.Stat(filepath.Join(c.Root, "volumes", name, "_data")); err != nil || !st.IsDir() {
+		if err := c.volumeFolder(name); err != nil {
 			s.add(ProblemVolumeFolder, store.Damage, name, "its folder: %v", err)
 		}
 	}
@@ -347,10 +347,36 @@ func (s *checkState) folders(lists map[string][]string) {
 		}
 	}
 	for _, name := range lists["volumes"] {
-		if !s.volumes[name] && !s.c.hasRecord(s.c.Volumes, name) {
+		// A removal that is under way, or was cut short: as long as there is a record the next start takes it back.
+		of, _ := strings.CutPrefix(name, doomedPrefix)
+		if !s.volumes[of] && !s.c.hasRecord(s.c.Volumes, of) {
 			s.add(ProblemStrayVolume, store.Leftover, name, "no volume has the folder %s", filepath.Join(s.c.Root, "volumes", name))
 		}
 	}
+}
+
+// volumeFolder looks for the folder of a volume that had a record. Its removal, which renames the folder and then
+// deletes the record, may be under way.
+func (c *RecordCheck) volumeFolder(name string) error {
+	look := func() error {
+		st, err := os.Stat(filepath.Join(c.Root, "volumes", name, "_data"))
+		if err == nil && !st.IsDir() {
+			err = errors.New("it is no folder")
+		}
+		return err
+	}
+	err := look()
+	if err == nil {
+		return nil
+	}
+	// In this order: what has the other name no more has no record either, or its own name again.
+	if _, err := os.Lstat(filepath.Join(c.Root, "volumes", doomedPrefix+name)); err == nil {
+		return nil
+	}
+	if !c.hasRecord(c.Volumes, name) {
+		return nil
+	}
+	return look()
 }
 
 func (c *RecordCheck) hasRecord(r Records, id string) bool {
