@@ -91,6 +91,20 @@ func TestEarly(t *testing.T) {
 		t.Errorf("the cgroup: %v", err)
 	}
 
+	// What a checkpoint that was killed has left.
+	create()
+	work := filepath.Join(c.bundle, "state", c.id, "criu.work")
+	if err := os.Mkdir(work, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(work, "dump.log"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want(false, 0, "", "", "delete", c.id)
+	if _, err := os.Lstat(filepath.Dir(work)); !os.IsNotExist(err) {
+		t.Errorf("the state: %v", err)
+	}
+
 	// No file of a format that can be executed.
 	if err := os.WriteFile(filepath.Join(c.bundle, "rootfs/guest"), []byte("?"), 0o755); err != nil {
 		t.Fatal(err)
