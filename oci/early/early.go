@@ -47,13 +47,18 @@ const (
 // returns the command is still to be done.
 func Run(stack *uintptr) {
 	var c command
-	if c.parse(stack) && c.do() {
+	switch {
+	case !c.parse(stack):
+	case c.verb == "create" || c.verb == "run":
+		c.begin(&Begun)
+	case c.do():
 		call(unix.SYS_EXIT_GROUP, 0, 0, 0, 0)
 	}
 }
 
 type command struct {
 	verb, root, id, log string
+	bundle              string
 	signal              uintptr
 	force               bool
 
