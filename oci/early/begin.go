@@ -19,11 +19,11 @@ var Begun Begin
 
 // Begin is the beginning of a creation.
 type Begin struct {
-	Root, ID string
-	Config   []byte // what is in the directory
-	Cgroup   string // the directory of the v2 cgroup, which was not there before; "" for none
-	Process  launch.Early
-	there    bool
+	Root, ID, Bundle string // as they were given
+	Config           []byte // of the bundle, and what is in the directory
+	Cgroup           string // the directory of the v2 cgroup, which was not there before; "" for none
+	Process          launch.Early
+	there            bool
 }
 
 // There tells whether there is one that was neither taken over nor taken back.
@@ -71,11 +71,20 @@ func (c *command) begin(b *Begin) {
 	if !p.set(c.bundle, "/", ConfigFile) {
 		return
 	}
-	n := p.read(configRoom[:])
+	// Nothing else than a file is waited for, see spec.Read.
+	fd := int(int32(call(unix.SYS_OPENAT, here, p.ptr(), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)))
+	if fd < 0 {
+		return
+	}
+	n := -1
+	if isFile(fd) {
+		n = readAll(fd, configRoom[:])
+	}
+	closeFD(fd)
 	if n <= 0 || n == len(configRoom) {
 		return
 	}
-	b.Root, b.ID, b.Config = c.root, c.id, configRoom[:n]
+	b.Root, b.ID, b.Bundle, b.Config = c.root, c.id, c.bundle, configRoom[:n]
 	s := wish{cgroup: c.id}
 	if !s.parse(b.Config) || !b.findCgroup(s.cgroup) || !p.set(c.root, "/", c.id) {
 		return
@@ -93,6 +102,14 @@ func (c *command) begin(b *Begin) {
 	if p.set(c.root, "/", c.id) {
 		call(unix.SYS_UNLINKAT, here, p.ptr(), unix.AT_REMOVEDIR, 0)
 	}
+}
+
+// isFile tells whether a descriptor is one of a regular file.
+func isFile(fd int) bool {
+	var st unix.Statx_t
+	empty := byte(0)
+	_, _, e := syscall.RawSyscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&empty)), unix.AT_EMPTY_PATH, unix.STATX_TYPE, uintptr(unsafe.Pointer(&st)), 0)
+	return e == 0 && st.Mode&unix.S_IFMT == unix.S_IFREG
 }
 
 // fill makes what is in the directory, and what the directory stands for.
