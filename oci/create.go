@@ -237,7 +237,11 @@ func (k *creation) makeDir(id string) error {
 }
 
 func (k *creation) makeCgroup() (err error) {
-	if k.layout, err = cgroup.Detect(); err != nil {
+	var mounts []byte
+	if k.begun != nil {
+		mounts = k.begun.Process.Mounts()
+	}
+	if k.layout, err = cgroup.DetectIn(mounts); err != nil {
 		return err
 	}
 	if k.r.CgroupDriver == "systemd" {
