@@ -132,7 +132,7 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //	record, cgroup ────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
 //	                     ├─ shm, other files ──────────┤
-//	                     └─ shim, init ────────────────┘
+//	                     └─ shim, init ────────────────┘ with CNI, or if there is an init
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
 	id := newID()
 	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c})
