@@ -116,6 +116,14 @@ func probeHost() (hostFacts, error) {
 	return h, nil
 }
 
+// possibleOOMScore is the lowest score that the daemon can give, if adj is below it.
+func (h hostFacts) possibleOOMScore(adj int) int {
+	if h.Caps == 0 || h.Caps&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return adj
+	}
+	return max(adj, h.OOMScoreAdj)
+}
+
 // readLine gives the first line of a small trusted file, "" on any error.
 func readLine(path string) string {
 	f, err := os.Open(path)

@@ -291,7 +291,11 @@ func (e *Engine) raiseNamespaces(ctx context.Context, s *sandbox, dir string, u 
 			}
 		}
 	}
-	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls)
+	var root uint32
+	if c.Userns != nil {
+		root = c.Userns.UIDs[0].Host
+	}
+	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls, root)
 }
 
 // unprivilegedNet lets every user of a pod bind low ports and ping, as in Docker's containers.
