@@ -360,6 +360,7 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
 	if v.Config.Pod != nil {
+		p.SelinuxLabel = v.Config.Pod.ProcessLabel
 		if err := addAmbient(p.Capabilities, v.Config.Pod.AmbientCaps, caps, e.host); err != nil {
 			return nil, err
 		}

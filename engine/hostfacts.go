@@ -34,6 +34,8 @@ type hostFacts struct {
 	// AppArmorProfile is what confines containers by default; "" with AppArmorWhy if
 	// AppArmor is on and none can.
 	AppArmorProfile, AppArmorWhy string
+	SELinux                      *selinux // nil: pods have no labels; with SELinuxWhy it is on nevertheless
+	SELinuxWhy                   string
 	SwapLimit                    bool
 	Caps                         uint64   // the daemon's bounding set; 0: unknown
 	ThermalPaths                 []string // per CPU, masked in containers
@@ -112,6 +114,7 @@ func probeHost() (hostFacts, error) {
 	h.Seccomp = err == nil
 	h.AppArmor, h.AppArmorProfile, h.AppArmorWhy = probeAppArmor("/sys", apparmorParser())
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	h.SELinux, h.SELinuxWhy = probeSELinux("/sys", "/etc")
 	h.SwapLimit = err == nil || h.CgroupV2
 	return h, nil
 }

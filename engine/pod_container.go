@@ -193,6 +193,9 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 	if err := e.checkCDI(p.CDIDevices); err != nil {
 		return err
 	}
+	if err := e.labelMember(p, s, c.Privileged); err != nil {
+		return err
+	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err
 	}
