@@ -2,8 +2,12 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -328,9 +332,21 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if cwd != "" && cwd[0] != '/' {
 		return nil, invalidf("exec working directory %q is not an absolute path", cwd)
 	}
+	limits := rlimits(v.Config.Resources.Ulimits, e.host.FileLimit)
 	ev := v
 	ev.Config.TTY = x.cfg.TTY
-	ev.Env = mergeEnv(v.Env, x.cfg.Env)
+	if v.Adjustment != nil || len(v.cdiNames()) > 0 {
+		// What plugins and descriptions of devices made of the container's process holds for this one, too.
+		first, err := e.bundleProcess(v.ID)
+		if err != nil {
+			return nil, err
+		}
+		limits, ev.Env = first.Rlimits, first.Env
+		if x.cfg.User != "" {
+			ev.Env = slices.DeleteFunc(ev.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") })
+		}
+	}
+	ev.Env = mergeEnv(ev.Env, x.cfg.Env)
 	p := &specs.Process{
 		Terminal:        x.cfg.TTY,
 		Args:            x.cfg.Cmd,
@@ -340,10 +356,11 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
 		ApparmorProfile: profile,
-		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
+		Rlimits:         limits,
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
 	if v.Config.Pod != nil {
+		p.SelinuxLabel = v.Config.Pod.ProcessLabel
 		if err := addAmbient(p.Capabilities, v.Config.Pod.AmbientCaps, caps, e.host); err != nil {
 			return nil, err
 		}
@@ -352,6 +369,21 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
 	}
 	return p, nil
+}
+
+// bundleProcess reads what a running container was started as.
+func (e *Engine) bundleProcess(id string) (*specs.Process, error) {
+	raw, err := os.ReadFile(filepath.Join(e.bundle(id), "config.json"))
+	if err != nil {
+		return nil, fmt.Errorf("configuration of container %s: %w", id, err)
+	}
+	var s struct {
+		Process *specs.Process `json:"process"`
+	}
+	if err := json.Unmarshal(raw, &s); err != nil || s.Process == nil {
+		return nil, fmt.Errorf("configuration of container %s: no process: %w", id, errors.Join(err, errdefs.ErrDataLoss))
+	}
+	return s.Process, nil
 }
 
 // execAccount finds whom an exec runs as. In a pod that is whom the container does.

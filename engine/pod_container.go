@@ -188,6 +188,9 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 	if err := e.checkCDI(p.CDIDevices); err != nil {
 		return err
 	}
+	if err := e.labelMember(p, s, c.Privileged); err != nil {
+		return err
+	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err
 	}
@@ -195,8 +198,17 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 		if err := checkPropagation(c.Mounts[i]); err != nil {
 			return err
 		}
+		if m := c.Mounts[i]; m.Kind == MountBind && m.ReadOnly && !m.ReadOnlyNonRecur && !e.recursiveReadOnly(c.Runtime) {
+			return invalidf("RROUnsupported: mount %s cannot be made read-only with all that is mounted below it", m.Target)
+		}
 	}
 	return nil
+}
+
+// recursiveReadOnly tells whether containers on a runtime can have mounts that are read-only with all below. Of
+// foreign runtimes it is not known.
+func (e *Engine) recursiveReadOnly(runtime string) bool {
+	return (runtime == "" || runtime == "hako") && e.host.kernelAtLeast(5, 12) // mount_setattr(2)
 }
 
 func deref(p *int64) int64 {
@@ -382,10 +394,6 @@ func (v *Container) logConfig() (client.LogConfig, error) {
 		if p.LogPath == "" {
 			return client.LogConfig{}, nil
 		}
-		// The kubelet makes the folder; other clients may not know that.
-		if err := os.MkdirAll(filepath.Dir(p.LogPath), 0o755); err != nil {
-			return client.LogConfig{}, fmt.Errorf("folder of the log of container %s: %w", v.ID, err)
-		}
 		return client.LogConfig{Format: "cri", Path: p.LogPath}, nil
 	}
 	return v.Config.logConfig(v.LogPath, v)
@@ -507,6 +515,9 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 	if err := r.validatePod(); err != nil {
 		return err
 	}
+	if n := oomScoreAdj; n != nil && (*n < -1000 || *n > 1000) {
+		return invalidf("update container %s: oom_score_adj %d is not between -1000 and 1000", c.id, *n)
+	}
 	merged := mergePodResources(v.Config.Resources, r)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
@@ -515,7 +526,7 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 			return fmt.Errorf("update container %s: %w", c.id, err)
 		}
 		if oomScoreAdj != nil {
-			adj := max(*oomScoreAdj, e.host.OOMScoreAdj)
+			adj := e.host.possibleOOMScore(*oomScoreAdj)
 			path := fmt.Sprintf("/proc/%d/oom_score_adj", run.pid.Load())
 			if err := os.WriteFile(path, []byte(strconv.Itoa(adj)), 0); err != nil {
 				// The limits go back to what they were.

@@ -86,6 +86,9 @@ func (e *Engine) initSpec(s *sandbox, dir string) *specs.Spec {
 		},
 		Annotations: sandboxAnnotations(s.id, c, "sandbox"),
 	}
+	if process, file, err := e.sandboxLabels(s); err == nil { // they were valid when the level was chosen
+		spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, file
+	}
 	e.shareNamespaces(spec, s, dir)
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces,
 		specs.LinuxNamespace{Type: specs.MountNamespace}, specs.LinuxNamespace{Type: specs.PIDNamespace})

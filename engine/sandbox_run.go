@@ -134,8 +134,12 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //	                     ├─ shm, other files ──────────┤
 //	                     └─ shim, init ────────────────┘ with CNI, or if there is an init
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
+	level, err := e.sandboxLevel(c)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %q: %w", c.key(), err)
+	}
 	id := newID()
-	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c})
+	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c, SELinuxLevel: level})
 	s.state = SandboxReady
 	s.live = sandboxRun{Version: runVersion, Record: s.rec}
 	var u undo.Stack
@@ -205,10 +209,21 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		u.Add("shim, init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
 	}
 	hostname := e.podHostname(c)
+	_, label, err := e.sandboxLabels(s)
+	if err != nil {
+		return err
+	}
+	write := func(name string, data []byte) error {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o644); err != nil || label == "" {
+			return err
+		}
+		return relabel(path, label)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if c.IPC != NamespaceNode {
-			return mountShm(filepath.Join(dir, "shm"), defaultShmSize)
+			return mountShm(filepath.Join(dir, "shm"), defaultShmSize, label)
 		}
 		return nil
 	})
@@ -218,7 +233,7 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 			"hostname":    network.Hostname(hostname),
 			"resolv.conf": podResolvConf(host, c.DNS),
 		} {
-			if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			if err := write(name, data); err != nil {
 				return err
 			}
 		}
@@ -233,7 +248,7 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 			joined = true
 			s.live.Addresses = addr
 		}
-		return os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644)
+		return write("hosts", podHosts(c, hostname, s.live.Addresses.IPs))
 	})
 	switch {
 	case c.PID == NamespacePod:
@@ -296,7 +311,11 @@ func (e *Engine) raiseNamespaces(ctx context.Context, s *sandbox, dir string, u 
 			}
 		}
 	}
-	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls)
+	var root uint32
+	if c.Userns != nil {
+		root = c.Userns.UIDs[0].Host
+	}
+	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls, root)
 }
 
 // unprivilegedNet lets every user of a pod bind low ports and ping, as in Docker's containers.
@@ -347,12 +366,16 @@ func podHosts(c SandboxConfig, hostname string, ips []netip.Addr) []byte {
 	return network.Hosts(true, entries)
 }
 
-// mountShm mounts a /dev/shm that containers share.
-func mountShm(dir string, size int64) error {
+// mountShm mounts a /dev/shm that containers share; label is SELinux's, "" for none.
+func mountShm(dir string, size int64, label string) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", size))
+	data := fmt.Sprintf("mode=1777,size=%d", size)
+	if label != "" {
+		data += fmt.Sprintf(`,context="%s"`, label) // a level has commas
+	}
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, data)
 	if err != nil {
 		return fmt.Errorf("mount shm: %w", err)
 	}
