@@ -38,7 +38,7 @@ type Containers interface {
 	RemovePodContainer(ctx context.Context, ref string) error
 	UpdatePodContainer(ctx context.Context, ref string, r engine.Resources, oomScoreAdj *int) error
 	Container(ctx context.Context, ref string) (engine.Container, error)
-	PodContainers(ctx context.Context) []engine.Container
+	PodContainers(ctx context.Context) []engine.PodContainer
 	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
 	CheckpointContainer(ctx context.Context, ref, path string) error
