@@ -94,10 +94,8 @@ func (n *node) empty() {
 			n.t.Errorf("folders left in %s: %v", dir, left)
 		}
 	}
-	n.sandboxes.mu.Lock()
-	defer n.sandboxes.mu.Unlock()
-	if len(n.sandboxes.all) != 0 {
-		n.t.Errorf("records left: %d", len(n.sandboxes.all))
+	if left := n.sandboxes.count(); left != 0 {
+		n.t.Errorf("records left: %d", left)
 	}
 	if c := n.shims.count(); c != 0 {
 		n.t.Errorf("%d shims left", c)
@@ -573,9 +571,7 @@ func TestDamagedSandbox(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.pod(hostPod("p"))
-	n.sandboxes.mu.Lock()
-	n.sandboxes.all["zz"] = []byte(`{"version":`)
-	n.sandboxes.mu.Unlock()
+	n.sandboxes.damage("zz", `{"version":`)
 	n.crash()
 	if s := n.podState(pod); s != SandboxReady {
 		t.Errorf("the other sandbox is %s", s)

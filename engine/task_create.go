@@ -67,7 +67,7 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 		return 0, err
 	}
 	u.Release()
-	e.work.Go(func() { e.watchTask(t) })
+	e.work.Go(func() { e.watchTied(t) })
 	return t.process().Pid, nil
 }
 
@@ -110,19 +110,19 @@ func (e *Engine) plannedTask(k taskKey, rec containers.Container, c TaskConfig) 
 	if known != nil && known.TaskApiAddress != "" && c.APIAddress == "" { //nolint:staticcheck // an older client's way to say it
 		t.meta.Foreign = true
 	}
-	t.shims = e.taskShimOptions(t, opts)
+	t.shims = e.tieOptions(&t.shimTie, t.meta.Program, t.meta.Binary, opts)
 	return t, nil
 }
 
-// taskShimOptions tell how the shim of a task is started and found.
-func (e *Engine) taskShimOptions(t *task, opts *anypb.Any) client.TaskOptions {
+// tieOptions tell how the shim of a task or room is started and found.
+func (e *Engine) tieOptions(t *shimTie, program, binary string, opts *anypb.Any) client.TaskOptions {
 	self, _ := os.Executable()
 	return client.TaskOptions{
 		StartOptions: client.StartOptions{
-			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: t.meta.Binary,
+			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: binary,
 			EventsAddress: e.opt.TTRPCAddress,
 		},
-		Program: t.meta.Program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
+		Program: program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
 	}
 }
 
