@@ -100,7 +100,7 @@ type Engine struct {
 
 	containers registry
 	tasks      tasks
-	rooms      shimRooms
+	rooms      tiedIndex[*shimRoom]
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -147,8 +147,8 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		byID: map[string]*container{}, names: map[string]string{},
 		beingMade: map[string]string{},
 	}
-	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]*groupTicket{}}
-	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
+	e.tasks = tasks{tiedIndex: tiedIndex[*task]{all: map[taskKey]*task{}}, groups: map[string]*groupTicket{}}
+	e.rooms = tiedIndex[*shimRoom]{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
 	for dir, mode := range map[string]os.FileMode{
@@ -226,11 +226,8 @@ func (e *Engine) Close() error {
 			shim.Close()
 		}
 	}
-	for _, b := range e.rooms.list() {
-		b.mu.Lock()
-		shim := b.shim
-		b.mu.Unlock()
-		if shim != nil {
+	for _, b := range e.rooms.in("") {
+		if shim := b.connection(); shim != nil {
 			shim.Close()
 		}
 	}

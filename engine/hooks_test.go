@@ -280,7 +280,7 @@ func TestHooksRefuse(t *testing.T) {
 // clean_ asserts that no container is left.
 func (n *node) clean_() {
 	n.t.Helper()
-	if left := len(n.containers.all) + n.snaps.count() + len(folders(filepath.Join(n.root, "containers"))); left != 0 {
+	if left := n.containers.count() + n.snaps.count() + len(folders(filepath.Join(n.root, "containers"))); left != 0 {
 		n.t.Errorf("%d records, snapshots and folders are left", left)
 	}
 }

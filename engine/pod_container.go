@@ -49,7 +49,9 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	m, err := e.pods.creates.do(ctx, e.work.Go, operation[*newMember]{
 		key: name, request: request,
 		run: func(ctx context.Context) (*newMember, error) {
-			e.warmShim(s)
+			if !s.hasShim() {
+				e.work.Go(func() { e.warmShim(e.ctx, s) })
+			}
 			return e.makeContainer(e.ns(ctx), name, c, s)
 		},
 		keep:  e.publish,
@@ -80,21 +82,14 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	return m.c.id, nil
 }
 
-// warmShim starts the shim of a sandbox while its first container is being made.
-func (e *Engine) warmShim(s *sandbox) {
-	s.mu.Lock()
-	there := s.shim != nil
-	s.mu.Unlock()
-	if there {
-		return
+// warmShim starts the shim of a sandbox ahead: while its first container is being made, or before that while its network is, if that
+// takes long.
+func (e *Engine) warmShim(ctx context.Context, s *sandbox) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	if _, err := e.podShim(ctx, s); err != nil {
+		e.log.Debug("start a shim ahead", "sandbox", s.id, "error", err) // the start of the container says it
 	}
-	e.work.Go(func() {
-		ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
-		defer cancel()
-		if _, err := e.podShim(ctx, s); err != nil {
-			e.log.Debug("start a shim ahead", "sandbox", s.id, "error", err) // the start of the container says it
-		}
-	})
 }
 
 // StartPodContainer starts a container of a pod, which is done once. A request that is

@@ -132,7 +132,7 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //	record, cgroup ────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
 //	                     ├─ shm, other files ──────────┤
-//	                     └─ shim, init ────────────────┘
+//	                     └─ shim, init ────────────────┘ with CNI, or if there is an init
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
 	level, err := e.sandboxLevel(c)
 	if err != nil {
@@ -203,8 +203,10 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		}
 		return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
 	})
-	if c.PID == NamespacePod {
-		u.Add("init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
+	_, quick := e.opt.PodNetwork.(bridgePods)
+	ahead := c.Network == NamespacePod && !quick
+	if c.PID == NamespacePod || ahead {
+		u.Add("shim, init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
 	}
 	hostname := e.podHostname(c)
 	_, label, err := e.sandboxLabels(s)
@@ -248,8 +250,11 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		}
 		return write("hosts", podHosts(c, hostname, s.live.Addresses.IPs))
 	})
-	if c.PID == NamespacePod {
+	switch {
+	case c.PID == NamespacePod:
 		g.Go(func() error { return e.startInit(gctx, s, dir) })
+	case ahead: // while plugins mostly wait for the kernel
+		g.Go(func() error { e.warmShim(gctx, s); return nil })
 	}
 	return g.Wait()
 }
@@ -379,16 +384,23 @@ func mountShm(dir string, size int64, label string) error {
 
 // RemoveSandboxDir deletes the volatile folder of a sandbox with the mounts in it.
 func RemoveSandboxDir(dir string) error {
+	if err := unmountSandboxDir(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// unmountSandboxDir undoes the mounts in the folder of a sandbox. It is idempotent.
+func unmountSandboxDir(dir string) error {
 	if err := unpin(dir); err != nil {
 		return err
 	}
 	shm := filepath.Join(dir, "shm")
-	if _, err := os.Lstat(shm); err == nil {
-		if err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", shm, err)
-		}
+	err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", shm, err)
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 func writeSandboxRun(dir string, r sandboxRun) error {

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -109,6 +110,44 @@ type PodMember struct {
 	User         *PodUser `json:"user,omitempty"`
 	ProcessLabel string   `json:"processLabel,omitempty"`
 	FileLabel    string   `json:"fileLabel,omitempty"`
+}
+
+// PodContainer is a pod's container in a list.
+type PodContainer struct {
+	*PodContainerFace
+	Status Status
+}
+
+// PodContainerFace is what a list shows of a pod's container and never changes: of one container all lists have the same one.
+type PodContainerFace struct {
+	ID, Sandbox, Name string
+	Attempt           uint32
+	Created           time.Time
+	ImageID           string // sha256:...
+	ImageName         string // as given
+	// What the client named, as in PodMember.
+	UserImage           string
+	ImageAnnotations    map[string]string
+	Labels, Annotations map[string]string
+
+	encoding sync.Once
+	encoded  []byte
+	failed   error
+}
+
+// Encoded gives what encode makes of it, which is done once: for a door, whose clients ask for the list all the time.
+func (f *PodContainerFace) Encoded(encode func(*PodContainerFace) ([]byte, error)) ([]byte, error) {
+	f.encoding.Do(func() { f.encoded, f.failed = encode(f) })
+	return f.encoded, f.failed
+}
+
+// Face is what a list shows of a pod's container.
+func (v *Container) Face() *PodContainerFace {
+	p := v.Config.Pod
+	return &PodContainerFace{
+		ID: v.ID, Sandbox: p.Sandbox, Name: p.Name, Attempt: p.Attempt, Created: v.Created, ImageID: v.ImageID, ImageName: v.ImageName,
+		UserImage: p.UserImage, ImageAnnotations: p.ImageAnnotations, Labels: v.Config.Labels, Annotations: v.Config.Annotations,
+	}
 }
 
 // PodUser is whom a container's process runs as.

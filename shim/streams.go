@@ -537,7 +537,7 @@ func (o *output) close() {
 	if o.src != nil {
 		o.src.Close()
 	}
-	if o.to != nil && !o.running.Load() {
+	if !o.running.Load() && o.to != nil { // while it runs, the sink is run's alone
 		o.to.Close()
 	}
 }

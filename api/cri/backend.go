@@ -42,7 +42,7 @@ type Containers interface {
 	UpdatePodContainer(ctx context.Context, ref string, r engine.Resources, oomScoreAdj *int) error
 	Container(ctx context.Context, ref string) (engine.Container, error)
 	ContainerSpec(ctx context.Context, id string) (*specs.Spec, error)
-	PodContainers(ctx context.Context) []engine.Container
+	PodContainers(ctx context.Context) []engine.PodContainer
 	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
 	CheckpointContainer(ctx context.Context, ref, path string) error
