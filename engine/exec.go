@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -337,11 +338,14 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	ev.Config.TTY = x.cfg.TTY
 	if v.Adjustment != nil || len(v.cdiNames()) > 0 {
 		// What plugins and descriptions of devices made of the container's process holds for this one, too.
-		first, err := e.bundleProcess(v.ID)
+		started, err := e.ContainerSpec(e.ctx, v.ID)
+		if err == nil && started.Process == nil {
+			err = fmt.Errorf("configuration of container %s has no process: %w", v.ID, errdefs.ErrDataLoss)
+		}
 		if err != nil {
 			return nil, err
 		}
-		limits, ev.Env = first.Rlimits, first.Env
+		limits, ev.Env = started.Process.Rlimits, started.Process.Env
 		if x.cfg.User != "" {
 			ev.Env = slices.DeleteFunc(ev.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") })
 		}
@@ -371,19 +375,20 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	return p, nil
 }
 
-// bundleProcess reads what a running container was started as.
-func (e *Engine) bundleProcess(id string) (*specs.Process, error) {
+// ContainerSpec is the OCI configuration that a running container was started with. One that does not run has
+// none: NotFound.
+func (e *Engine) ContainerSpec(_ context.Context, id string) (*specs.Spec, error) {
 	raw, err := os.ReadFile(filepath.Join(e.bundle(id), "config.json"))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFoundf("container %s has no configuration: it does not run", id)
+	} else if err != nil {
 		return nil, fmt.Errorf("configuration of container %s: %w", id, err)
 	}
-	var s struct {
-		Process *specs.Process `json:"process"`
+	var s specs.Spec
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("configuration of container %s: %w", id, errors.Join(err, errdefs.ErrDataLoss))
 	}
-	if err := json.Unmarshal(raw, &s); err != nil || s.Process == nil {
-		return nil, fmt.Errorf("configuration of container %s: no process: %w", id, errors.Join(err, errdefs.ErrDataLoss))
-	}
-	return s.Process, nil
+	return &s, nil
 }
 
 // execAccount finds whom an exec runs as. In a pod that is whom the container does.

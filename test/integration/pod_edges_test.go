@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	bolt "go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -60,8 +61,11 @@ func (k *kubelet) pid(id string) string {
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	var v struct{ Pid int }
-	if err := json.Unmarshal([]byte(r.Info["info"]), &v); err != nil || v.Pid == 0 {
+	var v struct {
+		Pid         int
+		RuntimeSpec struct{ Process struct{ Args []string } }
+	}
+	if err := json.Unmarshal([]byte(r.Info["info"]), &v); err != nil || v.Pid == 0 || len(v.RuntimeSpec.Process.Args) == 0 {
 		k.t.Fatalf("pid: %v: %.200s", err, r.Info["info"])
 	}
 	return strconv.Itoa(v.Pid)
@@ -453,6 +457,27 @@ func TestPodUserNamespace(t *testing.T) {
 	pc.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "fs.mqueue.msg_max": "17", "net.ipv4.ip_forward": "1"}
 	pod := k.runPod(pc)
 	id := k.run(pod, pc, "main", "sleep", "1000")
+	r, err := k.PodSandboxStatus(ctx(t), &cri.PodSandboxStatusRequest{PodSandboxId: pod, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info struct{ RuntimeSpec specs.Spec }
+	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.RuntimeSpec.Linux == nil {
+		t.Fatalf("what is told of the pod: %v: %s", err, r.Info["info"])
+	}
+	own := map[specs.LinuxNamespaceType]bool{}
+	for _, ns := range info.RuntimeSpec.Linux.Namespaces {
+		file, ferr := os.Stat(ns.Path)
+		name := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.UTSNamespace: "uts", specs.IPCNamespace: "ipc", specs.UserNamespace: "user"}[ns.Type]
+		of, oerr := os.Stat("/proc/" + k.pid(id) + "/ns/" + name)
+		own[ns.Type] = true
+		if err := errors.Join(ferr, oerr); err != nil || !os.SameFile(file, of) {
+			t.Errorf("%s namespace %s is not that of the container: %v", ns.Type, ns.Path, err)
+		}
+	}
+	if len(own) != 4 {
+		t.Errorf("namespaces of the pod: %v", own)
+	}
 	got := k.sh(id, "cat /proc/sys/kernel/shm_rmid_forced /proc/sys/fs/mqueue/msg_max /proc/sys/net/ipv4/ip_forward; grep -c ' /dev/mqueue mqueue ' /proc/mounts; cat /proc/self/uid_map | busybox awk '{print $1, $2}'")
 	if got != "1\n17\n1\n1\n0 1048576" {
 		t.Errorf("in the pod: %q", got)
