@@ -3,7 +3,8 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.1.0-dev)
 PREFIX  ?= /usr/local
 GOARCH  ?= $(shell $(GO) env GOARCH)
-LDFLAGS  = -s -w -X github.com/hako-engine/hako/internal/version.Version=$(VERSION)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null)
+LDFLAGS  = -s -w -X github.com/hako-engine/hako/internal/version.Version=$(VERSION) -X github.com/hako-engine/hako/internal/version.Commit=$(COMMIT)
 export CGO_ENABLED = 0
 
 BINARIES = hako hakod hako-shim hako-oci

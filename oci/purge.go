@@ -56,11 +56,7 @@ func purgeRdt(id string, r *specs.LinuxIntelRdt) error {
 	if r == nil {
 		return nil
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	root, err := rdt.Mount(mounts)
+	root, err := resctrl()
 	if errors.Is(err, rdt.ErrNotMounted) {
 		return nil // no creation has made one
 	}

@@ -271,6 +271,14 @@ func (c *Container) Stats() (*cgroup.Stats, error) {
 	return c.cgroup().Stats()
 }
 
+// CPUSet reads the settings of the container's cpuset on cgroup v1.
+func (c *Container) CPUSet() (cgroup.CPUSetStats, error) {
+	if err := c.needCgroup(); err != nil {
+		return cgroup.CPUSetStats{}, err
+	}
+	return c.cgroup().CPUSet()
+}
+
 // NotifyOOM gives a channel that receives when the container runs out of memory.
 func (c *Container) NotifyOOM(ctx context.Context) (<-chan struct{}, error) {
 	if err := c.needCgroup(); err != nil {

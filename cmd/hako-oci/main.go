@@ -90,7 +90,7 @@ func globalFlags() (*flag.FlagSet, globals) {
 func Main(args []string) int {
 	global, g := globalFlags()
 	if err := global.Parse(args); err != nil {
-		fmt.Fprintln(os.Stderr, "hako-oci:", err)
+		fmt.Fprintln(os.Stderr, "hako-oci:", err, "(see hako-oci --help)")
 		return exitFailure
 	}
 	switch {
@@ -102,9 +102,12 @@ func Main(args []string) int {
 		return 0
 	}
 	name, rest := global.Arg(0), global.Args()[1:]
-	if name == "help" {
-		usage(global)
-		return 0
+	if name == "help" || name == "h" {
+		if len(rest) == 0 {
+			usage(global)
+			return 0
+		}
+		name, rest = rest[0], []string{"--help"}
 	}
 	commands := commandTable()
 	i := slices.IndexFunc(commands, func(c command) bool { return c.name == name })
@@ -127,7 +130,7 @@ func Main(args []string) int {
 		// The last line of level error is what callers show (containerd's shim, BuildKit).
 		msg := oneLine(err)
 		log.Error(msg)
-		if *g.logFile != "" || *g.logFormat == "json" {
+		if *g.logFile != "" {
 			fmt.Fprintln(os.Stderr, msg)
 		}
 		if code == 0 {
@@ -209,6 +212,9 @@ func openLog(file, format string, dbg bool) (*slog.Logger, func(), error) {
 	o := &slog.HandlerOptions{Level: slog.LevelWarn, ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.LevelKey {
 			a.Value = slog.StringValue(strings.ToLower(a.Value.String()))
+			if a.Value.String() == "warn" {
+				a.Value = slog.StringValue("warning")
+			}
 		}
 		return a
 	}}
@@ -222,7 +228,7 @@ func openLog(file, format string, dbg bool) (*slog.Logger, func(), error) {
 		return slog.New(slog.NewTextHandler(w, o)), done, nil
 	}
 	done()
-	return nil, nil, fmt.Errorf("unknown log-format %q", format)
+	return nil, nil, fmt.Errorf("invalid log-format: %q", format)
 }
 
 func oneLine(err error) string {
