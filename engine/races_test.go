@@ -312,7 +312,7 @@ func TestShutdownMeetsCreation(t *testing.T) {
 		if err := <-down; err != nil {
 			t.Error(err)
 		}
-		if list := n.e.rooms.list(); len(list) != 0 {
+		if list := n.e.rooms.in(""); len(list) != 0 {
 			t.Errorf("%d are left", len(list))
 		}
 		n.tasks.mu.Lock()

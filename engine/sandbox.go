@@ -28,6 +28,8 @@ type sandboxRecord struct {
 	ID      string        `json:"id"`
 	Created time.Time     `json:"created"`
 	Config  SandboxConfig `json:"config"`
+	// SELinuxLevel is that of its containers, "" where SELinux is off.
+	SELinuxLevel string `json:"selinuxLevel,omitempty"`
 }
 
 // sandbox is one pod's sandbox: namespaces, a network, a shim for its containers.
@@ -237,10 +239,14 @@ func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 }
 
 // PodContainers lists the containers of all pods, the newest first.
-func (e *Engine) PodContainers(context.Context) []Container {
+func (e *Engine) PodContainers(context.Context) []PodContainer {
 	members := slices.DeleteFunc(e.containers.all(), func(c *container) bool { return !c.pod })
 	slices.SortFunc(members, byAge)
-	return views(members)
+	out := make([]PodContainer, len(members))
+	for i, c := range members {
+		out[i] = c.entry()
+	}
+	return out
 }
 
 // byAge puts the newest first.

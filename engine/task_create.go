@@ -63,11 +63,16 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 		err = errors.Join(err, u.Run(ctx))
 	}()
 	u.Add("task", func(context.Context) error { e.tasks.remove(t); close(t.gone); e.leaveGroup(t); return nil })
+	free, err := e.holdRoot(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	defer free()
 	if err := e.makeTask(ctx, t, rec, c, &u); err != nil {
 		return 0, err
 	}
 	u.Release()
-	e.work.Go(func() { e.watchTask(t) })
+	e.work.Go(func() { e.watchTied(t) })
 	return t.process().Pid, nil
 }
 
@@ -110,19 +115,19 @@ func (e *Engine) plannedTask(k taskKey, rec containers.Container, c TaskConfig) 
 	if known != nil && known.TaskApiAddress != "" && c.APIAddress == "" { //nolint:staticcheck // an older client's way to say it
 		t.meta.Foreign = true
 	}
-	t.shims = e.taskShimOptions(t, opts)
+	t.shims = e.tieOptions(&t.shimTie, t.meta.Program, t.meta.Binary, opts)
 	return t, nil
 }
 
-// taskShimOptions tell how the shim of a task is started and found.
-func (e *Engine) taskShimOptions(t *task, opts *anypb.Any) client.TaskOptions {
+// tieOptions tell how the shim of a task or room is started and found.
+func (e *Engine) tieOptions(t *shimTie, program, binary string, opts *anypb.Any) client.TaskOptions {
 	self, _ := os.Executable()
 	return client.TaskOptions{
 		StartOptions: client.StartOptions{
-			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: t.meta.Binary,
+			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: binary,
 			EventsAddress: e.opt.TTRPCAddress,
 		},
-		Program: t.meta.Program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
+		Program: program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
 	}
 }
 
@@ -151,9 +156,19 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	t.mu.Lock()
 	t.shim = shim
 	t.mu.Unlock()
+	deactivate := func() {}
+	u.Add("mounts", func(context.Context) error { deactivate(); return nil })
 	u.Add("shim", func(ctx context.Context) error { return e.dropTaskShim(ctx, t, shim) })
+	rootfs := c.Rootfs
+	if c.Activate != nil {
+		var undo func()
+		if rootfs, undo, err = c.Activate(ctx, rootfs, func() MountAbilities { return e.mountAbilities(ctx, t, shim) }); err != nil {
+			return err
+		}
+		deactivate = undo
+	}
 	resp, err := shim.Create(ctx, &taskapi.CreateTaskRequest{
-		ID: t.id, Bundle: t.bundle, Rootfs: mountMessages(c.Rootfs), Terminal: c.Terminal,
+		ID: t.id, Bundle: t.bundle, Rootfs: mountMessages(rootfs), Terminal: c.Terminal,
 		Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Checkpoint: checkpoint, Options: t.shims.Options,
 	})
 	if err != nil {
@@ -163,6 +178,25 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	defer t.mu.Unlock()
 	t.pid = resp.Pid
 	return t.changeLocked(taskCreated)
+}
+
+// mountAbilities tells what the shim of a task mounts itself.
+func (e *Engine) mountAbilities(ctx context.Context, t *task, shim TaskShim) MountAbilities {
+	if m := shim.Bootstrap().Mounts; m != nil {
+		return *m
+	}
+	if t.meta.Program == "" {
+		return MountAbilities{}
+	}
+	info, err := e.opt.TaskShims.RuntimeInfo(ctx, t.meta.Program, t.shims.Options)
+	if err != nil {
+		e.log.Debug("ask a shim what it mounts itself", "task", t.id, "namespace", t.namespace, "error", err)
+		return MountAbilities{}
+	}
+	if m := client.MountsOf(info); m != nil {
+		return *m
+	}
+	return MountAbilities{}
 }
 
 // checkpointFolder gives the folder of CRIU's images that the options of a request name; "" if they name none.
@@ -258,6 +292,7 @@ func mappedRoot(raw []byte) (gid int, ok bool) {
 // the group, or a new one.
 func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskShim, error) {
 	address, version := c.APIAddress, uint32(c.APIVersion)
+	var mounts *MountAbilities
 	if b := e.rooms.get(taskKey{t.namespace, t.meta.Sandbox}); b != nil && address == "" {
 		b.mu.Lock()
 		shim := b.shim
@@ -266,6 +301,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 			return nil, fmt.Errorf("the shim of sandbox %s does not answer: %w", b.id, errdefs.ErrUnavailable)
 		}
 		address, version = endpoint(shim)
+		mounts = shim.Bootstrap().Mounts
 	}
 	if address != "" {
 		t.meta.Foreign = true
@@ -276,7 +312,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 		if version == 0 {
 			version = 3
 		}
-		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: int(version), Address: address, Protocol: protocol})
+		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: int(version), Address: address, Protocol: protocol, Mounts: mounts})
 	}
 	if !t.grouped() {
 		return e.opt.TaskShims.StartTask(ctx, t.shims)
@@ -361,7 +397,18 @@ func (e *Engine) leaveGroup(t *task) {
 	}
 }
 
-// groupTicket is held by whoever looks for the shim of a group.
+// holdRoot makes the caller the only one that mounts the files of a client's container to write to them: its
+// task that is being created, or Docker, that copies into a container without a task. The kernel does not say
+// what becomes of a layer that is mounted twice.
+func (e *Engine) holdRoot(ctx context.Context, k taskKey) (done func(), err error) {
+	done, err = e.tasks.holdGroup(ctx, "root/"+k.namespace+"/"+k.id)
+	if err != nil {
+		return nil, fmt.Errorf("files of container %s: another operation is under way: %w", k.id, err)
+	}
+	return done, nil
+}
+
+// groupTicket is held by whoever looks for the shim of a group, or mounts a root.
 type groupTicket struct {
 	held  chan struct{}
 	users int // who hold it or wait for it; guarded by mu of tasks

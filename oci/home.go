@@ -67,11 +67,19 @@ func mountLayers(dirs []string) (*os.File, error) {
 	}
 	defer unix.Close(fs)
 	for _, d := range dirs {
-		if err := unix.FsconfigSetString(fs, "lowerdir+", d); err != nil {
-			return longoverlay.Overlay{Lower: dirs}.Mount() // before Linux 6.7
+		if err = unix.FsconfigSetString(fs, "lowerdir+", d); err != nil {
+			break
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
+	if err == nil {
+		err = unix.FsconfigCreate(fs)
+	}
+	if err == unix.EINVAL {
+		// Before Linux 6.7 overlay does not know the option, and before 6.5 it says so only
+		// when the file system is made.
+		return longoverlay.Overlay{Lower: dirs}.Mount()
+	}
+	if err != nil {
 		return nil, os.NewSyscallError("fsconfig", err)
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)

@@ -26,6 +26,7 @@ const (
 	ProblemShared = "directory-shared"
 	ProblemLost   = "directory-missing"
 	ProblemUsage  = "files-missing"
+	ProblemImage  = "image-damaged"
 	ProblemOrphan = "directory-orphan"
 	ProblemStray  = "file-stray"
 	ProblemMerged = "merged-damaged"
@@ -244,7 +245,7 @@ func (sn *Snapshotter) checkImage(name string, l layerOf, o store.CheckOptions) 
 		return store.Finding{}, false
 	}
 	if err := verifyImage(name, l.r.Inodes); err != nil {
-		return sn.finding(ProblemUsage, store.Damage, l.ns, l.key, "its image: %v", err), true
+		return sn.finding(ProblemImage, store.Damage, l.ns, l.key, "its image: %v", err), true
 	}
 	return store.Finding{}, false
 }
@@ -344,7 +345,7 @@ func (sn *Snapshotter) Repair(ctx context.Context, f store.Finding, inUse func(s
 			return s.keys.Delete([]byte(key))
 		})
 		return "dropped the record", errors.Join(err, sn.rebuildIndex(ctx, f.Namespace))
-	case ProblemLost, ProblemUsage:
+	case ProblemLost, ProblemUsage, ProblemImage:
 		return sn.repairLayer(ctx, f, key, inUse)
 	}
 	return "", errdefs.ErrUnavailable

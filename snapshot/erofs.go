@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -266,6 +265,9 @@ func (d *images) rebase(_ context.Context, l layer, below []string) error {
 	if err := erofs.SetAttributes(f, info.RootOffset, root); err != nil {
 		return err
 	}
+	if err := erofs.Reseal(f); err != nil {
+		return err
+	}
 	return f.Sync()
 }
 
@@ -302,20 +304,24 @@ func imageUsage(name string) (u snapshots.Usage, err error) {
 	return snapshots.Usage{Size: st.Blocks * 512, Inodes: info.Nodes}, nil
 }
 
-// verifyImage reads an image from end to end, and compares its length and the number of its files
-// with what was recorded.
+// verifyImage reads an image from end to end, and compares it with what was noted when it was
+// written, and the number of its files with what was recorded.
 func verifyImage(name string, inodes int64) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	info, err := erofs.ReadInfo(f)
+	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if n, err := io.Copy(io.Discard, f); err != nil || n != info.Size {
-		return errors.Join(fmt.Errorf("it has %d bytes of %d", n, info.Size), err)
+	if err := erofs.Verify(f, st.Size()); err != nil {
+		return err
+	}
+	info, err := erofs.ReadInfo(f)
+	if err != nil {
+		return err
 	}
 	if info.Nodes < inodes {
 		return fmt.Errorf("it has %d files, had %d when it was committed", info.Nodes, inodes)

@@ -42,6 +42,9 @@ func imageOf(ctx context.Context, l layer) (err error) {
 	if _, _, err := erofs.Write(out, root, p.end); err != nil {
 		return err
 	}
+	if err := erofs.Seal(out, nil); err != nil {
+		return err
+	}
 	return publish(out, l)
 }
 

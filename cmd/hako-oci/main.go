@@ -87,7 +87,7 @@ func globalFlags() (*flag.FlagSet, globals) {
 func Main(args []string) int {
 	global, g := globalFlags()
 	if err := global.Parse(args); err != nil {
-		fmt.Fprintln(os.Stderr, "hako-oci:", err)
+		fmt.Fprintln(os.Stderr, "hako-oci:", err, "(see hako-oci --help)")
 		return exitFailure
 	}
 	switch {

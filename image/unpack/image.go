@@ -63,7 +63,7 @@ func Image(ctx context.Context, f *os.File, in Pieces, o Options) (ImageResult, 
 	if o.Mode == Merged {
 		return ImageResult{}, fmt.Errorf("image of a merged layer: %w", errdefs.ErrNotImplemented)
 	}
-	src := &pieceReader{in: in, left: o.Limits.Size, out: dataWriter{f: f, pos: erofs.DataStart, writeback: o.Writeback, flushed: erofs.DataStart}}
+	src := &pieceReader{in: in, left: o.Limits.Size, out: dataWriter{f: f, pos: erofs.DataStart, writeback: o.Writeback, flushed: erofs.DataStart, sum: erofs.NewSum()}}
 	defer src.release()
 	m := &imager{
 		ctx: ctx, o: o, in: src, tr: tar.NewReader(src), root: erofs.NewDir(0o755),
@@ -81,6 +81,9 @@ func Image(ctx context.Context, f *os.File, in Pieces, o Options) (ImageResult, 
 		return ImageResult{}, classify(src.out.err)
 	}
 	end, nodes, err := erofs.Write(f, m.root, src.out.aligned())
+	if err == nil {
+		err = erofs.Seal(f, src.out.sum)
+	}
 	if err != nil {
 		return ImageResult{}, classify(err)
 	}
@@ -570,6 +573,7 @@ func (m *imager) step(stack []*erofs.Node, elem string, links *int) ([]*erofs.No
 
 // InheritImage is Inherit for an image that Image has made in f, and that is not mounted yet.
 func InheritImage(f *os.File, r ImageResult, lowers []*os.File) error {
+	changed := false
 	for _, name := range r.Implicit {
 		dir := r.implicit[name]
 		if name == "." || dir.node.Offset() == 0 {
@@ -578,8 +582,12 @@ func InheritImage(f *os.File, r ImageResult, lowers []*os.File) error {
 		if err := inheritImage(f, name, dir, lowers); err != nil {
 			return classify(wrap(name, err))
 		}
+		changed = true
 	}
-	return nil
+	if !changed {
+		return nil
+	}
+	return classify(erofs.Reseal(f))
 }
 
 func inheritImage(f *os.File, name string, dir implicitDir, lowers []*os.File) error {

@@ -51,7 +51,20 @@ func makeImage(t testing.TB, o Options, stream []byte, piece int) (root string, 
 	if err != nil {
 		return "", r, err
 	}
+	verify(t, f)
 	return mountImage(t, name), r, nil
+}
+
+// verify compares an image with what was noted while it was written.
+func verify(t testing.TB, f *os.File) {
+	t.Helper()
+	st, err := f.Stat()
+	if err == nil {
+		err = erofs.Verify(f, st.Size())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 func mountImage(t testing.TB, name string) string {
@@ -244,7 +257,11 @@ func TestInheritImage(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return name, InheritImage(f, r, []*os.File{lower})
+		if err := InheritImage(f, r, []*os.File{lower}); err != nil {
+			return name, err
+		}
+		verify(t, f)
+		return name, nil
 	}
 	name, err := inherit(reg("d/e/f", "x"), reg("d/new/g", "y"), reg("gone/x", ""), reg("gone", "a file now"))
 	if err != nil {

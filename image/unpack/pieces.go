@@ -121,6 +121,7 @@ type dataWriter struct {
 	slots     [maxQueued][]byte // what queue is made of
 	flushed   int64             // the kernel was told to write what is before it
 	writeback bool
+	sum       *erofs.Sum // of all of it
 	err       error
 }
 
@@ -151,6 +152,7 @@ func (w *dataWriter) add(b []byte) {
 		w.queue, w.start = w.slots[:0], w.pos
 	}
 	w.queue = append(w.queue, b)
+	w.sum.Add(b, w.pos)
 	w.pos += int64(len(b))
 	if len(w.queue) >= maxQueued-1 { // padding comes on top
 		w.flush()
@@ -197,6 +199,7 @@ func (w *dataWriter) writeAt(b []byte, at int64) error {
 		w.err = fmt.Errorf("write image: %w", err)
 		return w.err
 	}
+	w.sum.Add(b, at)
 	w.pos = at + int64(len(b))
 	return nil
 }

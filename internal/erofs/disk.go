@@ -3,7 +3,6 @@ package erofs
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -223,17 +222,14 @@ type Info struct {
 
 // ReadInfo reads it of an image that Write has written.
 func ReadInfo(f io.ReaderAt) (info Info, err error) {
-	block := make([]byte, BlockSize)
-	if _, err := f.ReadAt(block, 0); err != nil {
-		return info, fmt.Errorf("read superblock: %w", err)
+	block, meta, end, err := readHead(f)
+	if err != nil {
+		return info, err
 	}
 	s := block[superOffset:]
-	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(s) {
-		return info, errors.New("not an EROFS image")
-	}
-	info.Size = int64(le.Uint32(s[36:])) * BlockSize
+	info.Size = end
 	info.Nodes = int64(le.Uint64(s[16:]))
-	info.RootOffset = int64(le.Uint32(s[40:]))*BlockSize + int64(le.Uint16(s[14:]))*slotSize
+	info.RootOffset = meta + int64(le.Uint16(s[14:]))*slotSize
 	var i [inodeSize]byte
 	if _, err := f.ReadAt(i[:], info.RootOffset); err != nil {
 		return info, fmt.Errorf("read inode: %w", err)

@@ -259,6 +259,29 @@ func findAndRepair(t *testing.T, snapshotter string) {
 		n.docker(t, "cp", "ct:/layer1", filepath.Join(t.TempDir(), "out"))
 		n.docker(t, "run", "--rm", testImage, "true")
 	}
+	ofLayer := "files-missing"
+	if snapshotter == "erofs" {
+		ofLayer = "image-damaged"
+	}
+	// alter changes a byte of a layer's image.
+	alter := func(at int64) func() {
+		return func() {
+			f, err := os.OpenFile(filepath.Join(c.snapshotDir(c.chain[1]), "layer.erofs"), os.O_RDWR, 0)
+			must(err)
+			defer f.Close()
+			if at < 0 {
+				st, err := f.Stat()
+				must(err)
+				at += st.Size()
+			}
+			b := make([]byte, 1)
+			_, err = f.ReadAt(b, at)
+			must(err)
+			b[0] ^= 1
+			_, err = f.WriteAt(b, at)
+			must(err)
+		}
+	}
 	done := 0
 	for what, d := range map[string]struct {
 		problem string
@@ -302,10 +325,13 @@ func findAndRepair(t *testing.T, snapshotter string) {
 				return b.Put([]byte("info"), []byte("{"))
 			})
 		}},
-		"a layer's directory removed":   {"directory-missing", snapshotter + " " + c.chain[1], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[1]))) }},
-		"the lowest directory removed":  {"directory-missing", snapshotter + " " + c.chain[0], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[0]))) }},
-		"the topmost directory removed": {"directory-missing", snapshotter + " " + c.chain[len(c.chain)-1], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[len(c.chain)-1]))) }},
-		"files of a layer removed": {"files-missing", snapshotter + " " + c.chain[1], true, func() {
+		"a layer's directory removed":                 {"directory-missing", snapshotter + " " + c.chain[1], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[1]))) }},
+		"the lowest directory removed":                {"directory-missing", snapshotter + " " + c.chain[0], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[0]))) }},
+		"the topmost directory removed":               {"directory-missing", snapshotter + " " + c.chain[len(c.chain)-1], false, func() { must(os.RemoveAll(c.snapshotDir(c.chain[len(c.chain)-1]))) }},
+		"a byte of a file of a layer altered":         {"image-damaged", "erofs " + c.chain[1], true, alter(4096 + 7)},
+		"a byte of the metadata of a layer altered":   {"image-damaged", "erofs " + c.chain[1], true, alter(-4096 + 100)},
+		"a byte of the superblock of a layer altered": {"image-damaged", "erofs " + c.chain[1], true, alter(1024 + 16)},
+		"files of a layer removed": {ofLayer, snapshotter + " " + c.chain[1], true, func() {
 			dir := c.snapshotDir(c.chain[1])
 			if snapshotter == "erofs" {
 				must(os.Truncate(filepath.Join(dir, "layer.erofs"), 8192))
@@ -337,6 +363,9 @@ func findAndRepair(t *testing.T, snapshotter string) {
 	} {
 		if snapshotter == "erofs" && !strings.HasPrefix(d.object, "erofs ") && d.problem != "parent-missing" {
 			continue // the same as with overlayfs
+		}
+		if snapshotter != "erofs" && d.problem == "image-damaged" {
+			continue
 		}
 		t.Run(what, func(t *testing.T) {
 			d.damage()
