@@ -159,6 +159,9 @@ func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
 		o, err := f.options(n, true)
 		if err != nil {
 			return 0, err
@@ -190,6 +193,9 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
 		o, err := f.options(n, *detach)
 		if err != nil {
 			return 0, err
