@@ -157,6 +157,7 @@ the default socket, in that order.`,
 	tidyUsage(root)
 	root.InitDefaultVersionFlag()
 	root.Flags().Lookup("version").Usage = "print the version"
+	a.completeNames(root)
 	a.setHelp(root)
 	return root
 }

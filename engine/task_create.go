@@ -63,6 +63,11 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 		err = errors.Join(err, u.Run(ctx))
 	}()
 	u.Add("task", func(context.Context) error { e.tasks.remove(t); close(t.gone); e.leaveGroup(t); return nil })
+	free, err := e.holdRoot(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	defer free()
 	if err := e.makeTask(ctx, t, rec, c, &u); err != nil {
 		return 0, err
 	}
@@ -392,7 +397,18 @@ func (e *Engine) leaveGroup(t *task) {
 	}
 }
 
-// groupTicket is held by whoever looks for the shim of a group.
+// holdRoot makes the caller the only one that mounts the files of a client's container to write to them: its
+// task that is being created, or Docker, that copies into a container without a task. The kernel does not say
+// what becomes of a layer that is mounted twice.
+func (e *Engine) holdRoot(ctx context.Context, k taskKey) (done func(), err error) {
+	done, err = e.tasks.holdGroup(ctx, "root/"+k.namespace+"/"+k.id)
+	if err != nil {
+		return nil, fmt.Errorf("files of container %s: another operation is under way: %w", k.id, err)
+	}
+	return done, nil
+}
+
+// groupTicket is held by whoever looks for the shim of a group, or mounts a root.
 type groupTicket struct {
 	held  chan struct{}
 	users int // who hold it or wait for it; guarded by mu of tasks

@@ -394,6 +394,42 @@ func TestLifecycle(t *testing.T) {
 	o.end()
 }
 
+// TestStateThatVanished: whoever has made a container can end it after somebody has removed its state, and nothing of it is left.
+func TestStateThatVanished(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	ctx := context.Background()
+	b.args("sleep", "3600")
+	c, err := b.rt.Run(ctx, b.id, CreateOptions{Bundle: b.bundle, Spec: b.spec})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.PidFD.Close()
+	if err := os.RemoveAll(filepath.Join(b.rt.Root, b.id)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Kill(ctx, unix.SIGKILL); err != nil {
+		t.Error(err)
+	}
+	if code := reap(t, c.Pid()); code != 137 {
+		t.Errorf("exit code %d", code)
+	}
+	if err := c.Kill(ctx, unix.SIGKILL); !errdefs.IsNotFound(err) {
+		t.Errorf("kill after the end: %v", err)
+	}
+	if err := c.Delete(ctx, false); !errdefs.IsNotFound(err) {
+		t.Errorf("delete: %v", err)
+	}
+	if len(c.CgroupPaths()) == 0 {
+		t.Error("it has no cgroups")
+	}
+	for _, dir := range c.CgroupPaths() {
+		if _, err := os.Stat(dir); !os.IsNotExist(err) {
+			t.Errorf("%s is left: %v", dir, err)
+		}
+	}
+}
+
 func TestUserCanOpenItsStandardOutput(t *testing.T) {
 	t.Parallel()
 	b := newBox(t)
