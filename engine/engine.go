@@ -266,7 +266,8 @@ func (e *Engine) ns(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
 }
 
-// loadID reads the node's id, and makes one at the first start.
+// loadID reads the node's id, and makes one at the first start, and in place of one that cannot be read: nothing
+// depends on its being the same.
 func (e *Engine) loadID(ctx context.Context) error {
 	var s struct {
 		ID string `json:"id"`
@@ -276,6 +277,8 @@ func (e *Engine) loadID(ctx context.Context) error {
 	case err == nil && s.ID != "":
 		e.id = s.ID
 		return nil
+	case errdefs.IsDataLoss(err):
+		e.log.Error("the node's id cannot be read, and is made anew", "error", err)
 	case err != nil && !errdefs.IsNotFound(err):
 		return fmt.Errorf("read the node's id: %w", err)
 	}

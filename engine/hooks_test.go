@@ -447,7 +447,7 @@ func TestHooksThatHang(t *testing.T) {
 func TestAdjustedContainer(t *testing.T) {
 	t.Parallel()
 	n, h := newHookedNode(t)
-	adj := -17
+	adj := 417
 	h.adj = Adjustment{
 		Annotations: map[string]string{"example.com/plugin": "yes"},
 		Env:         []string{"A=plugin"}, RemoveEnv: []string{"HOSTNAME"},

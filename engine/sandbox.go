@@ -28,6 +28,8 @@ type sandboxRecord struct {
 	ID      string        `json:"id"`
 	Created time.Time     `json:"created"`
 	Config  SandboxConfig `json:"config"`
+	// SELinuxLevel is that of its containers, "" where SELinux is off.
+	SELinuxLevel string `json:"selinuxLevel,omitempty"`
 }
 
 // sandbox is one pod's sandbox: namespaces, a network, a shim for its containers.

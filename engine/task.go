@@ -64,6 +64,9 @@ var taskTransitions = map[taskState][]taskState{
 // TaskConfig asks for a task.
 type TaskConfig struct {
 	Rootfs []mount.Mount // bottom first; empty: what the configuration says
+	// Activate, if there is one, makes what the shim cannot of the mounts, and gives those that are left to it. undo takes
+	// them back. own tells what the shim makes itself.
+	Activate func(ctx context.Context, ms []mount.Mount, own func() MountAbilities) (left []mount.Mount, undo func(), err error)
 	// Stdin, Stdout and Stderr are paths of FIFOs or URIs that the shim understands; "" is nothing.
 	Stdin, Stdout, Stderr string
 	Terminal              bool
@@ -77,6 +80,9 @@ type TaskConfig struct {
 
 // TaskStatus is the state of a process as clients see it; "" if nobody knows.
 type TaskStatus = client.Status
+
+// MountAbilities are mounts that a shim makes itself.
+type MountAbilities = client.MountAbilities
 
 // Values of TaskStatus.
 const (

@@ -156,9 +156,19 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	t.mu.Lock()
 	t.shim = shim
 	t.mu.Unlock()
+	deactivate := func() {}
+	u.Add("mounts", func(context.Context) error { deactivate(); return nil })
 	u.Add("shim", func(ctx context.Context) error { return e.dropTaskShim(ctx, t, shim) })
+	rootfs := c.Rootfs
+	if c.Activate != nil {
+		var undo func()
+		if rootfs, undo, err = c.Activate(ctx, rootfs, func() MountAbilities { return e.mountAbilities(ctx, t, shim) }); err != nil {
+			return err
+		}
+		deactivate = undo
+	}
 	resp, err := shim.Create(ctx, &taskapi.CreateTaskRequest{
-		ID: t.id, Bundle: t.bundle, Rootfs: mountMessages(c.Rootfs), Terminal: c.Terminal,
+		ID: t.id, Bundle: t.bundle, Rootfs: mountMessages(rootfs), Terminal: c.Terminal,
 		Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Checkpoint: checkpoint, Options: t.shims.Options,
 	})
 	if err != nil {
@@ -168,6 +178,25 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 	defer t.mu.Unlock()
 	t.pid = resp.Pid
 	return t.changeLocked(taskCreated)
+}
+
+// mountAbilities tells what the shim of a task mounts itself.
+func (e *Engine) mountAbilities(ctx context.Context, t *task, shim TaskShim) MountAbilities {
+	if m := shim.Bootstrap().Mounts; m != nil {
+		return *m
+	}
+	if t.meta.Program == "" {
+		return MountAbilities{}
+	}
+	info, err := e.opt.TaskShims.RuntimeInfo(ctx, t.meta.Program, t.shims.Options)
+	if err != nil {
+		e.log.Debug("ask a shim what it mounts itself", "task", t.id, "namespace", t.namespace, "error", err)
+		return MountAbilities{}
+	}
+	if m := client.MountsOf(info); m != nil {
+		return *m
+	}
+	return MountAbilities{}
 }
 
 // checkpointFolder gives the folder of CRIU's images that the options of a request name; "" if they name none.
@@ -263,6 +292,7 @@ func mappedRoot(raw []byte) (gid int, ok bool) {
 // the group, or a new one.
 func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskShim, error) {
 	address, version := c.APIAddress, uint32(c.APIVersion)
+	var mounts *MountAbilities
 	if b := e.rooms.get(taskKey{t.namespace, t.meta.Sandbox}); b != nil && address == "" {
 		b.mu.Lock()
 		shim := b.shim
@@ -271,6 +301,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 			return nil, fmt.Errorf("the shim of sandbox %s does not answer: %w", b.id, errdefs.ErrUnavailable)
 		}
 		address, version = endpoint(shim)
+		mounts = shim.Bootstrap().Mounts
 	}
 	if address != "" {
 		t.meta.Foreign = true
@@ -281,7 +312,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 		if version == 0 {
 			version = 3
 		}
-		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: int(version), Address: address, Protocol: protocol})
+		return e.opt.TaskShims.JoinTask(ctx, t.shims, client.Bootstrap{Version: int(version), Address: address, Protocol: protocol, Mounts: mounts})
 	}
 	if !t.grouped() {
 		return e.opt.TaskShims.StartTask(ctx, t.shims)

@@ -20,6 +20,7 @@ import (
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -39,6 +40,7 @@ type fakeTaskShims struct {
 	reaped  []string
 	silent  atomic.Bool // nobody answers
 	started int
+	mounts  *client.MountAbilities // of all shims
 }
 
 type fakeTaskShim struct {
@@ -52,6 +54,7 @@ type fakeTaskShim struct {
 	mu      sync.Mutex
 	status  tasktypes.Status // UNKNOWN: no task
 	images  string           // what it was made from
+	rootfs  []*types.Mount
 	code    uint32
 	exited  chan struct{}
 	stuck   bool // State does not come back
@@ -136,7 +139,7 @@ func (s *fakeTaskShim) Create(_ context.Context, r *taskapi.CreateTaskRequest) (
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.status, s.images = tasktypes.Status_CREATED, r.Checkpoint
+	s.status, s.images, s.rootfs = tasktypes.Status_CREATED, r.Checkpoint, r.Rootfs
 	return &taskapi.CreateTaskResponse{Pid: 7}, nil
 }
 
@@ -233,7 +236,7 @@ func (s *fakeTaskShim) Gone() <-chan struct{}         { return s.gone }
 func (s *fakeTaskShim) Close() error                  { return nil }
 
 func (s *fakeTaskShim) Bootstrap() client.Bootstrap {
-	return client.Bootstrap{Version: 3, Address: s.bundle, Protocol: "ttrpc"}
+	return client.Bootstrap{Version: 3, Address: s.bundle, Protocol: "ttrpc", Mounts: s.f.mounts}
 }
 
 // fakeContainers are records in memory.
@@ -451,6 +454,49 @@ func TestTaskUndo(t *testing.T) {
 			t.Errorf("%s: a shim is left", step)
 		}
 		n.up("a") // nothing is in the way
+	}
+}
+
+// TestTaskMounts: mounts of a task are made ahead when it is known what its shim makes itself, and taken back, behind the shim, if
+// the task does not come to be.
+func TestTaskMounts(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	n.record("a", "{}")
+	n.tasks.mounts = &client.MountAbilities{Types: []string{"loop"}}
+	var order []string
+	c := TaskConfig{Rootfs: []mount.Mount{{Type: "format/bind"}}}
+	c.Activate = func(_ context.Context, ms []mount.Mount, own func() MountAbilities) ([]mount.Mount, func(), error) {
+		if len(ms) != 1 || ms[0].Type != "format/bind" || !slices.Equal(own().Types, []string{"loop"}) {
+			t.Errorf("%v, of a shim with %v", ms, own())
+		}
+		order = append(order, "made")
+		return []mount.Mount{{Type: "bind"}}, func() {
+			if len(n.tasks.live) != 0 {
+				t.Error("the mounts are taken back before their shim ends")
+			}
+			order = append(order, "taken back")
+		}, nil
+	}
+	broken := errors.New("broken")
+	n.breakStep("task.create", broken)
+	if _, err := n.e.CreateTask(n.ctx, "a", c); !errors.Is(err, broken) || !slices.Equal(order, []string{"made", "taken back"}) {
+		t.Errorf("%v, %v", err, order)
+	}
+	n.breakStep("", nil)
+	order = nil
+	if _, err := n.e.CreateTask(n.ctx, "a", c); err != nil || !slices.Equal(order, []string{"made"}) {
+		t.Errorf("%v, %v", err, order)
+	}
+	if got := n.tasks.shim(n.bundleOf("a")).rootfs; len(got) != 1 || got[0].Type != "bind" {
+		t.Errorf("the shim was given %v", got)
+	}
+	n.record("b", "{}")
+	c.Activate = func(context.Context, []mount.Mount, func() MountAbilities) ([]mount.Mount, func(), error) {
+		return nil, nil, broken
+	}
+	if _, err := n.e.CreateTask(n.ctx, "b", c); !errors.Is(err, broken) || n.tasks.shim(n.bundleOf("b")) != nil {
+		t.Errorf("%v", err)
 	}
 }
 

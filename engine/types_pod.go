@@ -63,6 +63,7 @@ type SandboxConfig struct {
 	Runtime    string     `json:"runtime,omitempty"`    // handler; "": hako's own
 	Overhead   *Resources `json:"overhead,omitempty"`
 	Resources  *Resources `json:"resources,omitempty"`
+	SELinux    *SELinux   `json:"selinux,omitempty"` // of all containers that ask for nothing else
 }
 
 // Sandbox is a pod's sandbox as it is at one moment. It is a value.
@@ -103,8 +104,12 @@ type PodMember struct {
 	// StopSignal is the one that the client asked for, Container.StopSignal the one in use.
 	StopSignal string `json:"stopSignal,omitempty"`
 
-	// User is filled by the engine when the container is created.
-	User *PodUser `json:"user,omitempty"`
+	SELinux *SELinux `json:"selinux,omitempty"`
+
+	// User and the labels (SELinux; "" where that is off) are filled by the engine when the container is created.
+	User         *PodUser `json:"user,omitempty"`
+	ProcessLabel string   `json:"processLabel,omitempty"`
+	FileLabel    string   `json:"fileLabel,omitempty"`
 }
 
 // PodContainer is a pod's container in a list.

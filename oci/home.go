@@ -21,13 +21,14 @@ import (
 // maxPasswd bounds what is read of a container's /etc/passwd.
 const maxPasswd = 1 << 20
 
-// withHome gives the environment with HOME in it, which callers of a runtime leave to it.
-// root opens the container's root; it is that of an image, and never trusted.
+// withHome gives the environment with HOME in it, which callers of a runtime leave to it, or
+// leave empty. root opens the container's root; it is that of an image, and never trusted.
 func withHome(p *specs.Process, root func() (*os.File, error)) []string {
-	if slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+	if slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" }) {
 		return p.Env
 	}
-	return append(slices.Clip(p.Env), "HOME="+home(root, p.User.UID))
+	env := slices.DeleteFunc(slices.Clone(p.Env), func(e string) bool { return e == "HOME=" })
+	return append(env, "HOME="+home(root, p.User.UID))
 }
 
 // rootAt opens a directory as a root.

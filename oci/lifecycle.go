@@ -290,6 +290,12 @@ const deleteLimit = 10 * time.Second
 // Delete removes a stopped container; with force also one that is not, by killing it.
 func (c *Container) Delete(ctx context.Context, force bool) error {
 	unlock, err := c.lock()
+	if errdefs.IsNotFound(err) && len(c.state.Cgroups) > 0 {
+		// Somebody has removed the state, perhaps not the rest. Only cgroups without processes go.
+		if cerr := c.cgroup().Delete(); cerr != nil {
+			c.r.log().Debug("cgroup of a container whose state is gone", "id", c.ID(), "error", cerr)
+		}
+	}
 	if err != nil {
 		return err
 	}

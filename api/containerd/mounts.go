@@ -3,12 +3,16 @@ package containerd
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strings"
 
 	api "github.com/containerd/containerd/api/services/mounts/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/hako-engine/hako/engine"
 )
 
 type mountService struct {
@@ -77,20 +81,24 @@ func activationOf(i mount.ActivationInfo) *types.ActivationInfo {
 	return out
 }
 
-// activateFor makes those of a task's mounts that its shim could not, and gives what is left. undo
+// activateFor makes those of a task's mounts that its shim could not (own tells what it can), and gives what is left. undo
 // takes them back.
-func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount) (_ []mount.Mount, undo func(), err error) {
+func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount, own func() engine.MountAbilities) (_ []mount.Mount, undo func(), err error) {
 	undo = func() {}
-	if s.opt.Mounts == nil || len(ms) == 0 {
-		return ms, undo, nil
+	if !slices.ContainsFunc(ms, func(m mount.Mount) bool { return m.Type == "loop" || strings.Contains(m.Type, "/") }) {
+		return ms, undo, nil // what every system can
 	}
-	// They stay as long as the container does, whatever lease the client has.
-	keeper := mount.WithLabels(map[string]string{"containerd.io/gc.bref.container": id})
-	info, err := s.opt.Mounts.Activate(ctx, id, ms, keeper)
+	able := own()
+	opts := []mount.ActivateOpt{
+		// They stay as long as the container does, whatever lease the client has.
+		mount.WithLabels(map[string]string{"containerd.io/gc.bref.container": id}),
+		func(o *mount.ActivateOptions) { o.AllowMountTypes, o.AllowTransforms = able.Types, able.Transforms },
+	}
+	info, err := s.opt.Mounts.Activate(ctx, id, ms, opts...)
 	if errdefs.IsAlreadyExists(err) {
 		if _, terr := s.opt.Backend.Task(ctx, id, ""); errdefs.IsNotFound(terr) { // what an earlier task left, whose shim died
 			s.deactivateFor(ctx, id)
-			info, err = s.opt.Mounts.Activate(ctx, id, ms, keeper)
+			info, err = s.opt.Mounts.Activate(ctx, id, ms, opts...)
 		}
 	}
 	switch {

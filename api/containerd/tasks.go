@@ -6,6 +6,7 @@ import (
 	api "github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/mount"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/hako-engine/hako/engine"
@@ -25,14 +26,13 @@ func (s *taskService) Create(ctx context.Context, req *api.CreateTaskRequest) (*
 		checkpoint := toDescriptor(d)
 		c.Checkpoint = &checkpoint
 	}
-	var undo func()
-	var err error
-	if c.Rootfs, undo, err = s.activateFor(ctx, req.GetContainerID(), c.Rootfs); err != nil {
-		return nil, err
+	if s.opt.Mounts != nil {
+		c.Activate = func(ctx context.Context, ms []mount.Mount, own func() engine.MountAbilities) ([]mount.Mount, func(), error) {
+			return s.activateFor(ctx, req.GetContainerID(), ms, own)
+		}
 	}
 	pid, err := s.opt.Backend.CreateTask(ctx, req.GetContainerID(), c)
 	if err != nil {
-		undo()
 		return nil, err
 	}
 	return &api.CreateTaskResponse{ContainerID: req.GetContainerID(), Pid: pid}, nil

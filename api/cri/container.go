@@ -120,10 +120,14 @@ func (s *runtimeService) ContainerStatus(ctx context.Context, r *api.ContainerSt
 	}
 	resp := &api.ContainerStatusResponse{Status: s.containerStatus(ctx, &v)}
 	if r.GetVerbose() {
-		resp.Info = info(map[string]any{
+		more := map[string]any{
 			"sandboxID": v.Config.Pod.Sandbox, "pid": v.State.Pid, "config": v.Config, "snapshotter": v.Snapshotter,
 			"snapshotKey": v.SnapshotKey, "state": v.State, "mounts": v.Mounts, "args": append([]string{v.Path}, v.Args...), "env": v.Env,
-		})
+		}
+		if spec, err := s.opt.Backend.ContainerSpec(ctx, v.ID); err == nil { // it has none unless it runs
+			more["runtimeSpec"] = spec
+		}
+		resp.Info = info(more)
 	}
 	return resp, nil
 }

@@ -51,6 +51,7 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 			PID:          mode(ns.GetPid()), PIDTarget: ns.GetTargetId(),
 			AmbientCaps: sec.GetCapabilities().GetAddAmbientCapabilities(),
 			StopSignal:  signalName(w.GetStopSignal()),
+			SELinux:     selinux(sec.GetSelinuxOptions()),
 		},
 	}
 	if sec.GetRunAsUser() != nil {
@@ -88,6 +89,15 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 	opts, err := profiles(sec)
 	c.SecurityOpt = append(c.SecurityOpt, opts...)
 	return c, err
+}
+
+// selinux gives nil where nothing is asked for.
+func selinux(o *api.SELinuxOption) *engine.SELinux {
+	s := engine.SELinux{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
+	if s == (engine.SELinux{}) {
+		return nil
+	}
+	return &s
 }
 
 // profiles gives the options for seccomp and AppArmor. A privileged container has neither.
@@ -178,6 +188,7 @@ func mountOf(w *api.Mount) (engine.Mount, error) {
 		Kind: engine.MountBind, Source: w.GetHostPath(), Target: w.GetContainerPath(), ReadOnly: w.GetReadonly(),
 		Propagation: propagations[w.GetPropagation()], CreateSource: true, ReadOnlyNonRecur: !w.GetRecursiveReadOnly(),
 		UIDs: idMaps(w.GetUidMappings()), GIDs: idMaps(w.GetGidMappings()), Options: w.GetMountOptions(),
+		Relabel: w.GetSelinuxRelabel(),
 	}
 	if !strings.HasPrefix(m.Target, "/") {
 		m.Target = "/" + m.Target
@@ -210,6 +221,7 @@ func wireMount(m engine.Mount) *api.Mount {
 	w := &api.Mount{
 		ContainerPath: m.Target, Readonly: m.ReadOnly, UidMappings: wireMaps(m.UIDs), GidMappings: wireMaps(m.GIDs),
 		RecursiveReadOnly: m.ReadOnly && !m.ReadOnlyNonRecur, MountOptions: m.Options,
+		SelinuxRelabel: m.Relabel,
 	}
 	for k, v := range propagations {
 		if v == m.Propagation {

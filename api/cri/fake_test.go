@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -106,6 +107,12 @@ func (f *fake) PodMetrics(context.Context) []engine.PodMetrics { return f.metric
 func (f *fake) CreatePodContainer(_ context.Context, _ string, c engine.Config) (string, error) {
 	f.created = &c
 	return "container", f.err
+}
+func (f *fake) SandboxSpec(context.Context, string) (*specs.Spec, error) {
+	return &specs.Spec{Hostname: "of the sandbox"}, f.err
+}
+func (f *fake) ContainerSpec(context.Context, string) (*specs.Spec, error) {
+	return &specs.Spec{Hostname: "of the container"}, f.err
 }
 func (f *fake) StartPodContainer(context.Context, string) error { return f.err }
 func (f *fake) StopContainer(_ context.Context, _ string, o engine.StopOptions) error {

@@ -152,7 +152,8 @@ func (f createFlags) options(n *notifier, detach bool) (oci.CreateOptions, error
 
 func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 	f := addCreateFlags(fs)
-	return func(args []string) (int, error) {
+	return func(args []string) (code int, err error) {
+		defer prefix(&err, "runc create failed")
 		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err
@@ -167,7 +168,7 @@ func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		c, err := a.rt.Create(context.Background(), args[0], o)
 		if err != nil {
-			return 0, errors.Join(fmt.Errorf("runc create failed: %w", err), n.remove())
+			return 0, errors.Join(err, n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
 			return 0, errors.Join(err, c.Delete(context.Background(), true), n.remove())
@@ -182,6 +183,7 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 	keep := fs.Bool("keep", false, "do not delete the container when it ends")
 	fs.Bool("no-subreaper", false, "ignored")
 	return func(args []string) (code int, err error) {
+		defer prefix(&err, "runc run failed")
 		ctx := context.Background()
 		n, err := a.notifier(args[0])
 		if err != nil {
@@ -197,7 +199,7 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		c, err := a.rt.Run(ctx, args[0], o)
 		if err != nil {
-			return 0, errors.Join(fmt.Errorf("runc run failed: %w", err), n.remove())
+			return 0, errors.Join(err, n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
 			return 0, errors.Join(err, c.Delete(ctx, true), n.remove())
@@ -242,12 +244,7 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 	fs.Bool("no-subreaper", false, "ignored")
 	a.onError = exitExec
 	return func(args []string) (code int, err error) {
-		defer func() {
-			// Callers look for this.
-			if err != nil && !strings.HasPrefix(err.Error(), "exec failed: ") {
-				err = fmt.Errorf("exec failed: %w", err)
-			}
-		}()
+		defer prefix(&err, "exec failed")
 		c, err := a.rt.Load(args[0])
 		if err != nil {
 			return 0, err
@@ -297,6 +294,13 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		return attend(proc.Pid, proc.PidFD, proc.Console)
 	}, nil
+}
+
+// prefix puts what has failed in front of an error, as callers know it from runc.
+func prefix(err *error, what string) {
+	if *err != nil && !strings.HasPrefix((*err).Error(), what+": ") {
+		*err = fmt.Errorf("%s: %w", what, *err)
+	}
 }
 
 // readProcess reads a process, and gives its text too; "-" is standard input.

@@ -3,6 +3,7 @@ package erofs
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,26 +29,26 @@ func Mount(image string, devices ...string) (*os.File, error) {
 }
 
 func mountSource(source string, devices ...string) (*os.File, error) {
-	fs, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
+	made, err := unix.Fsopen("erofs", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen: %w", err)
 	}
-	defer unix.Close(fs)
-	if err := unix.FsconfigSetString(fs, "source", source); err != nil {
-		return nil, fmt.Errorf("fsconfig source: %w", kernelSays(fs, err))
+	defer unix.Close(made)
+	if err := unix.FsconfigSetString(made, "source", source); err != nil {
+		return nil, fmt.Errorf("fsconfig source: %w", kernelSays(made, err))
 	}
 	for _, d := range devices {
-		if err := unix.FsconfigSetString(fs, "device", d); err != nil {
-			return nil, fmt.Errorf("fsconfig device %s: %w", d, kernelSays(fs, err))
+		if err := unix.FsconfigSetString(made, "device", d); err != nil {
+			return nil, fmt.Errorf("fsconfig device %s: %w", d, kernelSays(made, err))
 		}
 	}
-	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
-		return nil, fmt.Errorf("fsconfig ro: %w", kernelSays(fs, err))
+	if err := unix.FsconfigSetFlag(made, "ro"); err != nil {
+		return nil, fmt.Errorf("fsconfig ro: %w", kernelSays(made, err))
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, fmt.Errorf("fsconfig create: %w", kernelSays(fs, err))
+	if err := unix.FsconfigCreate(made); err != nil {
+		return nil, fmt.Errorf("fsconfig create: %w", kernelSays(made, err))
 	}
-	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
+	fd, err := unix.Fsmount(made, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("fsmount: %w", err)
 	}
@@ -64,7 +65,7 @@ func MountLoop(image string, devices ...string) (*os.File, error) {
 		return nil, err
 	}
 	defer back.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	control, err := loopControl()
 	if err != nil {
 		return nil, fmt.Errorf("mount EROFS image %s: %w", image, err)
 	}
@@ -99,6 +100,20 @@ func MountLoop(image string, devices ...string) (*os.File, error) {
 		return m, nil
 	}
 	return nil, fmt.Errorf("mount EROFS image %s: no loop device is free", image)
+}
+
+// loopControl opens what gives out loop devices. Where the module is not loaded yet and nobody has made the node, it is made: opening it
+// makes the kernel load the module.
+func loopControl() (*os.File, error) {
+	const name = "/dev/loop-control"
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return f, err
+	}
+	if err := unix.Mknod(name, unix.S_IFCHR|0o600, int(unix.Mkdev(10, 237))); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, &os.PathError{Op: "mknod", Path: name, Err: err}
+	}
+	return os.OpenFile(name, os.O_RDWR, 0)
 }
 
 // kernelSays adds the message that the kernel left in the file system context.

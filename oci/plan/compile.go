@@ -88,7 +88,23 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	if err := c.process(s.Process); err != nil {
 		return nil, err
 	}
+	c.kernelMemory()
 	return c.end()
+}
+
+// kernelMemory warns of limits that are not set: the kernel has given up the one, and cgroup
+// v2 the other.
+func (c *compiler) kernelMemory() {
+	r := c.spec.Linux.Resources
+	if r == nil || r.Memory == nil {
+		return
+	}
+	if k := r.Memory.Kernel; k != nil && *k > 0 { //nolint:staticcheck // it is deprecated, and said to be
+		c.warnOnce("linux.resources.memory.kernel is ignored: Linux has no such limit any more")
+	}
+	if k := r.Memory.KernelTCP; k != nil && *k > 0 && c.f.Cgroup.V2 {
+		c.warnOnce("linux.resources.memory.kernelTCP is ignored: cgroup v2 has no such limit")
+	}
 }
 
 func (c *compiler) begin() {

@@ -55,6 +55,47 @@ type Bootstrap struct {
 	Version  int    `json:"version"`  // of the task service: 2 or 3
 	Address  string `json:"address"`  // "unix://PATH"
 	Protocol string `json:"protocol"` // "ttrpc" or "grpc"
+	// Mounts is what the shim says that it does itself; nil: it says nothing of it.
+	Mounts *MountAbilities `json:"mounts,omitempty"`
+}
+
+// MountAbilities are mounts that a shim makes itself, as one that starts virtual machines may: nobody has to
+// make them for it.
+type MountAbilities struct {
+	Types      []string `json:"types,omitempty"`      // "loop", "erofs", ...
+	Transforms []string `json:"transforms,omitempty"` // "format", "mkfs", ...
+}
+
+// allowMounts is the annotation in which older shims tell their abilities: types, and transforms with a "/*" behind, separated by
+// commas.
+const allowMounts = "containerd.io/runtime-allow-mounts"
+
+// MountsOf reads the abilities of older shims in what they tell of themselves; nil: they say nothing of it.
+func MountsOf(info *types.RuntimeInfo) *MountAbilities {
+	text, ok := info.GetAnnotations()[allowMounts]
+	if !ok {
+		return nil
+	}
+	a := &MountAbilities{}
+	for word := range strings.SplitSeq(text, ",") {
+		if transform, ok := strings.CutSuffix(word, "/*"); ok {
+			a.Transforms = append(a.Transforms, transform)
+		} else if word != "" {
+			a.Types = append(a.Types, word)
+		}
+	}
+	return a
+}
+
+// abilities finds them in a shim's answer. One that cannot be read says nothing.
+func abilities(r *bootstrap.BootstrapResult) *MountAbilities {
+	for _, x := range r.GetExtensions() {
+		var m types.MountCapabilities
+		if x.GetValue().MessageIs(&m) && x.GetValue().UnmarshalTo(&m) == nil {
+			return &MountAbilities{Types: m.Types, Transforms: m.Transforms}
+		}
+	}
+	return nil
 }
 
 // TaskOptions say how the shim of a task is started, and how it is cleaned up after.
@@ -206,15 +247,14 @@ func readBootstrap(bundle string) (b Bootstrap, err error) {
 // JSON or a plain address.
 func parseBootstrap(out []byte) (Bootstrap, error) {
 	var r bootstrap.BootstrapResult
-	if err := proto.Unmarshal(out, &r); err == nil && r.Address != "" {
-		b := Bootstrap{Version: int(r.Version), Address: r.Address, Protocol: r.Protocol}
-		return b, b.valid()
+	if err := proto.Unmarshal(out, &r); err != nil || r.Address == "" {
+		r.Reset()
+		text := strings.TrimSpace(string(out))
+		if json.Unmarshal([]byte(text), &r) != nil || r.Version == 0 {
+			r = bootstrap.BootstrapResult{Version: 2, Address: text}
+		}
 	}
-	var b Bootstrap
-	text := strings.TrimSpace(string(out))
-	if json.Unmarshal([]byte(text), &b) != nil || b.Version == 0 {
-		b = Bootstrap{Version: 2, Address: text, Protocol: "ttrpc"}
-	}
+	b := Bootstrap{Version: int(r.Version), Address: r.Address, Protocol: r.Protocol, Mounts: abilities(&r)}
 	return b, b.valid()
 }
 

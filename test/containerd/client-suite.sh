@@ -8,12 +8,13 @@
 #   RESULTS         file to write: PASS, FAIL or SKIP and the name of a test, a line each, sorted
 # With HAKO_PEER_DIR, a folder with containerd, calls of its other commands (`containerd oci-hook`,
 # which a test uses as a hook) go there when BIN_DIR has hakod.
+# With RUNC=FILE it is that program which tests get as "runc" (hako-oci knows the containers of hako's shim).
 # With EXPECT=FILE (results of containerd) it says what passed there and did not here,
 # and ends with 1 if that is more than 3 %.
 # LOG=FILE keeps what tests and daemon say. TEST_RUNTIME and TEST_SNAPSHOTTER are the tests' own.
 # (root, go, runc, iproute2, lsof, a static busybox; criu and mkfs.xfs, or tests that want them skip.)
 set -eu
-[ $# -ge 3 ] || { sed -n 's/^# \?//; 2,16p' "$0" >&2; exit 2; }
+[ $# -ge 3 ] || { sed -n 's/^# \?//; 2,17p' "$0" >&2; exit 2; }
 # shellcheck source-path=SCRIPTDIR
 . "$(dirname "$0")/lib.sh"
 # before builds the tests, where there is a network.
@@ -35,12 +36,17 @@ before() {
 	cd "$OLDPWD"
 }
 touch "$3"
+[ -z "${RUNC:-}" ] || RUNC=$(realpath "$RUNC")
 enter "$0" "$(realpath "$1")" "$(realpath "$2")" "$(realpath "$3")" "${@:4}"
 bin=$2 results=$3 log=${LOG:-$w/log}; shift 3
 PATH=$bin:$PATH
 [ ! -x "$bin/hakod" ] || wrapper
+[ -z "${RUNC:-}" ] || ln -s "$RUNC" "$w/path/runc"
 cd "$w/data"
 mkdir -p /var/lib/containerd-test /run/containerd-test
+# A test keeps containers' state at this place: that of an earlier run would be in its way.
+mkdir -p /tmp/runc-test
+mount -t tmpfs -o mode=711 none /tmp/runc-test
 code=0
 "$w/client.test" -test.v -test.root -test.timeout 30m "$@" >"$log" 2>&1 </dev/null || code=$?
 sed -n 's/^[[:space:]]*--- \(PASS\|FAIL\|SKIP\): \([^ ]*\) (.*/\1 \2/p' "$log" | sort -k2 >"$results"

@@ -21,6 +21,7 @@ enter() {
 	# Groups of processes that are gone; all of them are in the namespaces' names.
 	find /sys/fs/cgroup -mindepth 2 -depth -type d \( -path '*/hw-*' -o -path '*/testing*' -o -path '*/tracing*' -o -path '*/buildkit*' -o -path '*/containerd/shim' -o -path '*/containerd/oomshim' \) -exec rmdir {} + 2>/dev/null || true
 	if [ -s "$w/cgroups" ]; then while read -r c; do rmdir /sys/fs/cgroup/*/"$c" 2>/dev/null || true; done <"$w/cgroups"; fi
+	rmdir /tmp/runc-test 2>/dev/null || true
 	rm -rf --one-file-system "$w"
 	exit $code
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -403,7 +404,10 @@ func TestContainerdShims(t *testing.T) {
 	t.Parallel()
 	n, c := ownContainerd(t)
 	cx := c.shared()
-	programs := map[string]string{"hako": filepath.Join(workDir, "hako-shim")}
+	programs := map[string]string{"hako": filepath.Join(workDir, "hako-shim"), "grpc": filepath.Join(workDir, "grpcshim"), "grpc-old": filepath.Join(t.TempDir(), "grpcshim-old")}
+	if err := os.Symlink(programs["grpc"], programs["grpc-old"]); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat("/usr/bin/containerd-shim-runc-v2"); err == nil {
 		programs["runc"] = "/usr/bin/containerd-shim-runc-v2"
 	}
@@ -435,6 +439,125 @@ func TestContainerdShims(t *testing.T) {
 	if _, err := ctr.NewTask(cx, cio.NullIO); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "containerd-shim-nosuch-v2") {
 		t.Errorf("a shim that is not there: %v", err)
 	}
+}
+
+// TestContainerdShimOverGRPC shows what a shim that speaks gRPC does beyond a life: it makes mounts itself if it says that it
+// can, has further processes, is a sandbox, and is missed when it dies.
+func TestContainerdShimOverGRPC(t *testing.T) {
+	t.Parallel()
+	n, c := ownContainerd(t)
+	cx := c.shared()
+	programs := map[string]string{"new": filepath.Join(workDir, "grpcshim"), "old": filepath.Join(t.TempDir(), "grpcshim-old"), "own": "io.containerd.runc.v2"}
+	if err := os.Symlink(programs["new"], programs["old"]); err != nil {
+		t.Fatal(err)
+	}
+	for name, program := range programs {
+		ctr := c.container("g-"+name, args("sleep", "600"), client.WithRuntime(program, nil))
+		mounts, err := c.SnapshotService(snapshotterName()).Mounts(cx, "g-"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range mounts {
+			mounts[i].Type = "format/" + mounts[i].Type
+		}
+		task, err := ctr.NewTask(cx, cio.NullIO, client.WithRootFS(mounts))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		bundle := filepath.Join(n.dir, "run", "io.containerd.runtime.v2.task", "k8s.io", "g-"+name)
+		if name != "own" {
+			got, err := os.ReadFile(filepath.Join(bundle, "rootfs-types"))
+			if err != nil || !strings.Contains(string(got), "format/") {
+				t.Errorf("%s: the shim mounts %q (%v), and does so itself", name, got, err)
+			}
+		}
+		if err := task.Start(cx); err != nil {
+			t.Fatal(name, err)
+		}
+		spec, err := ctr.Spec(cx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec.Process.Args = []string{"echo", "hello"}
+		var out bytes.Buffer
+		exec, err := task.Exec(cx, "x", spec.Process, cio.NewCreator(cio.WithStreams(nil, &out, nil)))
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		done, err := exec.Wait(cx)
+		if err == nil {
+			err = exec.Start(cx)
+		}
+		if err != nil {
+			t.Fatal(name, err)
+		}
+		if s := <-done; s.ExitCode() != 0 || s.Error() != nil {
+			t.Errorf("%s: %v", name, s)
+		}
+		exec.IO().Wait()
+		if out.String() != "hello\n" {
+			t.Errorf("%s: %q", name, out.String())
+		}
+		if _, err := exec.Delete(cx); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		// The class of an error comes through both protocols.
+		if err := task.Resume(cx); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: resumed, and not paused: %v", name, err)
+		}
+		if _, err := task.LoadProcess(cx, "none", nil); !errdefs.IsNotFound(err) {
+			t.Errorf("%s: a process that is not there: %v", name, err)
+		}
+	}
+
+	// The death of the program that speaks gRPC is noticed, although the hako-shim behind it would go on.
+	ts := c.watch()
+	ctr, task := c.sleeping("dies", client.WithRuntime(programs["new"], nil))
+	ended, err := task.Wait(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts.expect(t, "dies", "create", "start")
+	killBySocket(t, filepath.Join(n.dir, "run", "io.containerd.runtime.v2.task", "k8s.io", "dies"))
+	select {
+	case s := <-ended:
+		if s.ExitCode() != 137 {
+			t.Errorf("%v", s)
+		}
+	case <-time.After(hangLimit):
+		t.Error("nobody tells of the end of a task whose shim died")
+	}
+	ts.expect(t, "dies", "create", "start", "exit", "delete")
+	if _, err := ctr.Task(cx, nil); !errdefs.IsNotFound(err) {
+		t.Errorf("the task of a dead shim: %v", err)
+	}
+}
+
+// killBySocket kills the grpcshim that serves in a bundle.
+func killBySocket(t *testing.T, bundle string) {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range dirs {
+		cwd, err := os.Readlink(filepath.Join(d, "cwd"))
+		if err != nil || cwd != bundle {
+			continue
+		}
+		if line, err := os.ReadFile(filepath.Join(d, "cmdline")); err != nil || !strings.HasSuffix(string(line), "\x00serve\x00") || !strings.HasPrefix(string(line), "/proc/self/exe\x00") {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(d))
+		if err == nil {
+			err = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatalf("no shim serves in %s", bundle)
 }
 
 // view is what one API says and does of containers.

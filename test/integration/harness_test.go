@@ -50,6 +50,7 @@ func TestMain(m *testing.M) {
 var binaries = sync.OnceValue(func() error {
 	for out, pkg := range map[string]string{
 		"hakod": "../../cmd/hakod", "hako-shim": "../../cmd/hako-shim", "helper": "./testdata/helper",
+		"grpcshim": "./testdata/grpcshim",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(workDir, out), pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

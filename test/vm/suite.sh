@@ -4,7 +4,7 @@
 # layout. The machine has no Go: test binaries are compiled here and handed in with the
 # folders testdata and with bin/. MODES="minimal systemd" picks the modes, RUN is go
 # test's -run, VERBOSE=1 its -v, TIMEOUT its -timeout of one package. APPEND is for the kernel's command
-# line.
+# line. HAKO_TEST_SNAPSHOTTER is handed on.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/../.."
@@ -48,6 +48,6 @@ for mode in ${MODES:-minimal systemd}; do
 	echo "--- test VM, $mode mode"
 	"$here/run.sh" ${flags[@]+"${flags[@]}"} -t 14400 -f "$tmp/tests:/tests" \
 		-f bin:/usr/local/bin -f "$here/guest-go.sh:/usr/local/bin/go" -f "$here/inside.sh:/inside.sh" ${peers[@]+"${peers[@]}"} \
-		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' bash /inside.sh" || status=$?
+		"RUN='${RUN:-}' TIMEOUT='${TIMEOUT:-}' VERBOSE='${VERBOSE:-}' ${HAKO_TEST_SNAPSHOTTER:+HAKO_TEST_SNAPSHOTTER='$HAKO_TEST_SNAPSHOTTER'} bash /inside.sh" || status=$?
 done
 exit $status
