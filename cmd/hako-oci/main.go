@@ -22,6 +22,7 @@ import (
 	"strings"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/early"
 )
 
 // Exit codes, as runc's.
@@ -49,7 +50,9 @@ type app struct {
 func main() {
 	returnFiles()
 	growStack()
-	os.Exit(Main(os.Args[1:]))
+	code := Main(os.Args[1:])
+	early.Begun.Discard()
+	os.Exit(code)
 }
 
 // growStack makes room for the deepest calls at once: growing step by step means to copy
@@ -118,7 +121,7 @@ func Main(args []string) int {
 		return exitFailure
 	}
 	defer closeLog()
-	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log, TimerSlack: quietRuntime()}}
+	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log, TimerSlack: quietRuntime(), Begun: &early.Begun}}
 	if *g.systemd {
 		a.rt.CgroupDriver = "systemd"
 	}
