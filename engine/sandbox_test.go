@@ -356,6 +356,50 @@ func TestPodsAfterACrash(t *testing.T) {
 	if err := n.e.RemoveSandbox(bg, pod); err != nil {
 		t.Fatal(err)
 	}
+	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
+	n.empty()
+}
+
+// TestUndoThatHangs: a network that does not give back what a run that was cut short had does not keep the daemon from its
+// start. Nobody sees that run; who asks for its name waits for the end of it.
+func TestUndoThatHangs(t *testing.T) {
+	t.Parallel()
+	n, net := newNetNode(t)
+	other := n.pod(hostPod("other"))
+	c := n.ownPod("cut")
+	for _, record := range []bool{true, false} {
+		id := newID()
+		dir := n.e.sandboxDir(id)
+		r := sandboxRecord{Version: sandboxVersion, ID: id, Config: c}
+		if err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r})); err != nil {
+			t.Fatal(err)
+		}
+		if record {
+			if err := n.sandboxes.Put(bg, id, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	net.hangs = make(chan struct{})
+	n.boot()
+	if all := n.e.Sandboxes(bg); len(all) != 1 || all[0].ID != other || all[0].State != SandboxReady {
+		t.Errorf("sandboxes: %v", all)
+	}
+	n.member(other, memberConfig("a", "sleep"))
+	ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
+	defer cancel()
+	if _, err := n.e.RunSandbox(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the name of what is being undone: %v", err)
+	}
+	close(net.hangs)
+	for _, p := range []string{n.pod(c), other} {
+		if err := n.e.RemoveSandbox(bg, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
 	n.empty()
 }
 
@@ -365,7 +409,8 @@ type podNet struct {
 	setup func(context.Context) error // nil: nothing happens
 	mu    sync.Mutex
 	torn  map[string]string
-	fails int // of the next teardowns
+	fails int           // of the next teardowns
+	hangs chan struct{} // teardowns wait for its end; nil: they do not
 }
 
 func (p *podNet) Ready() error { return nil }
@@ -380,6 +425,9 @@ func (p *podNet) Setup(ctx context.Context, _ PodEndpoint) (PodAddresses, error)
 }
 
 func (p *podNet) Teardown(_ context.Context, e PodEndpoint) error {
+	if p.hangs != nil {
+		<-p.hangs
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.torn[e.ID] = e.NetNS

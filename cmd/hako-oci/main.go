@@ -188,13 +188,35 @@ type listFlag []string
 func (l *listFlag) String() string     { return strings.Join(*l, ",") }
 func (l *listFlag) Set(v string) error { *l = append(*l, v); return nil }
 
+const systemRoot = "/run/hako-oci"
+
 func defaultRoot() string {
-	if os.Geteuid() != 0 {
-		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-			return filepath.Join(dir, "hako-oci")
-		}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && (os.Geteuid() != 0 || rootOfOthers()) {
+		return filepath.Join(dir, "hako-oci")
 	}
-	return "/run/hako-oci"
+	return systemRoot
+}
+
+// rootOfOthers tells whether this is root in a user namespace of a plain user, with that user's
+// environment.
+func rootOfOthers() bool {
+	if os.Getenv("USER") == "root" {
+		return false
+	}
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(raw)), " ") != "0 0 4294967295"
+}
+
+// keepRoot makes a root in $XDG_RUNTIME_DIR with the sticky bit, without which what is not
+// touched there may be cleared away (XDG Base Directory Specification).
+func keepRoot(root string) error {
+	if root == systemRoot || root != defaultRoot() {
+		return nil
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(root, 0o700|os.ModeSticky)
 }
 
 // openLog sends messages to standard error or a file. The format is what callers parse:

@@ -168,6 +168,9 @@ func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
 		o, err := f.options(a.rt.Begun, n, true)
 		if err != nil {
 			return 0, err
@@ -199,6 +202,9 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
 		o, err := f.options(a.rt.Begun, n, *detach)
 		if err != nil {
 			return 0, err
