@@ -105,7 +105,7 @@ func (a *app) root() *cobra.Command {
 
 It talks to the daemon hakod, which it finds by --host, $HAKO_HOST, $DOCKER_HOST or
 the default socket, in that order.`,
-		Example: `  hako run --rm -it alpine sh            run a shell in a new container
+		Example: `  hako run --rm -it alpine sh              run a shell in a new container
   hako run -d -p 8080:80 --name web nginx  run a service in the background
   hako ps                                  list running containers
   hako doctor                              check whether this machine is ready`,
@@ -153,18 +153,12 @@ the default socket, in that order.`,
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommandGroupID("system")
 	tidyUsage(root)
-	// One line of usage, where cobra has a second one for commands that hold others.
-	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}\n  {{.UseLine}}{{end}}{{if .HasAvailableSubCommands}}\n  {{.CommandPath}} [command]{{end}}",
-		"\n  {{.UseLine}}", 1))
-	help := root.HelpFunc()
-	root.SetHelpFunc(func(cmd *cobra.Command, args []string) {
-		if names := cmd.Flags().Args(); cmd.HasSubCommands() && len(names) > 0 {
-			a.noHelp = unknownCommand(cmd, names[0])
-			return
-		}
-		help(cmd, args)
-	})
+	root.InitDefaultVersionFlag()
+	root.Flags().Lookup("version").Usage = "print the version"
+	a.completeNames(root)
+	a.setHelp(root)
 	return root
 }
 
@@ -181,14 +175,6 @@ func longForms(cmds []*cobra.Command, names ...string) []*cobra.Command {
 		}
 	}
 	return cmds
-}
-
-// tidyUsage drops cobra's own "[flags]": the usage lines say [OPTIONS] where there are some.
-func tidyUsage(cmd *cobra.Command) {
-	cmd.DisableFlagsInUseLine = true
-	for _, c := range cmd.Commands() {
-		tidyUsage(c)
-	}
 }
 
 func unknownCommand(cmd *cobra.Command, name string) error {

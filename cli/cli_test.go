@@ -99,6 +99,11 @@ func TestLayoutFitsTheTerminal(t *testing.T) {
 			t.Errorf("%d columns: %q", n, line)
 		}
 	}
+	full := strings.Repeat("0123456789", 6)
+	lines = append(lines, []string{full, strings.Repeat("x", 100)})
+	if got := layout(lines, 60); !strings.Contains(got, full+"   xxxxxxxxx…\n") {
+		t.Errorf("a name is cut, or the rest is not:\n%s", got)
+	}
 	if got := layout(lines, 0); !strings.Contains(got, strings.Repeat("x", 100)) {
 		t.Error("cut although there is no terminal")
 	}

@@ -22,6 +22,8 @@ type list struct {
 	headers map[string]string
 	// quiet is the field that -q prints.
 	quiet string
+	// whole leaves the table as wide as it is (--no-trunc).
+	whole bool
 }
 
 const formatHelp = `"table", "json", or a Go template such as '{{.ID}}' or 'table {{.ID}}\t{{.Names}}'`
@@ -137,14 +139,28 @@ func (l list) printTable(w io.Writer, rows []any, format string) error {
 		}
 		lines = append(lines, strings.Split(b.String(), "\t"))
 	}
-	_, err = io.WriteString(w, layout(lines, width(w)))
+	limit := width(w)
+	if l.whole {
+		limit = 0
+	}
+	_, err = io.WriteString(w, layout(lines, limit))
 	return err
 }
 
 const columnGap = 3
 
-// layout pads columns. Where they exceed the terminal, the widest ones are cut
-// until the table fits; limit 0 means no limit.
+// copied tells of a column, by its header, whether people copy what stands in it.
+func copied(header string) bool {
+	for _, end := range []string{"ID", "NAME", "NAMES", "REPOSITORY", "TAG", "DIGEST"} {
+		if header == end || strings.HasSuffix(header, " "+end) {
+			return true
+		}
+	}
+	return false
+}
+
+// layout pads columns. Where they exceed the terminal, the widest ones are cut until the table
+// fits, but for what people copy, which is of no use when it is cut; limit 0 means no limit.
 func layout(lines [][]string, limit int) string {
 	var widths []int
 	for _, line := range lines {
@@ -162,13 +178,13 @@ func layout(lines [][]string, limit int) string {
 			total += n
 		}
 		for total > limit {
-			widest := 0
+			widest := -1
 			for i := range widths {
-				if widths[i] > widths[widest] {
+				if !copied(lines[0][min(i, len(lines[0])-1)]) && (widest < 0 || widths[i] > widths[widest]) {
 					widest = i
 				}
 			}
-			if widths[widest] <= least {
+			if widest < 0 || widths[widest] <= least {
 				break
 			}
 			widths[widest]--

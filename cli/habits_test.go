@@ -49,6 +49,10 @@ func TestHabits(t *testing.T) {
 		{"container --help", 0, "Usage:\n  hako container COMMAND\n\n", ""},
 		{"container ls --help", 0, "Usage:\n  hako container ls [OPTIONS]\n", ""},
 		{"version --client", 0, "1.56 (at most)", ""},
+		{"__completeNoDesc stop w", 0, "web\n:4\n", ""},
+		{"__completeNoDesc stop x", 0, ":4\n", ""},
+		{"__completeNoDesc exec web l", 0, ":0\n", ""},
+		{"__completeNoDesc network connect x w", 0, "web\n:4\n", ""},
 	} {
 		code, out, errs := runCLI(t, append([]string{"--host", host}, strings.Fields(tt.args)...)...)
 		if code != tt.code || !strings.Contains(out, tt.out) || !strings.Contains(errs, tt.err) || tt.err != "" && out != "" {

@@ -128,6 +128,7 @@ func (a *app) imagesCommand() *cobra.Command {
 		if digests {
 			l.table = `{{.Repository}}\t{{.Tag}}\t{{.Digest}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}`
 		}
+		l.whole = noTrunc
 		return l.print(a.Out, imageRows(res.Items, !noTrunc), format, quiet)
 	}
 	return cmd
@@ -410,7 +411,9 @@ func (a *app) historyCommand() *cobra.Command {
 			for i, h := range res.Items {
 				rows[i] = historyRow{h, !noTrunc}
 			}
-			return historyList.print(a.Out, rows, format, quiet)
+			l := historyList
+			l.whole = noTrunc
+			return l.print(a.Out, rows, format, quiet)
 		}}
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "only ids")
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "do not shorten")

@@ -326,7 +326,9 @@ func (a *app) networkLs() *cobra.Command {
 		for i, n := range res.Items {
 			rows[i] = networkRow{n.Network, !noTrunc}
 		}
-		return networkList.print(a.Out, rows, format, quiet)
+		l := networkList
+		l.whole = noTrunc
+		return l.print(a.Out, rows, format, quiet)
 	}
 	return ls
 }

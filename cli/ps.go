@@ -211,6 +211,7 @@ func (a *app) psCommand() *cobra.Command {
 		if o.Size {
 			l.table += `\t{{.Size}}`
 		}
+		l.whole = noTrunc
 		return l.print(a.Out, rows, format, quiet)
 	}
 	return cmd

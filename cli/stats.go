@@ -116,7 +116,9 @@ func (a *app) statsCommand() *cobra.Command {
 				if !noStream && isTerminal(a.Out) {
 					fmt.Fprint(a.Out, "\x1b[2J\x1b[H")
 				}
-				if err := statsList.print(a.Out, rows, format, false); err != nil {
+				l := statsList
+				l.whole = noTrunc
+				if err := l.print(a.Out, rows, format, false); err != nil {
 					return err
 				}
 				if noStream {

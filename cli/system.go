@@ -316,6 +316,7 @@ func (a *app) completionCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			root := cmd.Root()
 			root.DisableAutoGenTag = true
+			nameLists(root)
 			return doc.GenManTree(root, &doc.GenManHeader{Title: "HAKO", Section: "1", Source: "hako " + version.Version}, args[0])
 		}}
 	cmd.AddCommand(man)

@@ -27,16 +27,19 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 	c.mu.Lock()
 	r := c.run
 	c.mu.Unlock()
-	if r != nil {
-		if root, err = openProcessRoot(int(r.pid.Load())); err == nil {
+	pid, ended := 0, (<-chan struct{})(nil)
+	switch {
+	case c.guest != nil:
+		pid, ended = c.guest.rooted()
+	case r != nil:
+		pid, ended = int(r.pid.Load()), r.exited
+	}
+	if pid != 0 {
+		if root, err = openProcessRoot(pid); err == nil {
 			// The pid may have ended, and be another process's by now.
 			c.mu.Lock()
 			same := c.run == r
 			c.mu.Unlock()
-			ended := r.exited
-			if c.guest != nil {
-				ended = c.guest.t.exited
-			}
 			select {
 			case <-ended:
 				same = false
@@ -49,7 +52,19 @@ func (e *Engine) openFiles(ctx context.Context, c *container, p string, write bo
 		}
 	}
 	release := func() {}
-	if write { // no start may mount the layer a second time meanwhile
+	switch { // no start may mount the layer a second time meanwhile
+	case write && c.guest != nil:
+		if release, err = e.holdRoot(ctx, c.guest.key()); err != nil {
+			return nil, "", nil, err
+		}
+		if g := e.newGuest(c.guest.namespace, c.guest.rec); g.t != c.guest.t { // there is another task since it was looked at
+			release()
+			return e.openFiles(ctx, e.guestContainer(ctx, g), p, write)
+		} else if pid, _ := g.rooted(); pid != 0 {
+			release()
+			return nil, "", nil, conflictf("container %s is just ending: try again", c.id)
+		}
+	case write:
 		if err := c.acquire(ctx); err != nil {
 			return nil, "", nil, err
 		}

@@ -59,8 +59,9 @@ type container struct {
 	execs    map[string]*execution
 	// restartCancel ends the wait of a restarting container; nil if none waits.
 	restartCancel context.CancelFunc
-	failures      int // restarts in a row, for the backoff
-	lastPid       int // of the last run, when it has ended
+	failures      int               // restarts in a row, for the backoff
+	lastPid       int               // of the last run, when it has ended
+	face          *PodContainerFace // nil: no list has shown it yet
 
 	// guest, if not nil, is whose container this is one of the moment of; never changed.
 	guest *guest
@@ -142,6 +143,16 @@ func (c *container) view() Container {
 		}
 	}
 	return v
+}
+
+// entry is a pod's container in a list. Only one that others can see has one: a plugin may change what is being made.
+func (c *container) entry() PodContainer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.face == nil {
+		c.face = c.rec.Face()
+	}
+	return PodContainer{c.face, c.rec.State.Status}
 }
 
 func (c *container) status() Status {
@@ -248,7 +259,7 @@ func (r *registry) remove(c *container, name string) {
 func (r *registry) all() []*container {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return slices.Collect(maps.Values(r.byID))
+	return slices.AppendSeq(make([]*container, 0, len(r.byID)), maps.Values(r.byID))
 }
 
 // get finds a container by id, name (with or without slash) or unique id prefix.

@@ -164,6 +164,10 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, err
 	}
 
+	if err := relabelMounts(v); err != nil {
+		return nil, err
+	}
+
 	// The snapshot and the record are written side by side, so that they share one
 	// fsync, unless something must be seen of the files in between: the user of a pod's
 	// container, if its image is not known yet, or an image's content that gets into a volume.

@@ -535,7 +535,7 @@ func (e *Engine) mountShm(v Container, bundle string) (string, error) {
 	if size == 0 {
 		size = defaultShmSize
 	}
-	if err := mountShm(dir, size); err != nil {
+	if err := mountShm(dir, size, ""); err != nil {
 		return "", fmt.Errorf("container %s: %w", v.ID, err)
 	}
 	return dir, nil

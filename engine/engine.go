@@ -100,7 +100,7 @@ type Engine struct {
 
 	containers registry
 	tasks      tasks
-	rooms      shimRooms
+	rooms      tiedIndex[*shimRoom]
 	pods       sandboxes
 	told       told
 	volumes    volumes
@@ -147,8 +147,8 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		byID: map[string]*container{}, names: map[string]string{},
 		beingMade: map[string]string{},
 	}
-	e.tasks = tasks{all: map[taskKey]*task{}, groups: map[string]*groupTicket{}}
-	e.rooms = shimRooms{all: map[taskKey]*shimRoom{}}
+	e.tasks = tasks{tiedIndex: tiedIndex[*task]{all: map[taskKey]*task{}}, groups: map[string]*groupTicket{}}
+	e.rooms = tiedIndex[*shimRoom]{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.
 	for dir, mode := range map[string]os.FileMode{
@@ -226,11 +226,8 @@ func (e *Engine) Close() error {
 			shim.Close()
 		}
 	}
-	for _, b := range e.rooms.list() {
-		b.mu.Lock()
-		shim := b.shim
-		b.mu.Unlock()
-		if shim != nil {
+	for _, b := range e.rooms.in("") {
+		if shim := b.connection(); shim != nil {
 			shim.Close()
 		}
 	}
@@ -269,7 +266,8 @@ func (e *Engine) ns(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, Namespace)
 }
 
-// loadID reads the node's id, and makes one at the first start.
+// loadID reads the node's id, and makes one at the first start, and in place of one that cannot be read: nothing
+// depends on its being the same.
 func (e *Engine) loadID(ctx context.Context) error {
 	var s struct {
 		ID string `json:"id"`
@@ -279,6 +277,8 @@ func (e *Engine) loadID(ctx context.Context) error {
 	case err == nil && s.ID != "":
 		e.id = s.ID
 		return nil
+	case errdefs.IsDataLoss(err):
+		e.log.Error("the node's id cannot be read, and is made anew", "error", err)
 	case err != nil && !errdefs.IsNotFound(err):
 		return fmt.Errorf("read the node's id: %w", err)
 	}

@@ -2,8 +2,13 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -328,9 +333,24 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 	if cwd != "" && cwd[0] != '/' {
 		return nil, invalidf("exec working directory %q is not an absolute path", cwd)
 	}
+	limits := rlimits(v.Config.Resources.Ulimits, e.host.FileLimit)
 	ev := v
 	ev.Config.TTY = x.cfg.TTY
-	ev.Env = mergeEnv(v.Env, x.cfg.Env)
+	if v.Adjustment != nil || len(v.cdiNames()) > 0 {
+		// What plugins and descriptions of devices made of the container's process holds for this one, too.
+		started, err := e.ContainerSpec(e.ctx, v.ID)
+		if err == nil && started.Process == nil {
+			err = fmt.Errorf("configuration of container %s has no process: %w", v.ID, errdefs.ErrDataLoss)
+		}
+		if err != nil {
+			return nil, err
+		}
+		limits, ev.Env = started.Process.Rlimits, started.Process.Env
+		if x.cfg.User != "" {
+			ev.Env = slices.DeleteFunc(ev.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") })
+		}
+	}
+	ev.Env = mergeEnv(ev.Env, x.cfg.Env)
 	p := &specs.Process{
 		Terminal:        x.cfg.TTY,
 		Args:            x.cfg.Cmd,
@@ -340,10 +360,11 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		Capabilities:    capabilitySets(e.host.availableCaps(caps), acc.UID),
 		NoNewPrivileges: sec.noNewPrivileges,
 		ApparmorProfile: profile,
-		Rlimits:         rlimits(v.Config.Resources.Ulimits, e.host.FileLimit),
+		Rlimits:         limits,
 		OOMScoreAdj:     oomScoreAdj(v.Config, e.host),
 	}
 	if v.Config.Pod != nil {
+		p.SelinuxLabel = v.Config.Pod.ProcessLabel
 		if err := addAmbient(p.Capabilities, v.Config.Pod.AmbientCaps, caps, e.host); err != nil {
 			return nil, err
 		}
@@ -352,6 +373,22 @@ func (e *Engine) execProcess(x *execution, r *run) (*specs.Process, error) {
 		p.ConsoleSize = &specs.Box{Height: x.cfg.ConsoleSize[0], Width: x.cfg.ConsoleSize[1]}
 	}
 	return p, nil
+}
+
+// ContainerSpec is the OCI configuration that a running container was started with. One that does not run has
+// none: NotFound.
+func (e *Engine) ContainerSpec(_ context.Context, id string) (*specs.Spec, error) {
+	raw, err := os.ReadFile(filepath.Join(e.bundle(id), "config.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, notFoundf("container %s has no configuration: it does not run", id)
+	} else if err != nil {
+		return nil, fmt.Errorf("configuration of container %s: %w", id, err)
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(raw, &s); err != nil {
+		return nil, fmt.Errorf("configuration of container %s: %w", id, errors.Join(err, errdefs.ErrDataLoss))
+	}
+	return &s, nil
 }
 
 // execAccount finds whom an exec runs as. In a pod that is whom the container does.

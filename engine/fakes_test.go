@@ -131,6 +131,19 @@ func (r *memRecords) ForEach(f func(string, []byte) error) error {
 	return first
 }
 
+// damage writes over a record, or makes one, as a broken disk would.
+func (r *memRecords) damage(id, with string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all[id] = []byte(with)
+}
+
+func (r *memRecords) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all)
+}
+
 // fakeImages holds images by every name they have.
 type fakeImages struct {
 	*breaker
@@ -617,7 +630,7 @@ func (n *node) clean() {
 		return n.nets.taken() == 0 && n.shims.count() == 0 && n.snaps.count() == 0 &&
 			len(folders(filepath.Join(n.root, "containers"))) == 0 && len(folders(filepath.Join(n.state, "containers"))) == 0
 	})
-	if len(n.containers.all) != 0 {
-		n.t.Errorf("%d records are left", len(n.containers.all))
+	if left := n.containers.count(); left != 0 {
+		n.t.Errorf("%d records are left", left)
 	}
 }

@@ -169,6 +169,26 @@ func (f *flights[T]) startLocked(ctx context.Context, work func(func()), o opera
 	return fl
 }
 
+// hold lets who asks for a key wait until it is released, as for a flight that is being taken back.
+func (f *flights[T]) hold(key string) (release func()) {
+	fl := &flight[T]{cancel: func() {}, done: make(chan struct{}), undone: make(chan struct{}), abandoned: true}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.byKey == nil {
+		f.byKey = map[string]*flight[T]{}
+	}
+	if f.byKey[key] != nil {
+		return func() {}
+	}
+	f.byKey[key] = fl
+	return func() {
+		f.mu.Lock()
+		f.forgetLocked(key, fl)
+		f.mu.Unlock()
+		close(fl.undone)
+	}
+}
+
 // takeBack undoes an abandoned flight whose operation has ended well. Until that is done it holds
 // the key: what it made holds the name.
 func (f *flights[T]) takeBack(o operation[T], fl *flight[T]) {

@@ -137,6 +137,21 @@ func (g *guest) process() TaskProcess {
 	return g.t.process()
 }
 
+func (g *guest) key() taskKey { return taskKey{g.namespace, g.rec.ID} }
+
+// rooted is a process whose root are the files of the guest, whether it runs or waits to be started, and
+// what is closed when it has ended; 0: there is none.
+func (g *guest) rooted() (pid int, ended <-chan struct{}) {
+	if g.t == nil {
+		return 0, nil
+	}
+	p := g.t.process()
+	if p.Status == TaskStatusStopped {
+		return 0, nil
+	}
+	return int(p.Pid), g.t.exited
+}
+
 func (g *guest) live() bool {
 	s := g.process().Status
 	return g.t != nil && s != TaskStatusStopped && s != TaskStatusCreated

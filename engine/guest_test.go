@@ -1,7 +1,12 @@
 package engine
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -172,5 +177,62 @@ func TestSandboxEvents(t *testing.T) {
 	want := []string{"/containers/create", "/sandboxes/create", "/sandboxes/start", "/sandboxes/exit", "/containers/delete"}
 	if got := n.events.topics(); !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// TestCopyMeetsCreation: while Docker copies into a container of containerd's client, no task mounts its files a
+// second time, and the other way round.
+func TestCopyMeetsCreation(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skipf("needs root: %s opens the container's mounts", t.Name())
+	}
+	n := newGuestNode(t)
+	if _, err := n.snaps.Prepare(n.ctx, "layer", ""); err != nil {
+		t.Fatal(err)
+	}
+	_, err := n.e.ContainerStore().Create(n.ctx, containers.Container{
+		ID: "g", Snapshotter: "fake", SnapshotKey: "layer",
+		Runtime: containers.RuntimeInfo{Name: RuntimeRunc}, Spec: &anypb.Any{TypeUrl: specType, Value: []byte("{}")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := makeTar(t, tar.Header{Name: "f", Typeflag: tar.TypeReg, Mode: 0o600})
+	pr, pw := io.Pipe()
+	copied := make(chan error, 1)
+	go func() { copied <- n.e.PutArchive(bg, "g", "/", pr, PutOptions{}) }()
+	if _, err := pw.Write(raw[:512]); err != nil { // it has been taken: the copy is under way
+		t.Fatal(err)
+	}
+	file := filepath.Join(n.snaps.root, "layer", "f")
+	n.at("task.create", func() {
+		if _, err := os.Stat(file); err != nil {
+			t.Error("a task was made of a container that is being copied into")
+		}
+	})
+	ctx := newReachContext(n.ctx)
+	created := make(chan error, 1)
+	go func() {
+		_, err := n.e.CreateTask(ctx, "g", TaskConfig{})
+		created <- err
+	}()
+	select {
+	case <-ctx.reached: // it waits
+	case err := <-created:
+		created <- err
+	}
+	go func() {
+		_, err := pw.Write(raw[512:])
+		pw.CloseWithError(errors.Join(err, io.EOF))
+	}()
+	if err := <-copied; err != nil {
+		t.Error(err)
+	}
+	if err := <-created; err != nil {
+		t.Error(err)
+	}
+	if got := n.count("task.create"); got != 1 {
+		t.Errorf("%d tasks", got)
 	}
 }

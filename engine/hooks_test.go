@@ -280,7 +280,7 @@ func TestHooksRefuse(t *testing.T) {
 // clean_ asserts that no container is left.
 func (n *node) clean_() {
 	n.t.Helper()
-	if left := len(n.containers.all) + n.snaps.count() + len(folders(filepath.Join(n.root, "containers"))); left != 0 {
+	if left := n.containers.count() + n.snaps.count() + len(folders(filepath.Join(n.root, "containers"))); left != 0 {
 		n.t.Errorf("%d records, snapshots and folders are left", left)
 	}
 }
@@ -447,7 +447,7 @@ func TestHooksThatHang(t *testing.T) {
 func TestAdjustedContainer(t *testing.T) {
 	t.Parallel()
 	n, h := newHookedNode(t)
-	adj := -17
+	adj := 417
 	h.adj = Adjustment{
 		Annotations: map[string]string{"example.com/plugin": "yes"},
 		Env:         []string{"A=plugin"}, RemoveEnv: []string{"HOSTNAME"},

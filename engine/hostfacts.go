@@ -34,6 +34,8 @@ type hostFacts struct {
 	// AppArmorProfile is what confines containers by default; "" with AppArmorWhy if
 	// AppArmor is on and none can.
 	AppArmorProfile, AppArmorWhy string
+	SELinux                      *selinux // nil: pods have no labels; with SELinuxWhy it is on nevertheless
+	SELinuxWhy                   string
 	SwapLimit                    bool
 	Caps                         uint64   // the daemon's bounding set; 0: unknown
 	ThermalPaths                 []string // per CPU, masked in containers
@@ -112,8 +114,17 @@ func probeHost() (hostFacts, error) {
 	h.Seccomp = err == nil
 	h.AppArmor, h.AppArmorProfile, h.AppArmorWhy = probeAppArmor("/sys", apparmorParser())
 	_, err = os.Stat("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes")
+	h.SELinux, h.SELinuxWhy = probeSELinux("/sys", "/etc")
 	h.SwapLimit = err == nil || h.CgroupV2
 	return h, nil
+}
+
+// possibleOOMScore is the lowest score that the daemon can give, if adj is below it.
+func (h hostFacts) possibleOOMScore(adj int) int {
+	if h.Caps == 0 || h.Caps&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return adj
+	}
+	return max(adj, h.OOMScoreAdj)
 }
 
 // readLine gives the first line of a small trusted file, "" on any error.

@@ -101,7 +101,16 @@ func (e *Engine) imageUsers(ctx context.Context) (map[string][]Container, error)
 	users := map[string][]Container{}
 	for _, c := range e.containers.all() {
 		v := c.view()
-		users[v.ImageID] = append(users[v.ImageID], v)
+		used := []string{v.ImageID}
+		for _, m := range v.Mounts {
+			if m.Kind == MountImage && m.ImageID != "" {
+				used = append(used, m.ImageID)
+			}
+		}
+		slices.Sort(used)
+		for _, id := range slices.Compact(used) {
+			users[id] = append(users[id], v)
+		}
 	}
 	guests, err := e.guests(ctx)
 	if err != nil {

@@ -35,6 +35,9 @@ func (e *Engine) Info(ctx context.Context) (Info, error) {
 	} else if h.AppArmor {
 		i.Warnings = append(i.Warnings, "WARNING: AppArmor is enabled, but does not confine containers: "+h.AppArmorWhy)
 	}
+	if h.SELinuxWhy != "" {
+		i.Warnings = append(i.Warnings, "WARNING: SELinux is enabled, but does not confine pods: "+h.SELinuxWhy)
+	}
 	for name, bin := range e.runtimes() {
 		i.Runtimes[name] = bin
 	}

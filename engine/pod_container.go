@@ -49,7 +49,9 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	m, err := e.pods.creates.do(ctx, e.work.Go, operation[*newMember]{
 		key: name, request: request,
 		run: func(ctx context.Context) (*newMember, error) {
-			e.warmShim(s)
+			if !s.hasShim() {
+				e.work.Go(func() { e.warmShim(e.ctx, s) })
+			}
 			return e.makeContainer(e.ns(ctx), name, c, s)
 		},
 		keep:  e.publish,
@@ -80,21 +82,14 @@ func (e *Engine) CreatePodContainer(ctx context.Context, sandboxRef string, c Co
 	return m.c.id, nil
 }
 
-// warmShim starts the shim of a sandbox while its first container is being made.
-func (e *Engine) warmShim(s *sandbox) {
-	s.mu.Lock()
-	there := s.shim != nil
-	s.mu.Unlock()
-	if there {
-		return
+// warmShim starts the shim of a sandbox ahead: while its first container is being made, or before that while its network is, if that
+// takes long.
+func (e *Engine) warmShim(ctx context.Context, s *sandbox) {
+	ctx, cancel := context.WithTimeout(ctx, connectLimit)
+	defer cancel()
+	if _, err := e.podShim(ctx, s); err != nil {
+		e.log.Debug("start a shim ahead", "sandbox", s.id, "error", err) // the start of the container says it
 	}
-	e.work.Go(func() {
-		ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
-		defer cancel()
-		if _, err := e.podShim(ctx, s); err != nil {
-			e.log.Debug("start a shim ahead", "sandbox", s.id, "error", err) // the start of the container says it
-		}
-	})
 }
 
 // StartPodContainer starts a container of a pod, which is done once. A request that is
@@ -193,6 +188,9 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 	if err := e.checkCDI(p.CDIDevices); err != nil {
 		return err
 	}
+	if err := e.labelMember(p, s, c.Privileged); err != nil {
+		return err
+	}
 	if _, err := capabilities(false, p.AmbientCaps, nil); err != nil {
 		return err
 	}
@@ -200,8 +198,17 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 		if err := checkPropagation(c.Mounts[i]); err != nil {
 			return err
 		}
+		if m := c.Mounts[i]; m.Kind == MountBind && m.ReadOnly && !m.ReadOnlyNonRecur && !e.recursiveReadOnly(c.Runtime) {
+			return invalidf("RROUnsupported: mount %s cannot be made read-only with all that is mounted below it", m.Target)
+		}
 	}
 	return nil
+}
+
+// recursiveReadOnly tells whether containers on a runtime can have mounts that are read-only with all below. Of
+// foreign runtimes it is not known.
+func (e *Engine) recursiveReadOnly(runtime string) bool {
+	return (runtime == "" || runtime == "hako") && e.host.kernelAtLeast(5, 12) // mount_setattr(2)
 }
 
 func deref(p *int64) int64 {
@@ -387,10 +394,6 @@ func (v *Container) logConfig() (client.LogConfig, error) {
 		if p.LogPath == "" {
 			return client.LogConfig{}, nil
 		}
-		// The kubelet makes the folder; other clients may not know that.
-		if err := os.MkdirAll(filepath.Dir(p.LogPath), 0o755); err != nil {
-			return client.LogConfig{}, fmt.Errorf("folder of the log of container %s: %w", v.ID, err)
-		}
 		return client.LogConfig{Format: "cri", Path: p.LogPath}, nil
 	}
 	return v.Config.logConfig(v.LogPath, v)
@@ -512,6 +515,9 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 	if err := r.validatePod(); err != nil {
 		return err
 	}
+	if n := oomScoreAdj; n != nil && (*n < -1000 || *n > 1000) {
+		return invalidf("update container %s: oom_score_adj %d is not between -1000 and 1000", c.id, *n)
+	}
 	merged := mergePodResources(v.Config.Resources, r)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), changeLimit)
 	defer cancel()
@@ -520,7 +526,7 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 			return fmt.Errorf("update container %s: %w", c.id, err)
 		}
 		if oomScoreAdj != nil {
-			adj := max(*oomScoreAdj, e.host.OOMScoreAdj)
+			adj := e.host.possibleOOMScore(*oomScoreAdj)
 			path := fmt.Sprintf("/proc/%d/oom_score_adj", run.pid.Load())
 			if err := os.WriteFile(path, []byte(strconv.Itoa(adj)), 0); err != nil {
 				// The limits go back to what they were.

@@ -39,40 +39,49 @@ func imageKey(id, target string) string { return id + "-image-" + filepath.Clean
 // viewImages makes the snapshots of a container's mounts of images.
 func (e *Engine) viewImages(ctx context.Context, v *Container) error {
 	for i := range v.Mounts {
-		m := &v.Mounts[i]
-		if m.Kind != MountImage {
-			continue
+		if m := &v.Mounts[i]; m.Kind == MountImage {
+			err := e.viewImage(ctx, v, m)
+			if err != nil && v.Config.Pod != nil {
+				err = fmt.Errorf("ImageVolumeMountFailed: %w", err) // the kubelet reads the beginning of the text
+			}
+			if err != nil {
+				return err
+			}
 		}
-		img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.opt.Images.Get(ctx, m.Source, nil) })
-		if err != nil {
-			return fmt.Errorf("image of mount %s: %s: %w", m.Target, m.Source, err)
-		}
-		defer unuse()
-		m.ImageID = img.ID.String()
-		chain, err := e.opt.Images.Unpack(ctx, img, v.Snapshotter)
-		if err != nil {
-			return fmt.Errorf("unpack image %s of mount %s: %w", m.Source, m.Target, err)
-		}
-		sn := e.opt.Snapshotters[v.Snapshotter]
-		mounts, err := sn.View(ctx, imageKey(v.ID, m.Target), chain, ownedBy(v.ID))
-		if err != nil && !errdefs.IsAlreadyExists(err) {
-			return fmt.Errorf("files of image %s for mount %s: %w", m.Source, m.Target, err)
-		}
-		if m.Subpath == "" {
-			continue
-		}
-		root, err := openMounts(mounts, false)
-		if err != nil {
-			return err
-		}
-		f, err := openSubdir(root, *m)
-		root.Close()
-		if err != nil {
-			return err
-		}
-		f.Close()
 	}
 	return nil
+}
+
+// viewImage makes the snapshot of one mount, and makes sure that there is what it is to show.
+func (e *Engine) viewImage(ctx context.Context, v *Container, m *Mount) error {
+	img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.opt.Images.Get(ctx, m.Source, nil) })
+	if err != nil {
+		return fmt.Errorf("image of mount %s: %s: %w", m.Target, m.Source, err)
+	}
+	defer unuse()
+	m.ImageID = img.ID.String()
+	chain, err := e.opt.Images.Unpack(ctx, img, v.Snapshotter)
+	if err != nil {
+		return fmt.Errorf("unpack image %s of mount %s: %w", m.Source, m.Target, err)
+	}
+	sn := e.opt.Snapshotters[v.Snapshotter]
+	mounts, err := sn.View(ctx, imageKey(v.ID, m.Target), chain, ownedBy(v.ID))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return fmt.Errorf("files of image %s for mount %s: %w", m.Source, m.Target, err)
+	}
+	if m.Subpath == "" {
+		return nil
+	}
+	root, err := openMounts(mounts, false)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	f, err := openSubdir(root, *m)
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 // mountImages mounts them in the bundle: index among the mounts → folder.

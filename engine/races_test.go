@@ -313,7 +313,7 @@ func TestShutdownMeetsCreation(t *testing.T) {
 		if err := <-down; err != nil {
 			t.Error(err)
 		}
-		if list := n.e.rooms.list(); len(list) != 0 {
+		if list := n.e.rooms.in(""); len(list) != 0 {
 			t.Errorf("%d are left", len(list))
 		}
 		n.tasks.mu.Lock()
@@ -344,12 +344,12 @@ func TestShutdownOfASilentShim(t *testing.T) {
 	if err := c.Shutdown(n.ctx, "box"); !errdefs.IsUnavailable(err) {
 		t.Errorf("%v", err)
 	}
-	if list := n.e.rooms.list(); len(list) != 1 {
+	if list := n.e.rooms.in(""); len(list) != 1 {
 		t.Errorf("%d are left", len(list))
 	}
 	n.tasks.silent.Store(false)
 	n.eventually("it answers", func() bool { return !errdefs.IsUnavailable(c.Shutdown(n.ctx, "box")) })
-	if list := n.e.rooms.list(); len(list) != 0 {
+	if list := n.e.rooms.in(""); len(list) != 0 {
 		t.Errorf("%d are left", len(list))
 	}
 	if left := folders(filepath.Join(n.state, groupFolder)); len(left) != 0 {

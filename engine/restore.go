@@ -92,7 +92,7 @@ func (e *Engine) restore(ctx context.Context) error {
 	}
 	each(e.patience, e.containers.all(), func(c *container) { e.take(ctx, c) })
 	if wholePods { // before their namespaces are taken for strays
-		e.dropStraySandboxes(ctx)
+		e.dropStraySandboxes()
 	}
 	e.dropStrayEndpoints(ctx)
 	if whole { // with a damaged database nothing is deleted
@@ -416,7 +416,8 @@ func (c *container) networks() []EndpointSettings {
 // dropStrayEndpoints releases the endpoints and namespaces of containers that do not run: after a
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
-	live, kept := map[string]bool{}, map[string]bool{}
+	// Of those that are being removed, the removal sees to it.
+	live, kept := e.pods.undone(), map[string]bool{}
 	for _, s := range e.pods.all() {
 		s.mu.Lock()
 		live[s.id] = s.state == SandboxReady

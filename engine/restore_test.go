@@ -39,7 +39,7 @@ func TestCrashOfTheDaemon(t *testing.T) {
 	kill(always, 4)
 	kill(auto, 0)
 	n.shims.live[n.e.bundle(lost)].die()
-	n.containers.all["zz"] = []byte(`{"version":1,"id":`) // a damaged one
+	n.containers.damage("zz", `{"version":1,"id":`) // a damaged one
 	n.boot()
 
 	if s := n.state_(running); s.Status != StatusRunning || !s.StartedAt.Equal(started) || s.Pid == 0 {
@@ -77,7 +77,9 @@ func TestCrashOfTheDaemon(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	delete(n.containers.all, "zz")
+	if err := n.containers.Delete(bg, "zz"); err != nil {
+		t.Fatal(err)
+	}
 	n.clean()
 }
 
@@ -155,7 +157,7 @@ func TestStraySnapshot(t *testing.T) {
 	if _, err := n.snaps.Prepare(bg, cut, "", ownedBy(cut)); err != nil {
 		t.Fatal(err)
 	}
-	n.containers.all[cut] = []byte("{")
+	n.containers.damage(cut, "{")
 	n.crash()
 	if n.snaps.count() != 3 {
 		t.Errorf("%d snapshots: that of an unreadable record is gone", n.snaps.count())

@@ -17,9 +17,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	boxes "github.com/containerd/containerd/v2/core/sandbox"
-	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -29,7 +27,6 @@ import (
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/shim/client"
-	"github.com/hako-engine/hako/store"
 )
 
 // A room is a sandbox that a client of containerd's API has a shim make. The shim keeps its state
@@ -39,15 +36,10 @@ import (
 //	(none) ──────────► created ──────────► ready ───────────────────► stopped
 //	                      └────────────────────┴──── Shutdown, or the shim is gone ──► (none)
 type shimRoom struct {
-	taskKey
-	bundle string
-	shims  client.TaskOptions
-	meta   roomMeta
+	shimTie
+	meta roomMeta
 
-	ticket chan struct{} // held by the operation that makes or ends it
-	gone   chan struct{} // closed when it is no more
-
-	mu   sync.Mutex
+	mu   sync.Mutex // guards all below; never held over a call to a shim
 	shim TaskShim
 	exit *boxes.ExitStatus
 	done chan struct{} // closed with exit
@@ -71,120 +63,6 @@ const (
 	SandboxerPods = "podsandbox"
 )
 
-// shimRooms finds rooms.
-type shimRooms struct {
-	mu  sync.RWMutex
-	all map[taskKey]*shimRoom
-}
-
-func (r *shimRooms) add(b *shimRoom) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.all[b.taskKey] != nil {
-		return false
-	}
-	r.all[b.taskKey] = b
-	return true
-}
-
-func (r *shimRooms) remove(b *shimRoom) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.all[b.taskKey] == b {
-		delete(r.all, b.taskKey)
-	}
-}
-
-func (r *shimRooms) get(k taskKey) *shimRoom {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.all[k]
-}
-
-func (r *shimRooms) list() (out []*shimRoom) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	for _, b := range r.all {
-		out = append(out, b)
-	}
-	return out
-}
-
-// SandboxStore are the records of sandboxes: clients' own, and in the namespace that all share those of pods.
-func (e *Engine) SandboxStore() boxes.Store { return &sandboxView{e.opt.SandboxRecords, e} }
-
-type sandboxView struct {
-	boxes.Store
-	e *Engine
-}
-
-// pod is the sandbox of a pod that a request means; nil: none.
-func (r *sandboxView) pod(ctx context.Context, id string) *Sandbox {
-	if isShared(ctx) {
-		if s := r.e.pods.exact(id); s != nil {
-			v := s.view()
-			return &v
-		}
-	}
-	return nil
-}
-
-// podRecord is a pod's sandbox in containerd's terms.
-func podRecord(s Sandbox) boxes.Sandbox {
-	c := sandboxContainer(s)
-	return boxes.Sandbox{
-		ID: c.ID, Labels: c.Labels, Runtime: boxes.RuntimeOpts{Name: c.Runtime.Name}, Spec: c.Spec, Sandboxer: SandboxerPods, CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt,
-	}
-}
-
-func (r *sandboxView) Get(ctx context.Context, id string) (boxes.Sandbox, error) {
-	if p := r.pod(ctx, id); p != nil {
-		return podRecord(*p), nil
-	}
-	return r.Store.Get(ctx, id)
-}
-
-func (r *sandboxView) List(ctx context.Context, fs ...string) ([]boxes.Sandbox, error) {
-	list, err := r.Store.List(ctx, fs...)
-	if err != nil || !isShared(ctx) {
-		return list, err
-	}
-	filter, err := store.ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range r.e.pods.all() {
-		if rec := podRecord(s.view()); filter.Match(store.AdaptSandbox(rec)) {
-			list = append(list, rec)
-		}
-	}
-	return list, nil
-}
-
-func (r *sandboxView) Create(ctx context.Context, b boxes.Sandbox) (boxes.Sandbox, error) {
-	if r.pod(ctx, b.ID) != nil {
-		return boxes.Sandbox{}, fmt.Errorf("sandbox %q: %w", b.ID, errdefs.ErrAlreadyExists)
-	}
-	return r.Store.Create(ctx, b)
-}
-
-func (r *sandboxView) Update(ctx context.Context, b boxes.Sandbox, fieldpaths ...string) (boxes.Sandbox, error) {
-	if r.pod(ctx, b.ID) != nil {
-		return boxes.Sandbox{}, failedf("sandbox %q is a pod's, and is changed through the CRI", b.ID)
-	}
-	return r.Store.Update(ctx, b, fieldpaths...)
-}
-
-func (r *sandboxView) Delete(ctx context.Context, id string) error {
-	if p := r.pod(ctx, id); p != nil {
-		if p.State == SandboxReady {
-			return failedf("sandbox %q is ready: its pod has to be stopped first", id)
-		}
-		return r.e.RemoveSandbox(ctx, id)
-	}
-	return r.Store.Delete(ctx, id)
-}
-
 // SandboxController gives who looks after sandboxes: SandboxerShim ("" is the same) or SandboxerPods.
 func (e *Engine) SandboxController(name string) (boxes.Controller, error) {
 	switch name {
@@ -202,12 +80,8 @@ type roomController Engine
 func (r *roomController) engine() *Engine { return (*Engine)(r) }
 
 func (e *Engine) newRoom(k taskKey, meta roomMeta) *shimRoom {
-	b := &shimRoom{
-		taskKey: k, bundle: filepath.Join(e.opt.State, roomFolder, k.namespace, k.id), meta: meta,
-		ticket: make(chan struct{}, 1), gone: make(chan struct{}), done: make(chan struct{}),
-	}
-	t := &task{taskKey: k, bundle: b.bundle, meta: taskMeta{Program: meta.Program, Binary: meta.Binary}}
-	b.shims = e.taskShimOptions(t, nil)
+	b := &shimRoom{shimTie: newTie(k, "sandbox", filepath.Join(e.opt.State, roomFolder, k.namespace, k.id)), meta: meta, done: make(chan struct{})}
+	b.shims = e.tieOptions(&b.shimTie, meta.Program, meta.Binary, nil)
 	return b
 }
 
@@ -219,7 +93,7 @@ func (e *Engine) room(ctx context.Context, id string) (*shimRoom, TaskShim, erro
 	}
 	b := e.rooms.get(k)
 	if b == nil {
-		return nil, nil, fmt.Errorf("sandbox %s of namespace %s: %w", id, k.namespace, errdefs.ErrNotFound)
+		return nil, nil, notTied("sandbox", k)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -254,7 +128,7 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 		return err
 	}
 	b.ticket <- struct{}{} // whoever shuts it down waits until it is made, or gone
-	defer func() { <-b.ticket }()
+	defer b.release()
 	if !e.rooms.add(b) {
 		return fmt.Errorf("sandbox %s: %w", info.ID, errdefs.ErrAlreadyExists)
 	}
@@ -296,7 +170,7 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 	}
 	u.Release()
 	e.announce(b.namespace, "/sandboxes/create", &eventsapi.SandboxCreate{SandboxID: b.id})
-	e.work.Go(func() { e.watchRoom(b) })
+	e.work.Go(func() { e.watchTied(b) })
 	return nil
 }
 
@@ -328,7 +202,7 @@ func (e *Engine) leaveRoom(namespace, dir string) {
 	if filepath.Dir(dir) != filepath.Join(e.opt.State, groupFolder) {
 		return // somebody else's
 	}
-	for _, b := range e.rooms.list() {
+	for _, b := range e.rooms.in("") {
 		if b.meta.Dir == dir {
 			return
 		}
@@ -475,26 +349,17 @@ func (r *roomController) Shutdown(ctx context.Context, id string) error {
 		}
 		return err
 	}
-	select {
-	case b.ticket <- struct{}{}:
-		defer func() { <-b.ticket }()
-	case <-b.gone:
+	if err := b.acquire(ctx); errdefs.IsNotFound(err) {
 		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	} else if err != nil {
+		return err
 	}
-	select {
-	case <-b.gone:
-		return nil
-	default:
-	}
+	defer b.release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
-	b.mu.Lock()
-	shim := b.shim
-	b.mu.Unlock()
+	shim := b.connection()
 	if shim == nil { // it is tried again to reach it, and it is forgotten if it is gone
-		return err
+		return fmt.Errorf("the shim of sandbox %s does not answer: %w", id, errdefs.ErrUnavailable)
 	}
 	_, err = shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
 	if errdefs.IsUnavailable(err) {
@@ -549,85 +414,37 @@ func (r *roomController) Update(ctx context.Context, id string, s boxes.Sandbox,
 	return err
 }
 
-// watchRoom waits for the end of a room, and then for that of its shim.
-func (e *Engine) watchRoom(b *shimRoom) {
-	pause := restartFirst
-	for {
-		b.mu.Lock()
-		shim := b.shim
-		b.mu.Unlock()
-		if shim != nil {
-			resp, err := shim.WaitSandbox(e.ctx, &sandboxapi.WaitSandboxRequest{SandboxID: b.id})
-			if err == nil {
-				e.roomOver(b, boxes.ExitStatus{ExitStatus: resp.ExitStatus, ExitedAt: stamp(resp.ExitedAt)})
-			}
-			if err == nil || errdefs.IsNotImplemented(err) {
-				select {
-				case <-shim.Gone():
-				case <-b.gone:
-				case <-e.ctx.Done():
-				}
-			}
-		}
-		select {
-		case b.ticket <- struct{}{}:
-		case <-b.gone:
-			return
-		case <-e.ctx.Done():
-			return
-		}
-		over := e.roomBroken(b)
-		<-b.ticket
-		if over {
-			return
-		}
-		select {
-		case <-time.After(pause):
-			pause = min(pause*2, reconnectMost)
-		case <-b.gone:
-			return
-		case <-e.ctx.Done():
-			return
-		}
-	}
+func (b *shimRoom) tie() *shimTie { return &b.shimTie }
+
+func (b *shimRoom) connection() TaskShim {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.shim
 }
 
-// roomBroken looks after a connection that ended, with the ticket. It tells whether there is nothing
-// more to watch.
-func (e *Engine) roomBroken(b *shimRoom) bool {
-	select {
-	case <-b.gone:
-		return true
-	default:
+func (b *shimRoom) follow(e *Engine, shim TaskShim) (done bool) {
+	resp, err := shim.WaitSandbox(e.ctx, &sandboxapi.WaitSandboxRequest{SandboxID: b.id})
+	if err == nil {
+		e.roomOver(b, boxes.ExitStatus{ExitStatus: resp.ExitStatus, ExitedAt: stamp(resp.ExitedAt)})
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
-	defer cancel()
-	next, err := e.opt.TaskShims.ConnectTask(ctx, b.shims)
-	switch {
-	case e.ctx.Err() != nil:
-		if err == nil {
-			next.Close()
-		}
-		return true
-	case errdefs.IsNotFound(err):
-		e.log.Warn("the shim of a sandbox is gone", "sandbox", b.id, "namespace", b.namespace)
-		if _, err := e.opt.TaskShims.ReapTask(ctx, b.shims); err != nil {
-			e.log.Debug("clean up after the shim of a sandbox", "sandbox", b.id, "error", err)
-		}
-		e.roomOver(b, boxes.ExitStatus{ExitStatus: 128 + uint32(unix.SIGKILL), ExitedAt: time.Now().UTC()})
-		e.forgetRoom(b)
-		return true
-	case err != nil:
-		return false
-	}
+	return err == nil || errdefs.IsNotImplemented(err)
+}
+
+func (b *shimRoom) reconnected(_ context.Context, _ *Engine, shim TaskShim) error {
 	b.mu.Lock()
-	was := b.shim
-	b.shim = next
-	b.mu.Unlock()
-	if was != nil {
-		was.Close()
+	defer b.mu.Unlock()
+	b.shim = shim
+	return nil
+}
+
+func (b *shimRoom) lost(e *Engine) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), cleanupLimit)
+	defer cancel()
+	if _, err := e.opt.TaskShims.ReapTask(ctx, b.shims); err != nil {
+		e.log.Debug("clean up after the shim of a sandbox", "sandbox", b.id, "error", err)
 	}
-	return false
+	e.roomOver(b, boxes.ExitStatus{ExitStatus: 128 + uint32(unix.SIGKILL), ExitedAt: time.Now().UTC()})
+	e.forgetRoom(b)
 }
 
 // roomOver records the end of a room once, and tells it.
@@ -645,15 +462,10 @@ func (e *Engine) roomOver(b *shimRoom, x boxes.ExitStatus) {
 
 // forgetRoom is the end of a room. The caller holds the ticket.
 func (e *Engine) forgetRoom(b *shimRoom) {
-	if err := removeTaskBundle(b.bundle); err != nil {
-		e.log.Error("remove bundle", "sandbox", b.id, "namespace", b.namespace, "error", err)
-	}
+	e.removeBundle(&b.shimTie)
 	e.rooms.remove(b)
 	close(b.gone)
-	b.mu.Lock()
-	shim := b.shim
-	b.mu.Unlock()
-	if shim != nil {
+	if shim := b.connection(); shim != nil {
 		shim.Close()
 	}
 	e.leaveRoom(b.namespace, b.meta.Dir)
@@ -661,32 +473,26 @@ func (e *Engine) forgetRoom(b *shimRoom) {
 
 // restoreRooms takes up the rooms of an earlier daemon: those whose shim is gone are forgotten.
 func (e *Engine) restoreRooms(ctx context.Context) {
-	root := filepath.Join(e.opt.State, roomFolder)
-	for _, ns := range folders(root) {
-		for _, id := range folders(filepath.Join(root, ns)) {
-			if identifiers.Validate(ns) != nil || identifiers.Validate(id) != nil {
-				continue
-			}
-			var meta roomMeta
-			raw, err := os.ReadFile(filepath.Join(root, ns, id, roomMetaFile))
-			if err == nil {
-				err = json.Unmarshal(raw, &meta)
-			}
-			if err != nil || meta.Version > 1 {
-				e.log.Error("the bundle of a sandbox cannot be read and is left alone", "sandbox", id, "namespace", ns, "error", err)
-				continue
-			}
-			b := e.newRoom(taskKey{ns, id}, meta)
-			e.rooms.add(b)
-			cctx, cancel := context.WithTimeout(ctx, connectLimit)
-			shim, err := e.opt.TaskShims.ConnectTask(cctx, b.shims)
-			cancel()
-			if err == nil {
-				b.shim = shim
-			} // else it is tried again, and forgotten if it is gone
-			e.work.Go(func() { e.watchRoom(b) })
+	e.eachBundle(filepath.Join(e.opt.State, roomFolder), func(k taskKey) {
+		b := e.newRoom(k, roomMeta{})
+		var meta roomMeta
+		raw, err := os.ReadFile(filepath.Join(b.bundle, roomMetaFile))
+		if err == nil {
+			err = json.Unmarshal(raw, &meta)
 		}
-	}
+		if err != nil || meta.Version > 1 {
+			e.log.Error("the bundle of a sandbox cannot be read and is left alone", "sandbox", k.id, "namespace", k.namespace, "error", err)
+			return
+		}
+		b = e.newRoom(k, meta)
+		cctx, cancel := context.WithTimeout(ctx, e.patience.left())
+		defer cancel()
+		if shim, err := e.opt.TaskShims.ConnectTask(cctx, b.shims); err == nil {
+			b.shim = shim
+		} // else it is tried again, and forgotten if it is gone
+		e.rooms.add(b)
+		e.work.Go(func() { e.watchTied(b) })
+	})
 }
 
 // endForeignShim ends a shim that could not do what it was started for.
@@ -696,85 +502,4 @@ func (e *Engine) endForeignShim(ctx context.Context, shim TaskShim, o client.Tas
 		e.log.Debug("clean up after a shim", "id", o.ID, "error", err)
 	}
 	return nil
-}
-
-// podController lets containerd's clients ask for what the CRI looks after.
-type podController Engine
-
-func (r *podController) pod(ctx context.Context, id string) (Sandbox, error) {
-	if isShared(ctx) {
-		if s := (*Engine)(r).pods.exact(id); s != nil {
-			return s.view(), nil
-		}
-	}
-	return Sandbox{}, fmt.Errorf("sandbox %s: %w", id, errdefs.ErrNotFound)
-}
-
-func (r *podController) Create(context.Context, boxes.Sandbox, ...boxes.CreateOpt) error {
-	return notImplementedf("pods' sandboxes are made through the CRI")
-}
-
-func (r *podController) Start(context.Context, string) (boxes.ControllerInstance, error) {
-	return boxes.ControllerInstance{}, notImplementedf("pods' sandboxes are started through the CRI")
-}
-
-func (r *podController) Platform(context.Context, string) (ocispec.Platform, error) {
-	return platforms.DefaultSpec(), nil
-}
-
-func (r *podController) Stop(ctx context.Context, id string, _ ...boxes.StopOpt) error {
-	if _, err := r.pod(ctx, id); err != nil {
-		return err
-	}
-	return (*Engine)(r).StopSandbox(ctx, id)
-}
-
-func (r *podController) Wait(ctx context.Context, id string) (boxes.ExitStatus, error) {
-	for {
-		s, err := r.pod(ctx, id)
-		if err != nil || s.State != SandboxReady {
-			return boxes.ExitStatus{ExitedAt: time.Now().UTC()}, nil
-		}
-		select {
-		case <-time.After(restartFirst):
-		case <-ctx.Done():
-			return boxes.ExitStatus{}, context.Cause(ctx)
-		case <-r.stopping:
-			return boxes.ExitStatus{}, errClosed
-		}
-	}
-}
-
-func (r *podController) Status(ctx context.Context, id string, _ bool) (boxes.ControllerStatus, error) {
-	s, err := r.pod(ctx, id)
-	if err != nil {
-		return boxes.ControllerStatus{}, err
-	}
-	out := boxes.ControllerStatus{SandboxID: id, Pid: uint32(s.Pid), State: "SANDBOX_NOTREADY", CreatedAt: s.Created}
-	if s.State == SandboxReady {
-		out.State = "SANDBOX_READY"
-	}
-	return out, nil
-}
-
-func (r *podController) Shutdown(ctx context.Context, id string) error {
-	if _, err := r.pod(ctx, id); err != nil {
-		return nil
-	}
-	err := (*Engine)(r).StopSandbox(ctx, id)
-	if err == nil {
-		err = (*Engine)(r).RemoveSandbox(ctx, id)
-	}
-	if errdefs.IsNotFound(err) { // somebody else has removed it
-		return nil
-	}
-	return err
-}
-
-func (r *podController) Metrics(context.Context, string) (*types.Metric, error) {
-	return nil, notImplementedf("pods are measured through the CRI")
-}
-
-func (r *podController) Update(context.Context, string, boxes.Sandbox, ...string) error {
-	return notImplementedf("pods' sandboxes are changed through the CRI")
 }

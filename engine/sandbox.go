@@ -28,6 +28,8 @@ type sandboxRecord struct {
 	ID      string        `json:"id"`
 	Created time.Time     `json:"created"`
 	Config  SandboxConfig `json:"config"`
+	// SELinuxLevel is that of its containers, "" where SELinux is off.
+	SELinuxLevel string `json:"selinuxLevel,omitempty"`
 }
 
 // sandbox is one pod's sandbox: namespaces, a network, a shim for its containers.
@@ -106,13 +108,32 @@ type sandboxes struct {
 	byID    map[string]*sandbox
 	names   map[string]string                // key → id
 	members map[string]map[string]*container // sandbox → its containers
+	undoing map[string]bool                  // ids of those that nobody knows of, and that are being removed since the start
 	flights flights[*sandbox]
 	creates flights[*newMember]
 	starts  flights[struct{}]
 }
 
 func newSandboxes() sandboxes {
-	return sandboxes{byID: map[string]*sandbox{}, names: map[string]string{}, members: map[string]map[string]*container{}}
+	return sandboxes{byID: map[string]*sandbox{}, names: map[string]string{}, members: map[string]map[string]*container{}, undoing: map[string]bool{}}
+}
+
+// undo marks a sandbox as one that is being removed, or no longer.
+func (r *sandboxes) undo(id string, under bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if under {
+		r.undoing[id] = true
+	} else {
+		delete(r.undoing, id)
+	}
+}
+
+// undone lists the sandboxes that are being removed.
+func (r *sandboxes) undone() map[string]bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return maps.Clone(r.undoing)
 }
 
 // reserve takes a name for an id.
@@ -237,10 +258,14 @@ func (e *Engine) SandboxContainers(_ context.Context, id string) []Container {
 }
 
 // PodContainers lists the containers of all pods, the newest first.
-func (e *Engine) PodContainers(context.Context) []Container {
+func (e *Engine) PodContainers(context.Context) []PodContainer {
 	members := slices.DeleteFunc(e.containers.all(), func(c *container) bool { return !c.pod })
 	slices.SortFunc(members, byAge)
-	return views(members)
+	out := make([]PodContainer, len(members))
+	for i, c := range members {
+		out[i] = c.entry()
+	}
+	return out
 }
 
 // byAge puts the newest first.

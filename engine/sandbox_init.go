@@ -86,6 +86,9 @@ func (e *Engine) initSpec(s *sandbox, dir string) *specs.Spec {
 		},
 		Annotations: sandboxAnnotations(s.id, c, "sandbox"),
 	}
+	if process, file, err := e.sandboxLabels(s); err == nil { // they were valid when the level was chosen
+		spec.Process.SelinuxLabel, spec.Linux.MountLabel = process, file
+	}
 	e.shareNamespaces(spec, s, dir)
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces,
 		specs.LinuxNamespace{Type: specs.MountNamespace}, specs.LinuxNamespace{Type: specs.PIDNamespace})
@@ -93,6 +96,28 @@ func (e *Engine) initSpec(s *sandbox, dir string) *specs.Spec {
 		spec.Linux.Seccomp = p
 	}
 	return spec
+}
+
+// SandboxSpec is what the containers of a ready sandbox share, in the form of an OCI configuration: namespaces with
+// their paths, cgroup, annotations. Nothing is started from it.
+func (e *Engine) SandboxSpec(_ context.Context, id string) (*specs.Spec, error) {
+	s, err := e.pods.get(id)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.requireReady("describe it"); err != nil {
+		return nil, err
+	}
+	c, dir := s.rec.Config, e.sandboxDir(id)
+	spec := &specs.Spec{
+		Version: "1.0.2", Hostname: e.podHostname(c), Annotations: sandboxAnnotations(id, c, "sandbox"),
+		Linux: &specs.Linux{CgroupsPath: cgroupParent(e.opt.CgroupDriver, e.podCgroup(id, c)), Sysctl: c.Sysctls},
+	}
+	e.shareNamespaces(spec, s, dir)
+	if c.PID == NamespacePod {
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.PIDNamespace, Path: nsPath(dir, "pid")})
+	}
+	return spec, nil
 }
 
 // shareNamespaces lets a process join the namespaces that all of a sandbox share.

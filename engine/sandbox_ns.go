@@ -87,8 +87,9 @@ func makeNamespaces(dir string, ipc, uts bool) error {
 	})
 }
 
-// configureNamespaces sets host name and sysctls of a sandbox, each in the namespace that it belongs to.
-func configureNamespaces(dir, netns, hostname string, sysctls map[string]string) error {
+// configureNamespaces sets host name and sysctls of a sandbox, each in the namespace that it belongs to. root is the
+// host's id of the root of its user namespace, 0 without one.
+func configureNamespaces(dir, netns, hostname string, sysctls map[string]string, root uint32) error {
 	return onThread(func() error {
 		hasUTS := false
 		for _, ns := range []struct {
@@ -118,13 +119,49 @@ func configureNamespaces(dir, netns, hostname string, sysctls map[string]string)
 				return fmt.Errorf("set host name %q: %w", hostname, err)
 			}
 		}
-		for k, v := range sysctls {
-			if err := writeSysctl(k, v); err != nil {
-				return fmt.Errorf("set sysctl %s to %q: %w", k, v, err)
+		// Those of the network ask for a capability over it; all others for the id of its user namespace's root,
+		// whatever the writer may do. The thread ends with that id.
+		for _, network := range []bool{true, false} {
+			if !network && root != 0 {
+				if err := becomeUser(root); err != nil {
+					return err
+				}
+			}
+			for k, v := range sysctls {
+				if ofNetwork(k) != network {
+					continue
+				}
+				if err := writeSysctl(k, v); err != nil {
+					return sysctlError(k, v, err)
+				}
 			}
 		}
 		return nil
 	})
+}
+
+// ofNetwork tells whether a sysctl belongs to the network namespace.
+func ofNetwork(sysctl string) bool {
+	return strings.HasPrefix(sysctl, "net.") || strings.HasPrefix(sysctl, "net/")
+}
+
+// becomeUser gives the calling thread, and no other, the effective id of a user.
+func becomeUser(uid uint32) error {
+	const same = ^uintptr(0)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, same, uintptr(uid), same); errno != 0 {
+		return fmt.Errorf("become user %d: setresuid: %w", uid, errno)
+	}
+	return nil
+}
+
+// sysctlError tells values and names that the kernel does not take from what is wrong with the machine.
+func sysctlError(name, value string, err error) error {
+	for _, class := range []error{unix.EINVAL, unix.ERANGE, fs.ErrNotExist} {
+		if errors.Is(err, class) {
+			return invalidf("set sysctl %s to %q: %v", name, value, err)
+		}
+	}
+	return fmt.Errorf("set sysctl %s to %q: %w", name, value, err)
 }
 
 // writeSysctl writes a value in the namespaces of the calling thread. The name has been

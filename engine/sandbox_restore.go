@@ -61,10 +61,7 @@ func (e *Engine) takeSandbox(ctx context.Context, s *sandbox) {
 	case err == nil && !run.Ready && !run.Stopping, errors.Is(err, fs.ErrNotExist):
 		e.log.Info("a run of a sandbox that was cut short is cleaned up", "sandbox", s.id)
 		s.live = run
-		e.pods.add(s)
-		if err := e.removeSandbox(ctx, s); err != nil {
-			e.log.Error("clean up after a run of a sandbox that was cut short", "sandbox", s.id, "error", err)
-		}
+		e.undoSandbox(s)
 		return
 	case err != nil:
 		e.log.Error("a sandbox is shown as not ready", "sandbox", s.id, "error", err)
@@ -98,6 +95,22 @@ func (e *Engine) takeSandbox(ctx context.Context, s *sandbox) {
 	e.work.Go(func() { e.watchInit(s) })
 }
 
+// undoSandbox removes a sandbox that nobody got to know, in the background: a CNI plugin that hangs must not keep the daemon
+// from its work. Who asks for one of the same name waits until it is gone. One that cannot be removed is shown: it
+// holds its name.
+func (e *Engine) undoSandbox(s *sandbox) {
+	release := e.pods.flights.hold(s.rec.Config.key())
+	e.pods.undo(s.id, true)
+	e.work.Go(func() {
+		defer release()
+		defer e.pods.undo(s.id, false)
+		if err := e.removeSandbox(e.ctx, s); err != nil {
+			e.log.Error("clean up after a run of a sandbox that was cut short", "sandbox", s.id, "error", err)
+			e.pods.add(s)
+		}
+	})
+}
+
 // namespacesLive tells whether the namespaces of a sandbox are there.
 func (e *Engine) namespacesLive(s *sandbox, dir string) bool {
 	c := s.rec.Config
@@ -126,9 +139,10 @@ func (e *Engine) namespacesLive(s *sandbox, dir string) bool {
 
 // dropStraySandboxes removes what runs of sandboxes that were cut short left before their
 // record was written.
-func (e *Engine) dropStraySandboxes(ctx context.Context) {
+func (e *Engine) dropStraySandboxes() {
+	undoing := e.pods.undone()
 	for _, id := range folders(filepath.Join(e.opt.State, "sandboxes")) {
-		if _, err := e.pods.get(id); err == nil || len(id) != 64 {
+		if _, err := e.pods.get(id); err == nil || len(id) != 64 || undoing[id] {
 			continue
 		}
 		s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id})
@@ -137,8 +151,6 @@ func (e *Engine) dropStraySandboxes(ctx context.Context) {
 			s.rec.ID = id
 		}
 		s.state = SandboxNotReady
-		if err := e.removeSandbox(ctx, s); err != nil {
-			e.log.Error("remove a stray sandbox", "sandbox", id, "error", err)
-		}
+		e.undoSandbox(s)
 	}
 }

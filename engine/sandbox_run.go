@@ -132,10 +132,14 @@ func (e *Engine) validateSandbox(c SandboxConfig) error {
 //	record, cgroup ────────────────────────────────────┐
 //	folder ─ namespaces ─┬─ network ─ hosts file ──────┼─ run.json
 //	                     ├─ shm, other files ──────────┤
-//	                     └─ shim, init ────────────────┘
+//	                     └─ shim, init ────────────────┘ with CNI, or if there is an init
 func (e *Engine) runSandbox(ctx context.Context, c SandboxConfig) (_ *sandbox, err error) {
+	level, err := e.sandboxLevel(c)
+	if err != nil {
+		return nil, fmt.Errorf("run sandbox %q: %w", c.key(), err)
+	}
 	id := newID()
-	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c})
+	s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id, Created: time.Now().UTC(), Config: c, SELinuxLevel: level})
 	s.state = SandboxReady
 	s.live = sandboxRun{Version: runVersion, Record: s.rec}
 	var u undo.Stack
@@ -199,14 +203,27 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 		}
 		return e.opt.PodNetwork.Teardown(ctx, podEndpoint(s.id, c, s.live.NetNS))
 	})
-	if c.PID == NamespacePod {
-		u.Add("init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
+	_, quick := e.opt.PodNetwork.(bridgePods)
+	ahead := c.Network == NamespacePod && !quick
+	if c.PID == NamespacePod || ahead {
+		u.Add("shim, init", func(ctx context.Context) error { return e.endPodShim(ctx, s) })
 	}
 	hostname := e.podHostname(c)
+	_, label, err := e.sandboxLabels(s)
+	if err != nil {
+		return err
+	}
+	write := func(name string, data []byte) error {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, data, 0o644); err != nil || label == "" {
+			return err
+		}
+		return relabel(path, label)
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if c.IPC != NamespaceNode {
-			return mountShm(filepath.Join(dir, "shm"), defaultShmSize)
+			return mountShm(filepath.Join(dir, "shm"), defaultShmSize, label)
 		}
 		return nil
 	})
@@ -216,7 +233,7 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 			"hostname":    network.Hostname(hostname),
 			"resolv.conf": podResolvConf(host, c.DNS),
 		} {
-			if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			if err := write(name, data); err != nil {
 				return err
 			}
 		}
@@ -231,10 +248,13 @@ func (e *Engine) raise(ctx context.Context, s *sandbox, dir string, u *undo.Stac
 			joined = true
 			s.live.Addresses = addr
 		}
-		return os.WriteFile(filepath.Join(dir, "hosts"), podHosts(c, hostname, s.live.Addresses.IPs), 0o644)
+		return write("hosts", podHosts(c, hostname, s.live.Addresses.IPs))
 	})
-	if c.PID == NamespacePod {
+	switch {
+	case c.PID == NamespacePod:
 		g.Go(func() error { return e.startInit(gctx, s, dir) })
+	case ahead: // while plugins mostly wait for the kernel
+		g.Go(func() error { e.warmShim(gctx, s); return nil })
 	}
 	return g.Wait()
 }
@@ -291,7 +311,11 @@ func (e *Engine) raiseNamespaces(ctx context.Context, s *sandbox, dir string, u 
 			}
 		}
 	}
-	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls)
+	var root uint32
+	if c.Userns != nil {
+		root = c.Userns.UIDs[0].Host
+	}
+	return configureNamespaces(dir, s.live.NetNS, e.podHostname(c), sysctls, root)
 }
 
 // unprivilegedNet lets every user of a pod bind low ports and ping, as in Docker's containers.
@@ -342,12 +366,16 @@ func podHosts(c SandboxConfig, hostname string, ips []netip.Addr) []byte {
 	return network.Hosts(true, entries)
 }
 
-// mountShm mounts a /dev/shm that containers share.
-func mountShm(dir string, size int64) error {
+// mountShm mounts a /dev/shm that containers share; label is SELinux's, "" for none.
+func mountShm(dir string, size int64, label string) error {
 	if err := os.Mkdir(dir, 0o711); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, fmt.Sprintf("mode=1777,size=%d", size))
+	data := fmt.Sprintf("mode=1777,size=%d", size)
+	if label != "" {
+		data += fmt.Sprintf(`,context="%s"`, label) // a level has commas
+	}
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC|unix.MS_NODEV, data)
 	if err != nil {
 		return fmt.Errorf("mount shm: %w", err)
 	}
@@ -356,16 +384,23 @@ func mountShm(dir string, size int64) error {
 
 // RemoveSandboxDir deletes the volatile folder of a sandbox with the mounts in it.
 func RemoveSandboxDir(dir string) error {
+	if err := unmountSandboxDir(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// unmountSandboxDir undoes the mounts in the folder of a sandbox. It is idempotent.
+func unmountSandboxDir(dir string) error {
 	if err := unpin(dir); err != nil {
 		return err
 	}
 	shm := filepath.Join(dir, "shm")
-	if _, err := os.Lstat(shm); err == nil {
-		if err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", shm, err)
-		}
+	err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount %s: %w", shm, err)
 	}
-	return os.RemoveAll(dir)
+	return nil
 }
 
 func writeSandboxRun(dir string, r sandboxRun) error {

@@ -26,6 +26,13 @@ func (m memberShim) Shutdown(context.Context) error {
 // Close leaves the connection to the pod.
 func (memberShim) Close() error { return nil }
 
+// hasShim tells whether a shim was there when it was last asked for.
+func (s *sandbox) hasShim() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.shim != nil
+}
+
 // podShim gives the shim of a sandbox, started if there is none.
 func (e *Engine) podShim(ctx context.Context, s *sandbox) (Shim, error) {
 	return e.reachShim(ctx, s, true)

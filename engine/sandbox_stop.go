@@ -109,11 +109,17 @@ func (e *Engine) lower(ctx context.Context, s *sandbox, live sandboxRun) error {
 			return nil
 		})
 	}
-	g.Go(func() error { return e.endPodShim(ctx, s) })
+	// Meanwhile, since plugins take their time, what takes a grace period of the kernel for each mount.
+	g.Go(func() error {
+		if err := e.endPodShim(ctx, s); err != nil {
+			return err
+		}
+		e.removePodCgroup(s.id, c, live.CgroupMade)
+		return unmountSandboxDir(dir)
+	})
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	e.removePodCgroup(s.id, c, live.CgroupMade)
 	return RemoveSandboxDir(dir)
 }
 

@@ -94,10 +94,8 @@ func (n *node) empty() {
 			n.t.Errorf("folders left in %s: %v", dir, left)
 		}
 	}
-	n.sandboxes.mu.Lock()
-	defer n.sandboxes.mu.Unlock()
-	if len(n.sandboxes.all) != 0 {
-		n.t.Errorf("records left: %d", len(n.sandboxes.all))
+	if left := n.sandboxes.count(); left != 0 {
+		n.t.Errorf("records left: %d", left)
 	}
 	if c := n.shims.count(); c != 0 {
 		n.t.Errorf("%d shims left", c)
@@ -358,27 +356,185 @@ func TestPodsAfterACrash(t *testing.T) {
 	if err := n.e.RemoveSandbox(bg, pod); err != nil {
 		t.Fatal(err)
 	}
+	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
+	n.empty()
+}
+
+// TestUndoThatHangs: a network that does not give back what a run that was cut short had does not keep the daemon from its
+// start. Nobody sees that run; who asks for its name waits for the end of it.
+func TestUndoThatHangs(t *testing.T) {
+	t.Parallel()
+	n, net := newNetNode(t)
+	other := n.pod(hostPod("other"))
+	c := n.ownPod("cut")
+	for _, record := range []bool{true, false} {
+		id := newID()
+		dir := n.e.sandboxDir(id)
+		r := sandboxRecord{Version: sandboxVersion, ID: id, Config: c}
+		if err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r})); err != nil {
+			t.Fatal(err)
+		}
+		if record {
+			if err := n.sandboxes.Put(bg, id, &r); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	n.e.cancel(errClosed)
+	n.e.work.Wait()
+	net.hangs = make(chan struct{})
+	n.boot()
+	if all := n.e.Sandboxes(bg); len(all) != 1 || all[0].ID != other || all[0].State != SandboxReady {
+		t.Errorf("sandboxes: %v", all)
+	}
+	n.member(other, memberConfig("a", "sleep"))
+	ctx, cancel := context.WithTimeout(bg, 50*time.Millisecond)
+	defer cancel()
+	if _, err := n.e.RunSandbox(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the name of what is being undone: %v", err)
+	}
+	close(net.hangs)
+	for _, p := range []string{n.pod(c), other} {
+		if err := n.e.RemoveSandbox(bg, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
 	n.empty()
 }
 
 // podNet is a network of pods that notes the namespace that each teardown was given.
 type podNet struct {
 	PodNetwork
-	mu   sync.Mutex
-	torn map[string]string
+	setup func(context.Context) error // nil: nothing happens
+	mu    sync.Mutex
+	torn  map[string]string
+	fails int           // of the next teardowns
+	hangs chan struct{} // teardowns wait for its end; nil: they do not
 }
 
 func (p *podNet) Ready() error { return nil }
 
-func (p *podNet) Setup(context.Context, PodEndpoint) (PodAddresses, error) {
+func (p *podNet) Setup(ctx context.Context, _ PodEndpoint) (PodAddresses, error) {
+	if p.setup != nil {
+		if err := p.setup(ctx); err != nil {
+			return PodAddresses{}, err
+		}
+	}
 	return PodAddresses{IPs: []netip.Addr{netip.MustParseAddr("10.1.2.3")}}, nil
 }
 
 func (p *podNet) Teardown(_ context.Context, e PodEndpoint) error {
+	if p.hangs != nil {
+		<-p.hangs
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.torn[e.ID] = e.NetNS
+	if p.fails > 0 {
+		p.fails--
+		return errors.New("the plugin failed")
+	}
 	return nil
+}
+
+// newNetNode is a node whose pods have a network that takes its time, and so their shim with it.
+func newNetNode(t *testing.T) (*node, *podNet) {
+	n := newNode(t)
+	net := &podNet{torn: map[string]string{}}
+	n.pods = net
+	n.crash()
+	return n, net
+}
+
+// TestShimAhead: the shim of a pod is there as soon as its network is, and is the one of its containers.
+func TestShimAhead(t *testing.T) {
+	t.Parallel()
+	n, _ := newNetNode(t)
+	pod := n.pod(n.ownPod("p"))
+	if c := n.shims.count(); c != 1 {
+		t.Fatalf("%d shims", c)
+	}
+	n.member(pod, memberConfig("a", "sleep"))
+	n.member(pod, memberConfig("b", "sleep"))
+	if c := n.shims.count(); c != 1 {
+		t.Errorf("%d shims", c)
+	}
+	if err := n.e.StopSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	if c := n.shims.count(); c != 0 {
+		t.Errorf("%d shims of a stopped pod", c)
+	}
+	idle := n.pod(n.ownPod("idle"))
+	n.crash() // the next daemon finds it
+	if err := errors.Join(n.e.RemoveSandbox(bg, idle), n.e.RemoveSandbox(bg, pod)); err != nil {
+		t.Fatal(err)
+	}
+	n.empty()
+}
+
+// TestShimAheadUndone: nothing is left of a run whose network fails, or whose client goes away, when the shim is there.
+func TestShimAheadUndone(t *testing.T) {
+	t.Parallel()
+	n, net := newNetNode(t)
+	ctx, cancel := context.WithCancel(bg)
+	defer cancel()
+	var then func(context.Context) error
+	net.setup = func(ctx context.Context) error {
+		for n.shims.count() == 0 && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		return then(ctx)
+	}
+	then = func(context.Context) error { return errors.New("no network") }
+	if _, err := n.e.RunSandbox(bg, n.ownPod("fails")); err == nil {
+		t.Error("a sandbox without its network")
+	}
+	n.empty()
+	then = func(ctx context.Context) error { cancel(); <-ctx.Done(); return ctx.Err() }
+	if _, err := n.e.RunSandbox(ctx, n.ownPod("cancelled")); err == nil {
+		t.Error("a sandbox for nobody")
+	}
+	n.eventually("the run is undone", func() bool {
+		n.e.pods.mu.RLock()
+		defer n.e.pods.mu.RUnlock()
+		return len(n.e.pods.names) == 0 // the last step
+	})
+	n.empty()
+}
+
+// TestStopAgain: a stop whose network fails has let all else go, and can be made again, also by the next daemon.
+func TestStopAgain(t *testing.T) {
+	t.Parallel()
+	for _, crash := range []bool{false, true} {
+		n, net := newNetNode(t)
+		pod := n.pod(n.ownPod("p"))
+		n.member(pod, memberConfig("a", "sleep"))
+		net.fails = 1
+		if err := n.e.StopSandbox(bg, pod); err == nil {
+			t.Fatal("the network failed, the stop did not")
+		}
+		if s := n.podState(pod); s != SandboxNotReady {
+			t.Errorf("the sandbox is %s", s)
+		}
+		if c := n.shims.count(); c != 0 {
+			t.Errorf("%d shims", c)
+		}
+		if crash {
+			n.crash()
+		}
+		if err := n.e.StopSandbox(bg, pod); err != nil {
+			t.Fatal(err)
+		}
+		if net.torn[pod] != filepath.Join(n.nets.realNetns, pod) {
+			t.Errorf("torn down with the namespace %q", net.torn[pod])
+		}
+		if err := n.e.RemoveSandbox(bg, pod); err != nil {
+			t.Fatal(err)
+		}
+		n.empty()
+	}
 }
 
 // TestStopCutShort: the daemon died in a stop, or in a run before anything was written down. The namespace is
@@ -463,9 +619,7 @@ func TestDamagedSandbox(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)
 	pod := n.pod(hostPod("p"))
-	n.sandboxes.mu.Lock()
-	n.sandboxes.all["zz"] = []byte(`{"version":`)
-	n.sandboxes.mu.Unlock()
+	n.sandboxes.damage("zz", `{"version":`)
 	n.crash()
 	if s := n.podState(pod); s != SandboxReady {
 		t.Errorf("the other sandbox is %s", s)

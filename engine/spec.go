@@ -144,12 +144,15 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 	return s, nil
 }
 
-// oomScoreAdj is what was asked for. Where nothing was, the daemon's own is not lowered:
-// that takes CAP_SYS_RESOURCE.
+// oomScoreAdj is what was asked for. Where nothing was, the daemon's own is not lowered. What a pod asks
+// for is raised to it where the daemon may not lower it: the pods that a node needs most would not start there.
 func oomScoreAdj(c Config, h hostFacts) *int {
 	adj := c.OOMScoreAdj
 	if adj == 0 && h.OOMScoreAdj > 0 {
 		adj = h.OOMScoreAdj
+	}
+	if c.Pod != nil {
+		adj = h.possibleOOMScore(adj)
 	}
 	return &adj
 }

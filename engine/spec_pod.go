@@ -31,6 +31,7 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 			shareSys(s)
 		}
 	}
+	s.Process.SelinuxLabel, s.Linux.MountLabel = p.ProcessLabel, p.FileLabel
 	if err := addAmbient(s.Process.Capabilities, p.AmbientCaps, caps, in.Host); err != nil {
 		return err
 	}

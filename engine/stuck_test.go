@@ -124,15 +124,10 @@ func TestDamagedRecord(t *testing.T) {
 	lost, kept := n.member(bad, memberConfig("a")), n.member(good, memberConfig("a"))
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
-	damage := func(r *memRecords, id, with string) {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.all[id] = []byte(with)
-	}
 	for _, with := range []string{"", "\x00\x00", "{", `{"version":1}`, `{"version":99}`, `[]`, "null", strings.Repeat("[", 1<<16)} {
-		damage(n.containers, lost, with)
-		damage(n.sandboxes, bad, with)
-		damage(n.volumes, "v", with)
+		n.containers.damage(lost, with)
+		n.sandboxes.damage(bad, with)
+		n.volumes.damage("v", with)
 		n.boot()
 		if got := n.podState(good); got != SandboxReady {
 			t.Errorf("%.20q: the other pod is %s", with, got)

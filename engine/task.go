@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -109,19 +108,11 @@ type TaskExit struct {
 	At          time.Time
 }
 
-type taskKey struct{ namespace, id string }
-
 // task is one task.
 type task struct {
-	taskKey
-	bundle string
+	shimTie
 	meta   taskMeta
-	shims  client.TaskOptions // how its shim is started and found
-
-	// ticket is held by the one operation that makes, starts or deletes it.
-	ticket chan struct{}
 	exited chan struct{} // closed when exit is known
-	gone   chan struct{} // closed when it is no more
 
 	mu    sync.Mutex // guards all below; never held over a call to a shim
 	state taskState
@@ -160,54 +151,12 @@ const (
 
 // tasks finds tasks.
 type tasks struct {
-	mu     sync.RWMutex
-	all    map[taskKey]*task
+	tiedIndex[*task]
 	groups map[string]*groupTicket // of groups that a shim is looked for, see holdGroup
 }
 
-func (r *tasks) add(t *task) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.all[t.taskKey] != nil {
-		return false
-	}
-	r.all[t.taskKey] = t
-	return true
-}
-
-func (r *tasks) remove(t *task) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.all[t.taskKey] == t {
-		delete(r.all, t.taskKey)
-	}
-}
-
-func (r *tasks) get(k taskKey) *task {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	return r.all[k]
-}
-
-// in lists the tasks of a namespace ("": all) in the order of their names.
-func (r *tasks) in(namespace string) []*task {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	var out []*task
-	for k, t := range r.all {
-		if namespace == "" || k.namespace == namespace {
-			out = append(out, t)
-		}
-	}
-	slices.SortFunc(out, func(a, b *task) int { return strings.Compare(a.id, b.id) })
-	return out
-}
-
 func (e *Engine) newTask(k taskKey, meta taskMeta) *task {
-	return &task{
-		taskKey: k, bundle: e.taskBundle(k), meta: meta,
-		ticket: make(chan struct{}, 1), exited: make(chan struct{}), gone: make(chan struct{}),
-	}
+	return &task{shimTie: newTie(k, "task", e.taskBundle(k)), meta: meta, exited: make(chan struct{})}
 }
 
 func (e *Engine) taskBundle(k taskKey) string {
@@ -243,27 +192,8 @@ func (e *Engine) task(ctx context.Context, id string) (*task, error) {
 }
 
 func noTask(k taskKey) error {
-	return fmt.Errorf("task %s of namespace %s: %w", k.id, k.namespace, errdefs.ErrNotFound)
+	return notTied("task", k)
 }
-
-func (t *task) acquire(ctx context.Context) error {
-	select {
-	case t.ticket <- struct{}{}:
-		select {
-		case <-t.gone:
-			t.release()
-			return noTask(t.taskKey)
-		default:
-			return nil
-		}
-	case <-t.gone:
-		return noTask(t.taskKey)
-	case <-ctx.Done():
-		return fmt.Errorf("task %s: another operation is under way: %w", t.id, context.Cause(ctx))
-	}
-}
-
-func (t *task) release() { <-t.ticket }
 
 func (t *task) status() taskState {
 	t.mu.Lock()
@@ -313,7 +243,7 @@ func (t *task) live(op string) (TaskShim, error) {
 	}
 	switch {
 	case t.state == taskCreating:
-		return nil, noTask(t.taskKey)
+		return nil, t.notFound()
 	case !fits:
 		return nil, failedf("cannot %s task %s: it is %s", op, t.id, t.state)
 	case t.shim == nil:

@@ -63,11 +63,16 @@ func (e *Engine) CreateTask(ctx context.Context, id string, c TaskConfig) (pid u
 		err = errors.Join(err, u.Run(ctx))
 	}()
 	u.Add("task", func(context.Context) error { e.tasks.remove(t); close(t.gone); e.leaveGroup(t); return nil })
+	free, err := e.holdRoot(ctx, k)
+	if err != nil {
+		return 0, err
+	}
+	defer free()
 	if err := e.makeTask(ctx, t, rec, c, &u); err != nil {
 		return 0, err
 	}
 	u.Release()
-	e.work.Go(func() { e.watchTask(t) })
+	e.work.Go(func() { e.watchTied(t) })
 	return t.process().Pid, nil
 }
 
@@ -110,19 +115,19 @@ func (e *Engine) plannedTask(k taskKey, rec containers.Container, c TaskConfig) 
 	if known != nil && known.TaskApiAddress != "" && c.APIAddress == "" { //nolint:staticcheck // an older client's way to say it
 		t.meta.Foreign = true
 	}
-	t.shims = e.taskShimOptions(t, opts)
+	t.shims = e.tieOptions(&t.shimTie, t.meta.Program, t.meta.Binary, opts)
 	return t, nil
 }
 
-// taskShimOptions tell how the shim of a task is started and found.
-func (e *Engine) taskShimOptions(t *task, opts *anypb.Any) client.TaskOptions {
+// tieOptions tell how the shim of a task or room is started and found.
+func (e *Engine) tieOptions(t *shimTie, program, binary string, opts *anypb.Any) client.TaskOptions {
 	self, _ := os.Executable()
 	return client.TaskOptions{
 		StartOptions: client.StartOptions{
-			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: t.meta.Binary,
+			Binary: e.opt.ShimBinary, Namespace: t.namespace, ID: t.id, Bundle: t.bundle, Runtime: binary,
 			EventsAddress: e.opt.TTRPCAddress,
 		},
-		Program: t.meta.Program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
+		Program: program, Address: e.opt.GRPCAddress, Daemon: self, Options: opts, Log: e.log,
 	}
 }
 
@@ -406,7 +411,18 @@ func (e *Engine) leaveGroup(t *task) {
 	}
 }
 
-// groupTicket is held by whoever looks for the shim of a group.
+// holdRoot makes the caller the only one that mounts the files of a client's container to write to them: its
+// task that is being created, or Docker, that copies into a container without a task. The kernel does not say
+// what becomes of a layer that is mounted twice.
+func (e *Engine) holdRoot(ctx context.Context, k taskKey) (done func(), err error) {
+	done, err = e.tasks.holdGroup(ctx, "root/"+k.namespace+"/"+k.id)
+	if err != nil {
+		return nil, fmt.Errorf("files of container %s: another operation is under way: %w", k.id, err)
+	}
+	return done, nil
+}
+
+// groupTicket is held by whoever looks for the shim of a group, or mounts a root.
 type groupTicket struct {
 	held  chan struct{}
 	users int // who hold it or wait for it; guarded by mu of tasks

@@ -15,96 +15,37 @@ import (
 	"github.com/hako-engine/hako/shim/client"
 )
 
-// watchTask waits for the end of a task, whatever happens to the connection to its shim, and then
-// for the end of the shim. It ends silently with the engine.
-func (e *Engine) watchTask(t *task) {
-	pause := restartFirst
-	for {
-		t.mu.Lock()
-		shim := t.shim
-		t.mu.Unlock()
-		if shim != nil {
-			if _, known := t.ending(); !known {
-				resp, err := shim.Wait(e.ctx, &taskapi.WaitRequest{ID: t.id})
-				if err == nil {
-					e.taskEnded(t, TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
-					pause = restartFirst
-				} else if e.ctx.Err() == nil && !errdefs.IsUnavailable(err) {
-					e.log.Debug("wait for a task", "task", t.id, "namespace", t.namespace, "error", err)
-				}
-			}
-			if _, known := t.ending(); known {
-				select {
-				case <-shim.Gone():
-				case <-t.gone:
-				case <-e.ctx.Done():
-				}
-			}
-		}
-		if e.taskOver(t, shim) {
-			return
-		}
-		select { // no spinning, whether it broke again or does not answer
-		case <-time.After(pause):
-			pause = min(pause*2, reconnectMost)
-		case <-t.gone:
-			return
-		case <-e.ctx.Done():
-			return
-		}
-	}
+func (t *task) tie() *shimTie { return &t.shimTie }
+
+func (t *task) connection() TaskShim {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.shim
 }
 
-// taskOver looks after a connection that ended. It tells whether there is nothing more to watch.
-func (e *Engine) taskOver(t *task, was TaskShim) bool {
-	// A deletion that is under way ends the connection, too.
-	select {
-	case t.ticket <- struct{}{}:
-	case <-t.gone:
-		return true
-	case <-e.ctx.Done():
-		return true
-	}
-	defer t.release()
-	select {
-	case <-t.gone:
-		return true
-	default:
-	}
-	ctx, cancel := context.WithTimeout(e.ctx, connectLimit)
-	defer cancel()
-	next, err := e.opt.TaskShims.ConnectTask(ctx, t.shims)
-	switch {
-	case e.ctx.Err() != nil:
+func (t *task) follow(e *Engine, shim TaskShim) (done bool) {
+	if _, known := t.ending(); !known {
+		resp, err := shim.Wait(e.ctx, &taskapi.WaitRequest{ID: t.id})
 		if err == nil {
-			next.Close()
+			e.taskEnded(t, TaskExit{Status: resp.ExitStatus, At: stamp(resp.ExitedAt)})
+		} else if e.ctx.Err() == nil && !errdefs.IsUnavailable(err) {
+			e.log.Debug("wait for a task", "task", t.id, "namespace", t.namespace, "error", err)
 		}
-		return true
-	case errdefs.IsNotFound(err):
-		e.log.Warn("the shim of a task is gone", "task", t.id, "namespace", t.namespace)
-		e.taskLost(t)
-		return true
-	case err != nil:
-		e.log.Warn("the shim of a task does not answer, it is tried again in the background", "task", t.id, "namespace", t.namespace, "error", err)
-		return false
 	}
-	st, err := next.State(ctx, &taskapi.StateRequest{ID: t.id})
-	switch {
-	case errdefs.IsNotFound(err):
-		// The shim lives and does not know it: it was deleted behind our back.
-		next.Close()
-		e.taskLost(t)
-		return true
-	case err != nil:
-		next.Close()
-		return false
-	}
-	if was != nil {
-		was.Close()
-	}
-	e.takeTask(t, next, st)
-	return false
+	_, known := t.ending()
+	return known
 }
+
+func (t *task) reconnected(ctx context.Context, e *Engine, shim TaskShim) error {
+	st, err := shim.State(ctx, &taskapi.StateRequest{ID: t.id})
+	if err != nil {
+		return err
+	}
+	e.takeTask(t, shim, st)
+	return nil
+}
+
+func (t *task) lost(e *Engine) { e.taskLost(t) }
 
 // takeTask makes a connection the task's, and believes what the shim says of it.
 func (e *Engine) takeTask(t *task, shim TaskShim, st *taskapi.StateResponse) {
@@ -177,9 +118,7 @@ func (e *Engine) taskLost(t *task) TaskExit {
 
 // forgetTask is the end of a task. The caller holds the ticket.
 func (e *Engine) forgetTask(t *task) {
-	if err := removeTaskBundle(t.bundle); err != nil {
-		e.log.Error("remove bundle", "task", t.id, "namespace", t.namespace, "error", err)
-	}
+	e.removeBundle(&t.shimTie)
 	t.mu.Lock()
 	shim, docker := t.shim, t.docker
 	t.mu.Unlock()
@@ -315,7 +254,7 @@ func (e *Engine) WaitTask(ctx context.Context, id, execID string) (x TaskExit, e
 			if x, known := t.ending(); known {
 				return x, nil
 			}
-			return TaskExit{}, noTask(t.taskKey)
+			return TaskExit{}, t.notFound()
 		case <-ctx.Done():
 			return TaskExit{}, context.Cause(ctx)
 		case <-e.stopping:

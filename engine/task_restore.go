@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"sync"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/errdefs"
 )
 
@@ -21,22 +19,7 @@ import (
 //	bundle, shim gone:    cleaned up after; the exit, as far as it is known, is told
 //	bundle, shim silent:  shown without a state, and tried again in the background
 func (e *Engine) restoreTasks(ctx context.Context) {
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, restoreWidth)
-	root := filepath.Join(e.opt.State, taskFolder)
-	for _, ns := range folders(root) {
-		for _, id := range folders(filepath.Join(root, ns)) {
-			if identifiers.Validate(ns) != nil || identifiers.Validate(id) != nil {
-				continue
-			}
-			slots <- struct{}{}
-			wg.Go(func() {
-				defer func() { <-slots }()
-				e.restoreTask(ctx, taskKey{ns, id})
-			})
-		}
-	}
-	wg.Wait()
+	e.eachBundle(filepath.Join(e.opt.State, taskFolder), func(k taskKey) { e.restoreTask(ctx, k) })
 	used := map[string]bool{}
 	for _, t := range e.tasks.in("") {
 		if t.grouped() {
@@ -59,11 +42,9 @@ func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
 		return
 	}
 	t := e.newTask(k, meta)
-	t.shims = e.taskShimOptions(t, nil)
+	t.shims = e.tieOptions(&t.shimTie, t.meta.Program, t.meta.Binary, nil)
 	if err != nil { // its creation had hardly begun
-		if err := removeTaskBundle(t.bundle); err != nil {
-			e.log.Error("remove bundle", "task", k.id, "namespace", k.namespace, "error", err)
-		}
+		e.removeBundle(&t.shimTie)
 		return
 	}
 	e.tasks.add(t)
@@ -104,7 +85,7 @@ func (e *Engine) restoreTask(ctx context.Context, k taskKey) {
 		t.state = taskCreated
 		t.mu.Unlock()
 	}
-	e.work.Go(func() { e.watchTask(t) })
+	e.work.Go(func() { e.watchTied(t) })
 }
 
 func readTaskMeta(bundle string) (m taskMeta, err error) {

@@ -40,6 +40,8 @@ type Mount struct {
 	// UIDs and GIDs map the owners of the files (idmapped mount); nil: as they are.
 	UIDs []IDMap `json:"uids,omitempty"`
 	GIDs []IDMap `json:"gids,omitempty"`
+	// Relabel gives the source the SELinux label of a pod's files.
+	Relabel bool `json:"relabel,omitempty"`
 	// ImageID is the image that a mount of kind image shows, and Source how it was named.
 	ImageID   string `json:"imageID,omitempty"`
 	TmpfsSize int64  `json:"tmpfsSize,omitempty"` // bytes

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -62,6 +63,7 @@ type SandboxConfig struct {
 	Runtime    string     `json:"runtime,omitempty"`    // handler; "": hako's own
 	Overhead   *Resources `json:"overhead,omitempty"`
 	Resources  *Resources `json:"resources,omitempty"`
+	SELinux    *SELinux   `json:"selinux,omitempty"` // of all containers that ask for nothing else
 }
 
 // Sandbox is a pod's sandbox as it is at one moment. It is a value.
@@ -102,8 +104,50 @@ type PodMember struct {
 	// StopSignal is the one that the client asked for, Container.StopSignal the one in use.
 	StopSignal string `json:"stopSignal,omitempty"`
 
-	// User is filled by the engine when the container is created.
-	User *PodUser `json:"user,omitempty"`
+	SELinux *SELinux `json:"selinux,omitempty"`
+
+	// User and the labels (SELinux; "" where that is off) are filled by the engine when the container is created.
+	User         *PodUser `json:"user,omitempty"`
+	ProcessLabel string   `json:"processLabel,omitempty"`
+	FileLabel    string   `json:"fileLabel,omitempty"`
+}
+
+// PodContainer is a pod's container in a list.
+type PodContainer struct {
+	*PodContainerFace
+	Status Status
+}
+
+// PodContainerFace is what a list shows of a pod's container and never changes: of one container all lists have the same one.
+type PodContainerFace struct {
+	ID, Sandbox, Name string
+	Attempt           uint32
+	Created           time.Time
+	ImageID           string // sha256:...
+	ImageName         string // as given
+	// What the client named, as in PodMember.
+	UserImage           string
+	ImageAnnotations    map[string]string
+	Labels, Annotations map[string]string
+
+	encoding sync.Once
+	encoded  []byte
+	failed   error
+}
+
+// Encoded gives what encode makes of it, which is done once: for a door, whose clients ask for the list all the time.
+func (f *PodContainerFace) Encoded(encode func(*PodContainerFace) ([]byte, error)) ([]byte, error) {
+	f.encoding.Do(func() { f.encoded, f.failed = encode(f) })
+	return f.encoded, f.failed
+}
+
+// Face is what a list shows of a pod's container.
+func (v *Container) Face() *PodContainerFace {
+	p := v.Config.Pod
+	return &PodContainerFace{
+		ID: v.ID, Sandbox: p.Sandbox, Name: p.Name, Attempt: p.Attempt, Created: v.Created, ImageID: v.ImageID, ImageName: v.ImageName,
+		UserImage: p.UserImage, ImageAnnotations: p.ImageAnnotations, Labels: v.Config.Labels, Annotations: v.Config.Annotations,
+	}
 }
 
 // PodUser is whom a container's process runs as.

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,10 +102,19 @@ func (r *rig) layerDirs(t *testing.T, chain digest.Digest) []string {
 	return dirs
 }
 
-// server is a registry on loopback, whose handler a test can wrap.
+// server is a registry on loopback.
 type server struct {
 	*httptest.Server
-	wrap func(http.ResponseWriter, *http.Request, http.Handler)
+	wrap atomic.Pointer[func(http.ResponseWriter, *http.Request, http.Handler)]
+}
+
+// intercept puts f before the registry from the next request on; nil: nothing.
+func (s *server) intercept(f func(http.ResponseWriter, *http.Request, http.Handler)) {
+	if f == nil {
+		s.wrap.Store(nil)
+		return
+	}
+	s.wrap.Store(&f)
 }
 
 func newServer(t testing.TB) *server {
@@ -112,8 +122,8 @@ func newServer(t testing.TB) *server {
 	s := &server{}
 	inner := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if s.wrap != nil {
-			s.wrap(w, r, inner)
+		if f := s.wrap.Load(); f != nil {
+			(*f)(w, r, inner)
 			return
 		}
 		inner.ServeHTTP(w, r)

@@ -242,13 +242,13 @@ func TestPullFromBadRegistry(t *testing.T) {
 				o.Registry.Attempts = 4
 			})
 			bad, mended := c.wrap(new(atomic.Int32)), atomic.Bool{}
-			s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+			s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 				if mended.Load() {
 					next.ServeHTTP(w, q)
 					return
 				}
 				bad(w, q, next)
-			}
+			})
 			_, err := r.Pull(r.ctx, ref, PullOptions{})
 			if c.want == nil {
 				if err != nil {
@@ -299,12 +299,12 @@ func TestPullResumes(t *testing.T) {
 	b := build(t, nil, bigLayer(t))
 	ref := s.push(t, "app", "v1", b)
 	ctx, cancel := context.WithCancel(r.ctx)
-	s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		if isBlob(q) && strings.Contains(q.URL.Path, digest.FromBytes(b.layers[0]).String()) {
 			w = &stopping{w, 700 << 10, func() { cancel(); <-q.Context().Done() }}
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	if _, err := r.Pull(ctx, ref, PullOptions{}); err == nil {
 		t.Fatal("cancelled pull succeeded")
 	}
@@ -314,14 +314,14 @@ func TestPullResumes(t *testing.T) {
 	}
 	var ranges []string
 	var mu sync.Mutex
-	s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		if isBlob(q) {
 			mu.Lock()
 			ranges = append(ranges, q.Header.Get("Range"))
 			mu.Unlock()
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	img, err := r.Pull(r.ctx, ref, PullOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -364,14 +364,14 @@ func TestPullsShare(t *testing.T) {
 		s.push(t, "app", "v2", build(t, nil, common, tarOf(t, file("second", "2")))),
 	}
 	var fetched sync.Map
-	s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		if isBlob(q) && q.Header.Get("Range") == "" {
 			n, _ := fetched.LoadOrStore(q.URL.Path, new(atomic.Int32))
 			n.(*atomic.Int32).Add(1)
 			time.Sleep(50 * time.Millisecond)
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	var wg sync.WaitGroup
 	errs := make([]error, 12)
 	for i := range errs {
@@ -531,7 +531,7 @@ func TestBadDocuments(t *testing.T) {
 				s.blob(t, "app", l)
 			}
 			s.blob(t, "app", bad.config)
-			s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+			s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 				if strings.Contains(q.URL.Path, "/manifests/") {
 					w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 					if bytes.Contains(bad.manifest, []byte(`"manifests":`)) {
@@ -541,7 +541,7 @@ func TestBadDocuments(t *testing.T) {
 					return
 				}
 				next.ServeHTTP(w, q)
-			}
+			})
 			_, err := r.Pull(r.ctx, s.host()+"/app:v1", PullOptions{})
 			if err == nil || !c.want(err) {
 				t.Errorf("error is %v", err)
@@ -637,13 +637,13 @@ func TestCredentials(t *testing.T) {
 	s, other := newServer(t), newServer(t)
 	ref := s.push(t, "app", "v1", b)
 	other.push(t, "app", "v1", b)
-	other.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	other.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		note(q)
 		if q.Header.Get("X-Secret") != "" {
 			t.Error("a header of hosts.toml went to another host")
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	realm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 		_ = q.ParseForm()
 		u, p, _ := q.BasicAuth()
@@ -658,7 +658,7 @@ func TestCredentials(t *testing.T) {
 	}))
 	t.Cleanup(realm.Close)
 	for _, scheme := range []string{"Basic", "Bearer"} {
-		s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 			note(q)
 			u, p, ok := q.BasicAuth()
 			if !(scheme == "Basic" && ok && u == user && p == password || scheme == "Bearer" && q.Header.Get("Authorization") == "Bearer the-token") {
@@ -675,7 +675,7 @@ func TestCredentials(t *testing.T) {
 				return
 			}
 			next.ServeHTTP(w, q)
-		}
+		})
 		certs := t.TempDir()
 		hostDir := filepath.Join(certs, s.host())
 		if err := os.MkdirAll(hostDir, 0o755); err != nil {

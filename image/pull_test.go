@@ -75,7 +75,7 @@ func TestPull(t *testing.T) {
 	})
 	// Again: nothing is fetched.
 	actions = nil
-	s.wrap = onlyManifests(t)
+	s.intercept(onlyManifests(t))
 	if _, err := r.Pull(r.ctx, ref, PullOptions{Progress: func(p Progress) {
 		mu.Lock()
 		defer mu.Unlock()

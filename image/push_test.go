@@ -37,7 +37,7 @@ func TestPush(t *testing.T) {
 	var mu sync.Mutex
 	var requests, actions []string
 	var mounted sync.Map // digests
-	s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		mu.Lock()
 		requests = append(requests, q.Method+" "+q.URL.String())
 		mu.Unlock()
@@ -53,7 +53,7 @@ func TestPush(t *testing.T) {
 			return
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	push := func() {
 		t.Helper()
 		requests, actions = nil, nil
@@ -105,12 +105,12 @@ func TestPushToElsewhere(t *testing.T) {
 	}
 	// The first uploads break.
 	var n atomic.Int32
-	fresh.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	fresh.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		if q.Method == http.MethodPut && strings.Contains(q.URL.Path, "/blobs/uploads/") && n.Add(1) <= 2 {
 			panic(http.ErrAbortHandler)
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	if err := r.Push(r.ctx, target, PushOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -121,10 +121,10 @@ func TestPushToElsewhere(t *testing.T) {
 	if err := r.Push(r.ctx, fresh.host()+"/nothing", PushOptions{}); !errdefs.IsNotFound(err) {
 		t.Errorf("push of nothing: %v", err)
 	}
-	fresh.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	fresh.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		w.Header().Set("WWW-Authenticate", `Basic realm="x"`)
 		w.WriteHeader(http.StatusUnauthorized)
-	}
+	})
 	if err := r.Push(r.ctx, target, PushOptions{}); !errdefs.IsUnauthorized(err) || !strings.Contains(err.Error(), "push access denied for") {
 		t.Errorf("push without credentials: %v", err)
 	}

@@ -33,13 +33,13 @@ func TestSilentRegistry(t *testing.T) {
 		"no manifest": func(q *http.Request) bool { return !isBlob(q) },
 		"no blob":     isBlob,
 	} {
-		silent.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		silent.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 			if stall(q) {
 				<-q.Context().Done()
 				return
 			}
 			next.ServeHTTP(w, q)
-		}
+		})
 		patient := newRig(t) // 5 s
 		ctx, cancel := context.WithTimeout(patient.ctx, 300*time.Millisecond)
 		_, err := patient.Pull(ctx, bad, PullOptions{})
@@ -61,7 +61,7 @@ func TestSilentRegistry(t *testing.T) {
 		wg.Wait()
 		r.clean(t)
 	}
-	silent.wrap = nil
+	silent.intercept(nil)
 	if _, err := r.Pull(r.ctx, bad, PullOptions{}); err != nil {
 		t.Errorf("after it has come to itself: %v", err)
 	}
@@ -83,14 +83,14 @@ func TestTokens(t *testing.T) {
 		fmt.Fprint(w, `{"access_token":"`+secret+`"}`)
 	}))
 	t.Cleanup(realm.Close)
-	s.wrap = func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+	s.intercept(func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 		if q.Header.Get("Authorization") != "Bearer "+secret {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="`+realm.URL+`",service="x"`)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
 		next.ServeHTTP(w, q)
-	}
+	})
 	var log lockedBuffer
 	logged := func(o *Options) {
 		o.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))

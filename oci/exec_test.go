@@ -326,6 +326,10 @@ func TestHome(t *testing.T) {
 	if out, _ := b.run("env", "HOME"); strings.TrimSpace(out) != "/mine" {
 		t.Errorf("HOME=%q", out)
 	}
+	b.spec.Process.Env, b.spec.Process.User.UID = append([]string{"HOME="}, b.spec.Process.Env[:len(b.spec.Process.Env)-1]...), 7
+	if out, _ := b.run("env", "HOME"); strings.TrimSpace(out) != "/home/user" {
+		t.Errorf("an empty HOME becomes %q", out)
+	}
 	// The same of a root that mounts make.
 	lower, upper, work := t.TempDir(), t.TempDir(), t.TempDir()
 	if err := os.MkdirAll(filepath.Join(lower, "etc"), 0o755); err != nil {

@@ -21,13 +21,14 @@ import (
 // maxPasswd bounds what is read of a container's /etc/passwd.
 const maxPasswd = 1 << 20
 
-// withHome gives the environment with HOME in it, which callers of a runtime leave to it.
-// root opens the container's root; it is that of an image, and never trusted.
+// withHome gives the environment with HOME in it, which callers of a runtime leave to it, or
+// leave empty. root opens the container's root; it is that of an image, and never trusted.
 func withHome(p *specs.Process, root func() (*os.File, error)) []string {
-	if slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") }) {
+	if slices.ContainsFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOME=") && e != "HOME=" }) {
 		return p.Env
 	}
-	return append(slices.Clip(p.Env), "HOME="+home(root, p.User.UID))
+	env := slices.DeleteFunc(slices.Clone(p.Env), func(e string) bool { return e == "HOME=" })
+	return append(env, "HOME="+home(root, p.User.UID))
 }
 
 // rootAt opens a directory as a root.
@@ -66,11 +67,19 @@ func mountLayers(dirs []string) (*os.File, error) {
 	}
 	defer unix.Close(fs)
 	for _, d := range dirs {
-		if err := unix.FsconfigSetString(fs, "lowerdir+", d); err != nil {
-			return longoverlay.Overlay{Lower: dirs}.Mount() // before Linux 6.7
+		if err = unix.FsconfigSetString(fs, "lowerdir+", d); err != nil {
+			break
 		}
 	}
-	if err := unix.FsconfigCreate(fs); err != nil {
+	if err == nil {
+		err = unix.FsconfigCreate(fs)
+	}
+	if err == unix.EINVAL {
+		// Before Linux 6.7 overlay does not know the option, and before 6.5 it says so only
+		// when the file system is made.
+		return longoverlay.Overlay{Lower: dirs}.Mount()
+	}
+	if err != nil {
 		return nil, os.NewSyscallError("fsconfig", err)
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)

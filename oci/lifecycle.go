@@ -246,8 +246,15 @@ func (c *Container) Resume(context.Context) error {
 	return c.cgroup().Thaw()
 }
 
-// Update changes limits. When one cannot be set, those before it are taken back.
-func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
+// Update changes limits. When one cannot be set, those before it are taken back, but for
+// device rules.
+func (c *Container) Update(ctx context.Context, r *specs.LinuxResources) error {
+	return c.UpdateAll(ctx, r, nil)
+}
+
+// UpdateAll is Update that changes the schemata of the container's resctrl group, too. It is
+// an error if the container has none and i has one.
+func (c *Container) UpdateAll(_ context.Context, r *specs.LinuxResources, i *specs.LinuxIntelRdt) error {
 	unlock, err := c.lock()
 	if err != nil {
 		return err
@@ -262,10 +269,19 @@ func (c *Container) Update(_ context.Context, r *specs.LinuxResources) error {
 	if len(r.Devices) > 0 {
 		r = withDevices(r)
 	}
-	if err := c.cgroup().Apply(r); err != nil {
+	undo, err := c.cgroup().Change(r)
+	if err != nil {
 		return fmt.Errorf("container %q: %w", c.ID(), err)
 	}
-	return c.updateUnit(r)
+	back, err := c.changeRdt(i)
+	if err == nil {
+		// What systemd has been told is not taken back: nothing after it can fail.
+		if err = c.updateUnit(r); err == nil {
+			return nil
+		}
+		err = errors.Join(err, back())
+	}
+	return fmt.Errorf("container %q: %w", c.ID(), errors.Join(err, undo()))
 }
 
 // deleteLimit bounds how long Delete waits for killed processes to go.

@@ -10,8 +10,10 @@ import (
 	"os"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/netdev"
 	"github.com/hako-engine/hako/oci/rdt"
 )
@@ -22,11 +24,7 @@ func (k *creation) makeRdt() error {
 	if r == nil {
 		return nil
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return err
-	}
-	root, err := rdt.Mount(mounts)
+	root, err := resctrl()
 	if err != nil {
 		return err
 	}
@@ -78,4 +76,40 @@ func (k *creation) moveDevicesBack(context.Context) error {
 		errs = append(errs, m.Back(k.namespace))
 	}
 	return errors.Join(errs...)
+}
+
+// resctrl finds where the host has mounted it.
+func resctrl() (string, error) {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	return rdt.Mount(mounts)
+}
+
+// changeRdt changes the schemata of the container's resctrl group, and gives what takes it back.
+func (c *Container) changeRdt(r *specs.LinuxIntelRdt) (undo func() error, err error) {
+	if r == nil || r.L3CacheSchema == "" && r.MemBwSchema == "" && len(r.Schemata) == 0 {
+		return func() error { return nil }, nil
+	}
+	root, err := resctrl()
+	if err != nil {
+		return nil, err
+	}
+	if c.state.Rdt == nil {
+		return nil, classed.Errorf(errdefs.ErrFailedPrecondition, "linux.intelRdt: the container was created without it")
+	}
+	return c.state.Rdt.Update(root, r)
+}
+
+// IntelRdtStats reads the statistics of the container's resctrl group; nil if it has none.
+func (c *Container) IntelRdtStats() (*rdt.Stats, error) {
+	if c.state.Rdt == nil {
+		return nil, nil
+	}
+	root, err := resctrl()
+	if err != nil {
+		return nil, err
+	}
+	return c.state.Rdt.Stats(root)
 }

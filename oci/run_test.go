@@ -4,6 +4,7 @@ package oci
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -112,6 +113,49 @@ func TestMounts(t *testing.T) {
 	host, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil || strings.Contains(string(host), b.bundle) {
 		t.Errorf("the host sees mounts of the container: %v", err)
+	}
+}
+
+// A tmpfs without a mode has that of the directory that it covers; one that covers nothing, the
+// kernel's.
+func TestModeOfTmpfs(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*box){"": func(*box) {}, "with a user namespace": ownUserNamespace} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t)
+			change(b)
+			dir := filepath.Join(b.rootfs, "private")
+			if err := errors.Join(os.Mkdir(dir, 0o700), os.Chmod(dir, 0o750), os.Mkdir(filepath.Join(b.rootfs, "other"), 0o711)); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink("/private", filepath.Join(b.rootfs, "away")); err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range []specs.Mount{
+				{Destination: "/private", Options: []string{"ro"}}, {Destination: "/away/new"}, {Destination: "/other", Options: []string{"mode=700"}}, {Destination: "/new"},
+			} {
+				m.Type, m.Source = "tmpfs", "tmpfs"
+				b.spec.Mounts = append(b.spec.Mounts, m)
+			}
+			out, _ := b.run("stat", "/private", "stat", "/other", "stat", "/new", "stat", "/away/new")
+			if got, want := lines(out), []string{"40750 0:0 0:0", "40700 0:0 0:0", "41777 0:0 0:0", "41777 0:0 0:0"}; !slices.Equal(got, want) {
+				t.Errorf("%q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// A device may be given twice.
+func TestDeviceGivenTwice(t *testing.T) {
+	t.Parallel()
+	b := newBox(t)
+	for _, d := range []string{"/dev/twice", "/elsewhere/twice"} {
+		one := specs.LinuxDevice{Path: d, Type: "c", Major: 1, Minor: 3}
+		b.spec.Linux.Devices = append(b.spec.Linux.Devices, one, one)
+	}
+	if out, _ := b.run("stat", "/dev/twice", "stat", "/elsewhere/twice"); !slices.Equal(lines(out), []string{"20666 1:3 0:0", "20666 1:3 0:0"}) {
+		t.Error(out)
 	}
 }
 

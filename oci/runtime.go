@@ -47,6 +47,9 @@ type Runtime struct {
 	// TimerSlack of processes that are made, in nanoseconds, where the calling process has
 	// another one. 0: they inherit its.
 	TimerSlack int
+	// Begun is a creation that was begun before the Go runtime started, nil for none. Create
+	// takes it over if it is the one of the container.
+	Begun *early.Begin
 }
 
 func (r *Runtime) log() *slog.Logger {
@@ -266,6 +269,14 @@ func (c *Container) Stats() (*cgroup.Stats, error) {
 		return nil, err
 	}
 	return c.cgroup().Stats()
+}
+
+// CPUSet reads the settings of the container's cpuset on cgroup v1.
+func (c *Container) CPUSet() (cgroup.CPUSetStats, error) {
+	if err := c.needCgroup(); err != nil {
+		return cgroup.CPUSetStats{}, err
+	}
+	return c.cgroup().CPUSet()
 }
 
 // NotifyOOM gives a channel that receives when the container runs out of memory.

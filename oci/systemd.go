@@ -5,7 +5,6 @@ package oci
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -98,8 +97,5 @@ func (c *Container) updateUnit(r *specs.LinuxResources) error {
 	if len(p) == 0 {
 		return nil
 	}
-	if err := m.SetUnitProperties(u.Name, p); err != nil {
-		return fmt.Errorf("container %q: %w", c.ID(), err)
-	}
-	return nil
+	return m.SetUnitProperties(u.Name, p)
 }

@@ -117,6 +117,13 @@ func (s *streams) openSinks(r ioRequest, start startChild) (out, errs sink, c si
 		if c.Stdio, err = wire.ParseStdio(u); err != nil || c.Log.Format == "" {
 			return nil, nil, c, err
 		}
+		if c.Log.Format == "cri" {
+			// The kubelet makes the folder; other clients may not know that. It is made here, since it may be on
+			// a mount that hangs: whoever ends this shim ends the waiting.
+			if err := os.MkdirAll(filepath.Dir(c.Log.Path), 0o755); err != nil {
+				return nil, nil, c, fmt.Errorf("folder of the log: %w", err)
+			}
+		}
 		if s.log, err = log.Open(c.Log); err != nil {
 			return nil, nil, c, fmt.Errorf("open log: %w", err)
 		}
@@ -530,7 +537,7 @@ func (o *output) close() {
 	if o.src != nil {
 		o.src.Close()
 	}
-	if o.to != nil && !o.running.Load() {
+	if !o.running.Load() && o.to != nil { // while it runs, the sink is run's alone
 		o.to.Close()
 	}
 }

@@ -198,7 +198,7 @@ func TestTransfer(t *testing.T) {
 	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), dst); err != nil {
 		t.Fatal(err)
 	}
-	var buf closable
+	buf := closable{closed: make(chan struct{})}
 	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), tarchive.NewImageExportStream(&buf, "")); err != nil {
 		t.Fatal(err)
 	}
@@ -234,22 +234,28 @@ func TestTransfer(t *testing.T) {
 	}
 }
 
-// closable is a buffer for who wants to close it.
-type closable struct{ bytes.Buffer }
+// closable takes what a stream brings. The transfer's answer may overtake the stream, whose
+// end is told by Close.
+type closable struct {
+	bytes.Buffer
+	closed chan struct{}
+}
 
-func (c *closable) Close() error { return nil }
+func (c *closable) Close() error {
+	close(c.closed)
+	return nil
+}
 
-// wait is for the end of the archive: the transfer's answer may overtake the stream.
+// wait is for the whole of the archive.
 func (c *closable) wait(t *testing.T) []byte {
 	t.Helper()
-	for range 200 {
-		if b := bytes.Clone(c.Bytes()); len(b) > 1024 && bytes.Equal(b[len(b)-1024:], make([]byte, 1024)) {
-			return b
-		}
-		time.Sleep(20 * time.Millisecond)
+	select {
+	case <-c.closed:
+		return c.Bytes()
+	case <-time.After(time.Minute):
+		t.Fatal("the archive has no end")
+		return nil
 	}
-	t.Fatal("the archive has no end")
-	return nil
 }
 
 // asked gives credentials, and counts.

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/hako-engine/hako/engine"
 )
 
@@ -24,6 +26,7 @@ type Sandboxes interface {
 	Sandbox(ctx context.Context, ref string) (engine.Sandbox, error)
 	Sandboxes(ctx context.Context) []engine.Sandbox
 	SandboxContainers(ctx context.Context, id string) []engine.Container
+	SandboxSpec(ctx context.Context, id string) (*specs.Spec, error)
 	UpdateSandboxResources(ctx context.Context, ref string, overhead, resources *engine.Resources) error
 	SandboxUsage(ctx context.Context, ref string) (engine.SandboxUsage, error)
 	SandboxUsages(ctx context.Context, want func(engine.Sandbox) bool) []engine.SandboxUsage
@@ -38,7 +41,8 @@ type Containers interface {
 	RemovePodContainer(ctx context.Context, ref string) error
 	UpdatePodContainer(ctx context.Context, ref string, r engine.Resources, oomScoreAdj *int) error
 	Container(ctx context.Context, ref string) (engine.Container, error)
-	PodContainers(ctx context.Context) []engine.Container
+	ContainerSpec(ctx context.Context, id string) (*specs.Spec, error)
+	PodContainers(ctx context.Context) []engine.PodContainer
 	PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage
 	ReopenLog(ctx context.Context, ref string) error
 	CheckpointContainer(ctx context.Context, ref, path string) error

@@ -2,6 +2,7 @@ package cri
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -82,29 +83,34 @@ func (s *runtimeService) RemoveContainer(ctx context.Context, r *api.RemoveConta
 }
 
 func (s *runtimeService) ListContainers(ctx context.Context, r *api.ListContainersRequest) (*api.ListContainersResponse, error) {
-	return &api.ListContainersResponse{Containers: s.listContainers(ctx, r.GetFilter())}, nil
+	items, err := encodeContainers(s.listContainers(ctx, r.GetFilter()))
+	if err != nil {
+		return nil, err
+	}
+	resp := &api.ListContainersResponse{}
+	resp.ProtoReflect().SetUnknown(items)
+	return resp, nil
 }
 
 func (s *runtimeService) StreamContainers(r *api.StreamContainersRequest, to grpc.ServerStreamingServer[api.StreamContainersResponse]) error {
-	return inParts(s.listContainers(to.Context(), r.GetFilter()), func(p []*api.Container) error {
-		return to.Send(&api.StreamContainersResponse{Containers: p})
+	return inParts(s.listContainers(to.Context(), r.GetFilter()), func(p []engine.PodContainer) error {
+		items, err := encodeContainers(p)
+		if err != nil {
+			return err
+		}
+		resp := &api.StreamContainersResponse{}
+		resp.ProtoReflect().SetUnknown(items)
+		return to.Send(resp)
 	})
 }
 
-func (s *runtimeService) listContainers(ctx context.Context, f *api.ContainerFilter) []*api.Container {
-	var out []*api.Container
-	list := s.opt.Backend.PodContainers(ctx)
-	for i := range list {
-		v := &list[i]
-		if f.GetId() != "" && !strings.HasPrefix(v.ID, f.GetId()) ||
-			f.GetPodSandboxId() != "" && !strings.HasPrefix(v.Config.Pod.Sandbox, f.GetPodSandboxId()) ||
-			f.GetState() != nil && f.GetState().GetState() != containerState(v) ||
-			!matchLabels(v.Config.Labels, f.GetLabelSelector()) {
-			continue
-		}
-		out = append(out, containerOf(v))
-	}
-	return out
+func (s *runtimeService) listContainers(ctx context.Context, f *api.ContainerFilter) []engine.PodContainer {
+	return slices.DeleteFunc(s.opt.Backend.PodContainers(ctx), func(v engine.PodContainer) bool {
+		return f.GetId() != "" && !strings.HasPrefix(v.ID, f.GetId()) ||
+			f.GetPodSandboxId() != "" && !strings.HasPrefix(v.Sandbox, f.GetPodSandboxId()) ||
+			f.GetState() != nil && f.GetState().GetState() != containerState(v.Status) ||
+			!matchLabels(v.Labels, f.GetLabelSelector())
+	})
 }
 
 func (s *runtimeService) ContainerStatus(ctx context.Context, r *api.ContainerStatusRequest) (*api.ContainerStatusResponse, error) {
@@ -114,10 +120,14 @@ func (s *runtimeService) ContainerStatus(ctx context.Context, r *api.ContainerSt
 	}
 	resp := &api.ContainerStatusResponse{Status: s.containerStatus(ctx, &v)}
 	if r.GetVerbose() {
-		resp.Info = info(map[string]any{
+		more := map[string]any{
 			"sandboxID": v.Config.Pod.Sandbox, "pid": v.State.Pid, "config": v.Config, "snapshotter": v.Snapshotter,
 			"snapshotKey": v.SnapshotKey, "state": v.State, "mounts": v.Mounts, "args": append([]string{v.Path}, v.Args...), "env": v.Env,
-		})
+		}
+		if spec, err := s.opt.Backend.ContainerSpec(ctx, v.ID); err == nil { // it has none unless it runs
+			more["runtimeSpec"] = spec
+		}
+		resp.Info = info(more)
 	}
 	return resp, nil
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/hako-engine/hako/engine"
@@ -49,6 +51,7 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 			PID:          mode(ns.GetPid()), PIDTarget: ns.GetTargetId(),
 			AmbientCaps: sec.GetCapabilities().GetAddAmbientCapabilities(),
 			StopSignal:  signalName(w.GetStopSignal()),
+			SELinux:     selinux(sec.GetSelinuxOptions()),
 		},
 	}
 	if sec.GetRunAsUser() != nil {
@@ -86,6 +89,15 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 	opts, err := profiles(sec)
 	c.SecurityOpt = append(c.SecurityOpt, opts...)
 	return c, err
+}
+
+// selinux gives nil where nothing is asked for.
+func selinux(o *api.SELinuxOption) *engine.SELinux {
+	s := engine.SELinux{User: o.GetUser(), Role: o.GetRole(), Type: o.GetType(), Level: o.GetLevel()}
+	if s == (engine.SELinux{}) {
+		return nil
+	}
+	return &s
 }
 
 // profiles gives the options for seccomp and AppArmor. A privileged container has neither.
@@ -176,6 +188,7 @@ func mountOf(w *api.Mount) (engine.Mount, error) {
 		Kind: engine.MountBind, Source: w.GetHostPath(), Target: w.GetContainerPath(), ReadOnly: w.GetReadonly(),
 		Propagation: propagations[w.GetPropagation()], CreateSource: true, ReadOnlyNonRecur: !w.GetRecursiveReadOnly(),
 		UIDs: idMaps(w.GetUidMappings()), GIDs: idMaps(w.GetGidMappings()), Options: w.GetMountOptions(),
+		Relabel: w.GetSelinuxRelabel(),
 	}
 	if !strings.HasPrefix(m.Target, "/") {
 		m.Target = "/" + m.Target
@@ -208,6 +221,7 @@ func wireMount(m engine.Mount) *api.Mount {
 	w := &api.Mount{
 		ContainerPath: m.Target, Readonly: m.ReadOnly, UidMappings: wireMaps(m.UIDs), GidMappings: wireMaps(m.GIDs),
 		RecursiveReadOnly: m.ReadOnly && !m.ReadOnlyNonRecur, MountOptions: m.Options,
+		SelinuxRelabel: m.Relabel,
 	}
 	for k, v := range propagations {
 		if v == m.Propagation {
@@ -250,8 +264,8 @@ func wireResources(r engine.Resources, oomScoreAdj int) *api.LinuxContainerResou
 	return w
 }
 
-func containerState(v *engine.Container) api.ContainerState {
-	switch v.State.Status {
+func containerState(s engine.Status) api.ContainerState {
+	switch s {
 	case engine.StatusCreated:
 		return api.ContainerState_CONTAINER_CREATED
 	case engine.StatusRunning, engine.StatusPaused, engine.StatusRestarting:
@@ -262,25 +276,48 @@ func containerState(v *engine.Container) api.ContainerState {
 	return api.ContainerState_CONTAINER_UNKNOWN
 }
 
-func imageSpec(v *engine.Container) *api.ImageSpec {
-	return &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: v.Config.Pod.UserImage, Annotations: v.Config.Pod.ImageAnnotations}
+// listField is the number of the field with the containers in the messages of lists (ListContainersResponse, StreamContainersResponse).
+const listField = 1
+
+// encodeContainers makes the items of a list as they go over the wire. The kubelet asks for them every second, and of a container nothing
+// changes but its state: the rest is encoded once. A message takes the result as fields that it does not know, which it sends as they are.
+func encodeContainers(list []engine.PodContainer) ([]byte, error) {
+	var out, state []byte
+	for i, v := range list {
+		face, err := v.Encoded(encodeFace)
+		if err != nil {
+			return nil, fmt.Errorf("encode container %s: %w", v.ID, err)
+		}
+		if i == 0 || v.Status != list[i-1].Status {
+			if state, err = proto.Marshal(&api.Container{State: containerState(v.Status)}); err != nil {
+				return nil, err
+			}
+		}
+		if i == 0 { // most are about as long as the first
+			out = make([]byte, 0, len(list)*(len(face)+len(face)/8+8))
+		}
+		out = protowire.AppendTag(out, listField, protowire.BytesType)
+		out = protowire.AppendVarint(out, uint64(len(face)+len(state)))
+		out = append(append(out, face...), state...)
+	}
+	return out, nil
 }
 
-func containerOf(v *engine.Container) *api.Container {
-	p := v.Config.Pod
-	return &api.Container{
-		Id: v.ID, PodSandboxId: p.Sandbox, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt},
-		Image: imageSpec(v), ImageRef: v.ImageID, ImageId: v.ImageID, State: containerState(v),
-		CreatedAt: v.Created.UnixNano(), Labels: v.Config.Labels, Annotations: v.Config.Annotations,
-	}
+// encodeFace encodes a container without its state.
+func encodeFace(f *engine.PodContainerFace) ([]byte, error) {
+	return proto.Marshal(&api.Container{
+		Id: f.ID, PodSandboxId: f.Sandbox, Metadata: &api.ContainerMetadata{Name: f.Name, Attempt: f.Attempt},
+		Image:    &api.ImageSpec{Image: f.ImageName, UserSpecifiedImage: f.UserImage, Annotations: f.ImageAnnotations},
+		ImageRef: f.ImageID, ImageId: f.ImageID, CreatedAt: f.Created.UnixNano(), Labels: f.Labels, Annotations: f.Annotations,
+	})
 }
 
 // containerStatus is a container as it is. The names of its image are looked up: they change.
 func (s *Server) containerStatus(ctx context.Context, v *engine.Container) *api.ContainerStatus {
 	p := v.Config.Pod
 	st := &api.ContainerStatus{
-		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v),
-		CreatedAt: v.Created.UnixNano(), Image: imageSpec(v), ImageRef: v.ImageID, ImageId: v.ImageID,
+		Id: v.ID, Metadata: &api.ContainerMetadata{Name: p.Name, Attempt: p.Attempt}, State: containerState(v.State.Status),
+		CreatedAt: v.Created.UnixNano(), Image: &api.ImageSpec{Image: v.ImageName, UserSpecifiedImage: p.UserImage, Annotations: p.ImageAnnotations}, ImageRef: v.ImageID, ImageId: v.ImageID,
 		Labels: v.Config.Labels, Annotations: v.Config.Annotations, LogPath: p.LogPath,
 		Resources:  &api.ContainerResources{Linux: wireResources(v.Config.Resources, v.Config.OOMScoreAdj)},
 		StopSignal: wireSignal(v.StopSignal),
@@ -293,10 +330,10 @@ func (s *Server) containerStatus(ctx context.Context, v *engine.Container) *api.
 			st.ImageRef = img.Digests[0]
 		}
 	}
-	if !v.State.StartedAt.IsZero() && containerState(v) != api.ContainerState_CONTAINER_CREATED {
+	if !v.State.StartedAt.IsZero() && containerState(v.State.Status) != api.ContainerState_CONTAINER_CREATED {
 		st.StartedAt = v.State.StartedAt.UnixNano()
 	}
-	if containerState(v) == api.ContainerState_CONTAINER_EXITED {
+	if containerState(v.State.Status) == api.ContainerState_CONTAINER_EXITED {
 		if !v.State.FinishedAt.IsZero() {
 			st.FinishedAt = v.State.FinishedAt.UnixNano()
 		}

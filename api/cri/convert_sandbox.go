@@ -28,7 +28,7 @@ func sandboxConfig(w *api.PodSandboxConfig, handler string) (engine.SandboxConfi
 		Labels: w.GetLabels(), Annotations: w.GetAnnotations(),
 		CgroupParent: w.GetLinux().GetCgroupParent(), Sysctls: w.GetLinux().GetSysctls(),
 		Network: mode(ns.GetNetwork()), PID: mode(ns.GetPid()), IPC: mode(ns.GetIpc()),
-		Privileged: sec.GetPrivileged(), Runtime: handler,
+		Privileged: sec.GetPrivileged(), Runtime: handler, SELinux: selinux(sec.GetSelinuxOptions()),
 	}
 	if d := w.GetDnsConfig(); d != nil {
 		c.DNS = &engine.DNS{Servers: d.GetServers(), Searches: d.GetSearches(), Options: d.GetOptions()}

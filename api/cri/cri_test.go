@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -35,6 +36,64 @@ func sandbox(id string, state engine.SandboxState, labels map[string]string) eng
 func container(id, sandbox string, state engine.State) engine.Container {
 	return engine.Container{ID: id, Created: time.Unix(10, 0), ImageID: digest.FromString("i").String(), ImageName: "img", State: state,
 		Config: engine.Config{Labels: map[string]string{"l": id}, Pod: &engine.PodMember{Sandbox: sandbox, Name: "c-" + id}}}
+}
+
+// A container is listed as it is, in the answer of a list and in the stream, also when its state has changed since it was listed first.
+func TestContainerList(t *testing.T) {
+	f := &fake{}
+	r, _ := clients(t, f)
+	var want []*api.Container
+	for i := range 2 * partLength {
+		c := container(fmt.Sprintf("c%d", i), "s", engine.State{})
+		c.Config.Annotations = map[string]string{"a": strings.Repeat("x", i)}
+		c.Config.Pod.Attempt, c.Config.Pod.UserImage, c.Config.Pod.ImageAnnotations = uint32(i), "user", map[string]string{"i": "1"}
+		f.containers = append(f.containers, c)
+		want = append(want, &api.Container{Id: c.ID, PodSandboxId: "s", Metadata: &api.ContainerMetadata{Name: "c-" + c.ID, Attempt: uint32(i)},
+			Image:    &api.ImageSpec{Image: "img", UserSpecifiedImage: "user", Annotations: map[string]string{"i": "1"}},
+			ImageRef: c.ImageID, ImageId: c.ImageID, CreatedAt: c.Created.UnixNano(), Labels: c.Config.Labels, Annotations: c.Config.Annotations})
+	}
+	states := map[engine.Status]api.ContainerState{
+		engine.StatusCreated: api.ContainerState_CONTAINER_CREATED, engine.StatusRunning: api.ContainerState_CONTAINER_RUNNING,
+		engine.StatusExited: api.ContainerState_CONTAINER_EXITED, "": api.ContainerState_CONTAINER_UNKNOWN,
+	}
+	check := func(what string, got []*api.Container) {
+		t.Helper()
+		if len(got) != len(want) {
+			t.Fatalf("%s: %d containers", what, len(got))
+		}
+		for i := range want {
+			if !proto.Equal(got[i], want[i]) {
+				t.Fatalf("%s:\n%v\n%v", what, got[i], want[i])
+			}
+		}
+	}
+	for shift := range len(states) {
+		order := slices.Sorted(maps.Keys(states))
+		for i := range f.containers {
+			s := order[(i+i/3+shift)%len(order)]
+			f.containers[i].State.Status, want[i].State = s, states[s]
+		}
+		l, err := r.ListContainers(t.Context(), &api.ListContainersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("list", l.Containers)
+		stream, err := r.StreamContainers(t.Context(), &api.StreamContainersRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []*api.Container
+		for {
+			m, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, m.Containers...)
+		}
+		check("stream", all)
+	}
 }
 
 // TestEmptyRequests calls every method with a request in which nothing is set, and with one in

@@ -5,11 +5,14 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	api "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -19,8 +22,10 @@ import (
 
 // fake is a Backend with objects that a test puts there.
 type fake struct {
+	mu         sync.Mutex // guards faces
 	sandboxes  []engine.Sandbox
 	containers []engine.Container
+	faces      map[string]*engine.PodContainerFace
 	images     []engine.ImageDetail
 	pinned     map[string]bool
 	metrics    []engine.PodMetrics
@@ -103,6 +108,12 @@ func (f *fake) CreatePodContainer(_ context.Context, _ string, c engine.Config) 
 	f.created = &c
 	return "container", f.err
 }
+func (f *fake) SandboxSpec(context.Context, string) (*specs.Spec, error) {
+	return &specs.Spec{Hostname: "of the sandbox"}, f.err
+}
+func (f *fake) ContainerSpec(context.Context, string) (*specs.Spec, error) {
+	return &specs.Spec{Hostname: "of the container"}, f.err
+}
 func (f *fake) StartPodContainer(context.Context, string) error { return f.err }
 func (f *fake) StopContainer(_ context.Context, _ string, o engine.StopOptions) error {
 	f.stopped = &o
@@ -123,19 +134,29 @@ func (f *fake) Container(_ context.Context, ref string) (engine.Container, error
 	return engine.Container{}, missing("container", ref)
 }
 
-func (f *fake) PodContainers(context.Context) []engine.Container {
-	var out []engine.Container
-	for _, c := range f.containers {
-		if c.Config.Pod != nil {
-			out = append(out, c)
+func (f *fake) PodContainers(context.Context) []engine.PodContainer {
+	var out []engine.PodContainer
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.podContainers() {
+		if f.faces[c.ID] == nil {
+			if f.faces == nil {
+				f.faces = map[string]*engine.PodContainerFace{}
+			}
+			f.faces[c.ID] = c.Face()
 		}
+		out = append(out, engine.PodContainer{PodContainerFace: f.faces[c.ID], Status: c.State.Status})
 	}
 	return out
 }
 
-func (f *fake) PodContainerUsage(ctx context.Context, want func(engine.Container) bool) []engine.ContainerUsage {
+func (f *fake) podContainers() []engine.Container {
+	return slices.DeleteFunc(slices.Clone(f.containers), func(c engine.Container) bool { return c.Config.Pod == nil })
+}
+
+func (f *fake) PodContainerUsage(_ context.Context, want func(engine.Container) bool) []engine.ContainerUsage {
 	var out []engine.ContainerUsage
-	for _, c := range f.PodContainers(ctx) {
+	for _, c := range f.podContainers() {
 		if want(c) && c.State.Status == engine.StatusRunning {
 			out = append(out, engine.ContainerUsage{Container: c, Usage: engine.Usage{CPU: 5}})
 		}
@@ -210,7 +231,7 @@ func (f *fake) Events(context.Context, time.Time, time.Time, engine.Filters) (<-
 }
 
 // serve starts a Server on the backend and gives a connection to it.
-func serve(t *testing.T, f *fake) *grpc.ClientConn {
+func serve(t testing.TB, f *fake) *grpc.ClientConn {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", path)
@@ -235,7 +256,7 @@ func serve(t *testing.T, f *fake) *grpc.ClientConn {
 	return conn
 }
 
-func clients(t *testing.T, f *fake) (api.RuntimeServiceClient, api.ImageServiceClient) {
+func clients(t testing.TB, f *fake) (api.RuntimeServiceClient, api.ImageServiceClient) {
 	conn := serve(t, f)
 	return api.NewRuntimeServiceClient(conn), api.NewImageServiceClient(conn)
 }

@@ -53,9 +53,14 @@ func (s *runtimeService) PodSandboxStatus(ctx context.Context, r *api.PodSandbox
 		resp.Timestamp = 0
 	}
 	if r.GetVerbose() {
-		resp.Info = info(map[string]any{
+		more := map[string]any{
 			"pid": sb.Pid, "netns": sb.NetNS, "config": sb.Config, "created": sb.Created, "state": sb.State, "ips": sb.IPs,
-		})
+			"runtimeHandler": sb.Config.Runtime,
+		}
+		if spec, err := s.opt.Backend.SandboxSpec(ctx, sb.ID); err == nil {
+			more["runtimeSpec"] = spec
+		}
+		resp.Info = info(more)
 	}
 	return resp, nil
 }

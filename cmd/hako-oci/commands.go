@@ -3,8 +3,10 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -279,9 +281,9 @@ func psTable(pids []int, options []string) error {
 	if len(options) == 0 {
 		options = []string{"-ef"}
 	}
-	out, err := exec.Command("ps", options...).Output()
+	out, err := exec.Command("ps", options...).CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("ps: %w", err)
+		return fmt.Errorf("ps: %w: %s", err, bytes.TrimSpace(out))
 	}
 	lines := strings.Split(strings.TrimRight(string(out), "\n"), "\n")
 	col := slices.Index(strings.Fields(lines[0]), "PID")
@@ -327,6 +329,9 @@ func specCommand(a *app, fs *flag.FlagSet) (action, error) {
 	return func([]string) (int, error) {
 		path := filepath.Join(*bundle, "config.json")
 		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if errors.Is(err, os.ErrExist) {
+			return 0, fmt.Errorf("file %s exists: remove it first", path)
+		}
 		if err != nil {
 			return 0, err
 		}

@@ -2,17 +2,41 @@
 
 package main
 
-import "github.com/hako-engine/hako/oci/cgroup"
+import (
+	"math"
+
+	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/cgroup"
+	"github.com/hako-engine/hako/oci/rdt"
+)
 
 // The types below are the JSON of runc's events command, as its callers read it
 // (go-runc's Stats).
 
 type eventStats struct {
-	CPU     eventCPU                `json:"cpu"`
-	Memory  eventMemory             `json:"memory"`
-	Pids    eventPids               `json:"pids"`
-	Blkio   eventBlkio              `json:"blkio"`
-	Hugetlb map[string]eventHugetlb `json:"hugetlb"`
+	CPU      eventCPU                `json:"cpu"`
+	CPUSet   eventCPUSet             `json:"cpuset"`
+	Memory   eventMemory             `json:"memory"`
+	Pids     eventPids               `json:"pids"`
+	Blkio    eventBlkio              `json:"blkio"`
+	Hugetlb  map[string]eventHugetlb `json:"hugetlb"`
+	IntelRdt *rdt.Stats              `json:"intel_rdt"`
+	// Of interfaces that the runtime has made: none.
+	Interfaces []struct{} `json:"network_interfaces"`
+}
+
+type eventCPUSet struct {
+	CPUs                  []uint16 `json:"cpus,omitempty"`
+	CPUExclusive          uint64   `json:"cpu_exclusive"`
+	Mems                  []uint16 `json:"mems,omitempty"`
+	MemHardwall           uint64   `json:"mem_hardwall"`
+	MemExclusive          uint64   `json:"mem_exclusive"`
+	MemoryMigrate         uint64   `json:"memory_migrate"`
+	MemorySpreadPage      uint64   `json:"memory_spread_page"`
+	MemorySpreadSlab      uint64   `json:"memory_spread_slab"`
+	MemoryPressure        uint64   `json:"memory_pressure"`
+	SchedLoadBalance      uint64   `json:"sched_load_balance"`
+	SchedRelaxDomainLevel int64    `json:"sched_relax_domain_level"`
 }
 
 type eventCPU struct {
@@ -85,11 +109,35 @@ type eventPSI struct {
 	Full eventPressure `json:"full"`
 }
 
+// noLimitV1 is what the files of cgroup v1 say.
+const noLimitV1 = math.MaxInt64 &^ 4095
+
 func pressure(p *cgroup.PSI) *eventPSI {
 	if p == nil {
 		return nil
 	}
 	return &eventPSI{Some: eventPressure(p.Some), Full: eventPressure(p.Full)}
+}
+
+func readEventStats(c *oci.Container) (e eventStats, err error) {
+	s, err := c.Stats()
+	if err != nil {
+		return e, err
+	}
+	set, err := c.CPUSet()
+	if err != nil {
+		return e, err
+	}
+	e = eventData(s)
+	e.CPUSet = eventCPUSet{
+		CPUs: set.CPUs, CPUExclusive: set.CPUExclusive, Mems: set.Mems, MemHardwall: set.MemHardwall, MemExclusive: set.MemExclusive,
+		MemoryMigrate: set.MemoryMigrate, MemorySpreadPage: set.MemorySpreadPage, MemorySpreadSlab: set.MemorySpreadSlab,
+		MemoryPressure: set.MemoryPressure, SchedLoadBalance: set.SchedLoadBalance, SchedRelaxDomainLevel: set.SchedRelaxDomainLevel,
+	}
+	if e.IntelRdt, err = c.IntelRdtStats(); e.IntelRdt == nil {
+		e.IntelRdt = new(rdt.Stats)
+	}
+	return e, err
 }
 
 func eventData(s *cgroup.Stats) eventStats {
@@ -101,9 +149,20 @@ func eventData(s *cgroup.Stats) eventStats {
 	t.Periods, t.ThrottledPeriods, t.ThrottledTime = s.CPU.Periods, s.CPU.ThrottledPeriods, s.CPU.ThrottledTime
 	e.CPU.PSI = pressure(s.CPU.PSI)
 	usage := func(m cgroup.MemoryUsage) eventUsage {
+		if m.Limit == math.MaxUint64 && !s.V2 {
+			m.Limit = noLimitV1
+		}
 		return eventUsage{Limit: m.Limit, Usage: m.Usage, Max: m.Max, Failcnt: m.Failcnt}
 	}
 	m := s.Memory
+	if s.V2 { // with memory, as on v1
+		m.Swap.Usage += m.Memory.Usage
+		if m.Swap.Limit != math.MaxUint64 && m.Memory.Limit != math.MaxUint64 {
+			m.Swap.Limit += m.Memory.Limit
+		} else {
+			m.Swap.Limit = math.MaxUint64
+		}
+	}
 	e.Memory = eventMemory{
 		Cache: m.Cache, Usage: usage(m.Memory), Swap: usage(m.Swap), Kernel: usage(m.Kernel), KernelTCP: usage(m.KernelTCP), Raw: m.Stat, PSI: pressure(m.PSI),
 	}
@@ -119,6 +178,17 @@ func eventData(s *cgroup.Stats) eventStats {
 		add(&e.Blkio.Bytes, "Write", d.WriteBytes)
 		add(&e.Blkio.Ops, "Read", d.ReadOps)
 		add(&e.Blkio.Ops, "Write", d.WriteOps)
+		if s.V2 {
+			continue
+		}
+		add(&e.Blkio.Bytes, "Sync", d.SyncBytes)
+		add(&e.Blkio.Bytes, "Async", d.AsyncBytes)
+		add(&e.Blkio.Bytes, "Discard", d.DiscardBytes)
+		add(&e.Blkio.Bytes, "Total", d.ReadBytes+d.WriteBytes+d.DiscardBytes)
+		add(&e.Blkio.Ops, "Sync", d.SyncOps)
+		add(&e.Blkio.Ops, "Async", d.AsyncOps)
+		add(&e.Blkio.Ops, "Discard", d.DiscardOps)
+		add(&e.Blkio.Ops, "Total", d.ReadOps+d.WriteOps+d.DiscardOps)
 	}
 	e.Blkio.PSI = pressure(s.IOPSI)
 	e.Hugetlb = make(map[string]eventHugetlb, len(s.Hugetlb))

@@ -36,17 +36,14 @@ func updateCommand(a *app, fs *flag.FlagSet) (action, error) {
 	reservation := fs.String("memory-reservation", "", "soft limit in bytes")
 	swap := fs.String("memory-swap", "", "limit of memory and swap in bytes, -1 for none")
 	pids := fs.String("pids-limit", "", "most processes, -1 for no limit")
-	fs.String("kernel-memory", "", "ignored: the kernel has no such limit any more")
-	fs.String("kernel-memory-tcp", "", "ignored")
-	l3 := fs.String("l3-cache-schema", "", "not supported: refused")
-	bandwidth := fs.String("mem-bw-schema", "", "not supported: refused")
+	kernel := fs.String("kernel-memory", "", "ignored: the kernel has no such limit any more")
+	kernelTCP := fs.String("kernel-memory-tcp", "", "ignored")
+	l3 := fs.String("l3-cache-schema", "", "Intel RDT: schema of the L3 cache")
+	bandwidth := fs.String("mem-bw-schema", "", "Intel RDT: schema of the memory bandwidth")
 	return func(args []string) (int, error) {
 		c, err := a.rt.Load(args[0])
 		if err != nil {
 			return 0, err
-		}
-		if *l3 != "" || *bandwidth != "" {
-			return 0, errors.New("update: --l3-cache-schema and --mem-bw-schema are not supported")
 		}
 		r := new(specs.LinuxResources)
 		if *file != "" {
@@ -56,15 +53,18 @@ func updateCommand(a *app, fs *flag.FlagSet) (action, error) {
 		} else {
 			var e errs
 			cpu := specs.LinuxCPU{
-				Shares: e.uint(*shares), Quota: e.int(*quota), Period: e.uint(*period), Burst: e.uint(*burst),
-				RealtimePeriod: e.uint(*rtPeriod), RealtimeRuntime: e.int(*rtRuntime), Cpus: *cpus, Mems: *mems, Idle: e.int(*idle),
+				Shares: e.uint("cpu-share", *shares), Quota: e.int("cpu-quota", *quota), Period: e.uint("cpu-period", *period), Burst: e.uint("cpu-burst", *burst),
+				RealtimePeriod: e.uint("cpu-rt-period", *rtPeriod), RealtimeRuntime: e.int("cpu-rt-runtime", *rtRuntime), Cpus: *cpus, Mems: *mems, Idle: e.int("cpu-idle", *idle),
 			}
-			mem := specs.LinuxMemory{Limit: e.bytes(*memory), Reservation: e.bytes(*reservation), Swap: e.bytes(*swap)}
+			mem := specs.LinuxMemory{Limit: e.bytes("memory", *memory), Reservation: e.bytes("memory-reservation", *reservation), Swap: e.bytes("memory-swap", *swap)}
 			r.CPU, r.Memory = &cpu, &mem
-			if p := e.int(*pids); p != nil {
+			if e.bytes("kernel-memory", *kernel) != nil || e.bytes("kernel-memory-tcp", *kernelTCP) != nil {
+				a.rt.Log.Warn("limits of kernel memory are ignored")
+			}
+			if p := e.int("pids-limit", *pids); p != nil {
 				r.Pids = &specs.LinuxPids{Limit: p}
 			}
-			if w := e.uint(*blkio); w != nil {
+			if w := e.uint("blkio-weight", *blkio); w != nil {
 				if *w > 1000 {
 					return 0, fmt.Errorf("--blkio-weight %d is out of range", *w)
 				}
@@ -75,7 +75,7 @@ func updateCommand(a *app, fs *flag.FlagSet) (action, error) {
 				return 0, e.err
 			}
 		}
-		return 0, c.Update(context.Background(), r)
+		return 0, c.UpdateAll(context.Background(), r, &specs.LinuxIntelRdt{L3CacheSchema: *l3, MemBwSchema: *bandwidth})
 	}, nil
 }
 
@@ -96,47 +96,71 @@ func readResources(file string) (*specs.LinuxResources, error) {
 	return r, nil
 }
 
-// errs parses numbers and keeps the first error. An empty string is nil.
+// errs parses the values of flags and keeps all errors. An empty string is nil.
 type errs struct{ err error }
 
-func (e *errs) int(s string) *int64 {
+func (e *errs) failed(flag string, err error) {
+	e.err = errors.Join(e.err, fmt.Errorf("invalid value for %s: %w", flag, err))
+}
+
+func (e *errs) int(flag, s string) *int64 {
 	if s == "" {
 		return nil
 	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
-		e.err = errors.Join(e.err, err)
+		e.failed(flag, err)
 	}
 	return &n
 }
 
-func (e *errs) uint(s string) *uint64 {
+func (e *errs) uint(flag, s string) *uint64 {
 	if s == "" {
 		return nil
 	}
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		e.err = errors.Join(e.err, err)
+		e.failed(flag, err)
 	}
 	return &n
 }
 
-// bytes takes a number with an optional unit (k, m, g; powers of 1024), or -1.
-func (e *errs) bytes(s string) *int64 {
+// bytes takes a size, or -1.
+func (e *errs) bytes(flag, s string) *int64 {
 	if s == "" || s == "-1" {
-		return e.int(s)
+		return e.int(flag, s)
 	}
-	shift := 0
-	lower := strings.TrimSuffix(strings.ToLower(s), "b")
-	if i := strings.IndexByte("kmgt", lower[max(len(lower)-1, 0)]); len(lower) > 1 && i >= 0 {
-		shift, lower = 10*(i+1), lower[:len(lower)-1]
-	}
-	n, err := strconv.ParseUint(lower, 10, 63-shift)
+	n, err := parseSize(s)
 	if err != nil {
-		e.err = errors.Join(e.err, fmt.Errorf("invalid size %q", s))
+		e.failed(flag, err)
 	}
-	v := int64(n << shift)
-	return &v
+	return &n
+}
+
+// parseSize reads a number of bytes: digits, perhaps with a point, perhaps a space, and perhaps
+// a unit that is a power of 1024: k, m, g, t or p, as kb or KiB, too.
+func parseSize(s string) (int64, error) {
+	number, unit := s, ""
+	if i := strings.IndexFunc(s, func(r rune) bool { return r != '.' && (r < '0' || r > '9') }); i >= 0 {
+		number, unit = s[:i], strings.ToLower(strings.TrimPrefix(s[i:], " "))
+	}
+	scale := 1.0
+	if i := strings.IndexByte("kmgtp", (unit + " ")[0]); i >= 0 {
+		scale = float64(int64(1) << (10 * (i + 1)))
+		switch unit[1:] {
+		case "", "b", "ib":
+			unit = ""
+		}
+	}
+	// A float64 has fewer digits.
+	if n, err := strconv.ParseInt(number, 10, 64); err == nil && scale == 1 && (unit == "" || unit == "b") {
+		return n, nil
+	}
+	v, err := strconv.ParseFloat(number, 64)
+	if err != nil || unit != "" && unit != "b" || v*scale >= 1<<63 {
+		return 0, fmt.Errorf("invalid size: '%s'", s)
+	}
+	return int64(v * scale), nil
 }
 
 // event is a line of the events command.
@@ -162,11 +186,11 @@ func eventsCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, errors.Join(err, fmt.Errorf("container with id %s is not running", c.ID()))
 		}
 		stats := func() error {
-			s, err := c.Stats()
+			s, err := readEventStats(c)
 			if err != nil {
 				return err
 			}
-			return out.Encode(event{"stats", c.ID(), eventData(s)})
+			return out.Encode(event{"stats", c.ID(), s})
 		}
 		if *once {
 			return 0, stats()

@@ -119,7 +119,7 @@ type cli struct {
 func (c cli) run(args ...string) (stdout, stderr string, code int) {
 	c.t.Helper()
 	program := os.Args[0]
-	if len(args) > 0 && slices.Contains([]string{"start", "kill", "delete"}, args[0]) {
+	if len(args) > 0 && slices.Contains([]string{"create", "run", "start", "kill", "delete"}, args[0]) {
 		program = built(c.t) // see package early
 	}
 	cmd := exec.Command(program, append([]string{"--root", filepath.Join(c.bundle, "state")}, args...)...)
@@ -223,7 +223,14 @@ func TestExitCodes(t *testing.T) {
 		{1, "container does not exist", []string{"kill", "nosuch", "9"}},
 		{1, "invalid container ID format", []string{"run", "a/b"}},
 		{1, "cannot use console socket if runc will not detach or allocate tty", []string{"run", "--console-socket", "/x", "x"}},
-		{1, "not found", []string{"run", "--bundle", "/no/such", "x"}},
+		{1, "runc run failed: JSON specification file config.json not found", []string{"run", "--bundle", "/no/such", "x"}},
+		{1, "runc create failed: JSON specification file config.json not found", []string{"create", "--bundle", "/no/such", "x"}},
+		{255, "exec failed: ", []string{"exec", "--process", "/nosuch", "nosuch"}},
+		{1, "invalid log-format", []string{"--log-format", "xml", "list"}},
+		{0, "", []string{"help"}},
+		{0, "", []string{"help", "run"}},
+		{3, "No help topic for 'nosuch'", []string{"help", "nosuch"}},
+		{1, "remove it first", []string{"spec", "--bundle", c.bundle}},
 		{0, "", []string{"list"}},
 		{0, "", []string{"features"}},
 		{0, "", []string{"plan"}},
@@ -340,6 +347,12 @@ func TestCreateStartExecKillDelete(t *testing.T) {
 func TestWhatEnginesRelyOn(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t, "wait")
+	s, _, err := spec.Read(filepath.Join(c.bundle, "config.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Process.User = specs.User{GID: 6, AdditionalGids: []uint32{9}}
+	c.config(s)
 	if out, _, code := c.run("list", "--format", "json"); out != "null\n" || code != 0 {
 		t.Errorf("empty list: %q %d", out, code)
 	}
@@ -383,11 +396,18 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "exec --process-label without SELinux", args: cmd([]string{"--process-label", "x"}, show("LISTEN_FDS")), code: 0},
 		{name: "exec --cgroup of what is not there", args: cmd([]string{"--cgroup", "nosuch"}, show("A")), code: 255},
 		{name: "exec --cgroup twice", args: cmd([]string{"--cgroup", "pids:a", "--cgroup", "pids:b"}, show("A")), code: 255},
+		{name: "exec --cgroup without a name", args: cmd([]string{"--cgroup", ":a"}, show("A")), code: 255, want: "exec failed: --cgroup :a"},
+		{name: "exec --cgroup mixed", args: cmd([]string{"--cgroup", "pids:/", "--cgroup", "/"}, show("A")), code: 255, want: "exec failed: --cgroup /"},
 		{name: "exec --cgroup /", args: cmd([]string{"--cgroup", "/"}, show("Uid")), want: "0"},
 		{name: "exec --pid-file", args: cmd([]string{"--pid-file", filepath.Join(c.bundle, "exec.pid")}, show("Uid")), want: "0"},
-		{name: "exec --additional-gids", args: cmd([]string{"-u", "5:6", "-g", "7", "--additional-gids", "8"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n7 8\n"},
+		{name: "exec --user keeps the groups", args: cmd([]string{"-u", "5"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n9\n"},
+		{name: "exec --user of no number", args: cmd([]string{"-u", "root"}, show("Uid")), code: 255, want: "exec failed: parsing root as int"},
+		{name: "exec --additional-gids", args: cmd([]string{"-u", "5:6", "-g", "7", "--additional-gids", "8"}, show("Uid", "Gid", "Groups")), want: "5\t5\t5\t5\n6\t6\t6\t6\n7 8 9\n"},
 		{name: "exec --cap", args: cmd([]string{"--cap", "CAP_CHOWN"}, show("CapEff")), want: "0000000020000421\n"},
 		{name: "exec --no-new-privs", args: cmd([]string{"--no-new-privs"}, show("NoNewPrivs")), want: "1\n"},
+		{name: "exec --no-new-privs=false", args: cmd([]string{"--no-new-privs=false"}, show("NoNewPrivs")), want: "0\n"},
+		{name: "exec without a command", args: []string{"exec", c.id}, code: 255, want: "exec failed: exec args cannot be empty"},
+		{name: "exec with somebody else's LISTEN_FDS", args: cmd(nil, show("LISTEN_FDS")), env: []string{"LISTEN_FDS=90", "LISTEN_PID=1"}},
 		{name: "exec --preserve-fds", args: cmd([]string{"--preserve-fds", "1"}, show("fds")), files: []*os.File{preserved}, want: "3 kept true\n"},
 		{name: "exec with LISTEN_FDS", args: cmd(nil, show("LISTEN_FDS", "LISTEN_PID", "fds")), env: []string{"LISTEN_FDS=1"}, files: []*os.File{preserved}, want: "1\n1\n3 kept true\n"},
 		{name: "exec of what is not open", args: cmd([]string{"--preserve-fds", "90"}, show("fds")), code: 255, want: ""},
@@ -397,7 +417,11 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "update --resources -", args: []string{"update", "--resources", "-", c.id}, input: `{"pids":{"limit":55}}`},
 		{name: "update --resources=-", args: []string{"update", "--resources=-", c.id}, input: `{"memory":{"limit":268435456}}`},
 		{name: "update of bad JSON", args: []string{"update", "--resources", "-", c.id}, input: `{`, code: 1},
-		{name: "update of what is not supported", args: []string{"update", "--l3-cache-schema", "x", c.id}, code: 1},
+		{name: "update of a size with a unit", args: []string{"update", "--memory", "256 MiB", c.id}},
+		{name: "update of no size", args: []string{"update", "--memory", "x", c.id}, code: 1, want: "invalid value for memory: invalid size: 'x'"},
+		{name: "update of no schema", args: []string{"update", "--l3-cache-schema", "x", c.id}, code: 1},
+		{name: "update of kernel memory", args: []string{"update", "--kernel-memory", "1m", c.id}, want: "limits of kernel memory"},
+		{name: "ps of a wrong option", args: []string{"ps", c.id, "--nosuch"}, code: 1, want: "ps: exit status 1: error: unknown gnu long option"},
 		{name: "start twice", args: []string{"start", c.id}, code: 1},
 		{name: "create twice", args: []string{"create", c.id}, code: 1},
 		{name: "pause", args: []string{"pause", c.id}},
@@ -406,7 +430,7 @@ func TestWhatEnginesRelyOn(t *testing.T) {
 		{name: "checkpoint where there is no CRIU", args: []string{"checkpoint", c.id}, env: []string{"PATH=/nowhere"}, code: 1},
 	} {
 		out, code := c.with(tc.input, tc.env, tc.files, tc.args...)
-		if code != tc.code || !strings.HasPrefix(out, tc.want) {
+		if code != tc.code || !strings.HasPrefix(out, tc.want) && (code == 0 || !strings.Contains(out, tc.want)) && !strings.Contains(out, "level=warning msg=\""+tc.want) {
 			t.Errorf("%s: exit code %d, want %d; output %q, want %q", tc.name, code, tc.code, out, tc.want)
 		}
 	}

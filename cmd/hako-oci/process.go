@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/early"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
@@ -52,7 +53,9 @@ func (f processFlags) check(terminal, detach bool) error {
 // socket activation.
 func (f processFlags) files(env *[]string) ([]*os.File, error) {
 	n := *f.preserve
-	if s := os.Getenv("LISTEN_FDS"); s != "" {
+	// With another LISTEN_PID they are whoever's has called us, and perhaps not open here (sd_listen_fds(3)).
+	pid := os.Getenv("LISTEN_PID")
+	if s := os.Getenv("LISTEN_FDS"); s != "" && (pid == "" || pid == strconv.Itoa(os.Getpid())) {
 		k, err := strconv.Atoi(s)
 		if err != nil || k < 0 || k > 1000 {
 			return nil, fmt.Errorf("LISTEN_FDS=%q is not a number of descriptors", s)
@@ -123,12 +126,20 @@ func addCreateFlags(fs *flag.FlagSet) createFlags {
 	}
 }
 
-func (f createFlags) options(n *notifier, detach bool) (oci.CreateOptions, error) {
+func (f createFlags) options(begun *early.Begin, n *notifier, detach bool) (oci.CreateOptions, error) {
 	o := oci.CreateOptions{
 		Bundle: *f.bundle, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		NoPivot: *f.noPivot, NoNewKeyring: *f.noNewKeyring,
 	}
-	s, raw, err := spec.Read(filepath.Join(*f.bundle, "config.json"))
+	var s *specs.Spec
+	var raw []byte
+	var err error
+	if begun.There() && begun.Bundle == *f.bundle {
+		raw = begun.Config
+		s, err = spec.Parse(raw)
+	} else {
+		s, raw, err = spec.Read(filepath.Join(*f.bundle, "config.json"))
+	}
 	if err != nil {
 		return o, err
 	}
@@ -150,13 +161,17 @@ func (f createFlags) options(n *notifier, detach bool) (oci.CreateOptions, error
 
 func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 	f := addCreateFlags(fs)
-	return func(args []string) (int, error) {
+	return func(args []string) (code int, err error) {
+		defer prefix(&err, "runc create failed")
 		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err
 		}
 		defer n.close()
-		o, err := f.options(n, true)
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
+		o, err := f.options(a.rt.Begun, n, true)
 		if err != nil {
 			return 0, err
 		}
@@ -165,7 +180,7 @@ func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		c, err := a.rt.Create(context.Background(), args[0], o)
 		if err != nil {
-			return 0, errors.Join(fmt.Errorf("runc create failed: %w", err), n.remove())
+			return 0, errors.Join(err, n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
 			return 0, errors.Join(err, c.Delete(context.Background(), true), n.remove())
@@ -180,13 +195,17 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 	keep := fs.Bool("keep", false, "do not delete the container when it ends")
 	fs.Bool("no-subreaper", false, "ignored")
 	return func(args []string) (code int, err error) {
+		defer prefix(&err, "runc run failed")
 		ctx := context.Background()
 		n, err := a.notifier(args[0])
 		if err != nil {
 			return 0, err
 		}
 		defer n.close()
-		o, err := f.options(n, *detach)
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
+		o, err := f.options(a.rt.Begun, n, *detach)
 		if err != nil {
 			return 0, err
 		}
@@ -195,7 +214,7 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 		}
 		c, err := a.rt.Run(ctx, args[0], o)
 		if err != nil {
-			return 0, errors.Join(fmt.Errorf("runc run failed: %w", err), n.remove())
+			return 0, errors.Join(err, n.remove())
 		}
 		if err := f.tell(c.Pid(), c.Console, c.PidFD); err != nil {
 			return 0, errors.Join(err, c.Delete(ctx, true), n.remove())
@@ -239,7 +258,8 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 	ignorePaused := fs.Bool("ignore-paused", false, "also in a paused container")
 	fs.Bool("no-subreaper", false, "ignored")
 	a.onError = exitExec
-	return func(args []string) (int, error) {
+	return func(args []string) (code int, err error) {
+		defer prefix(&err, "exec failed")
 		c, err := a.rt.Load(args[0])
 		if err != nil {
 			return 0, err
@@ -251,12 +271,12 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 			}
 		} else {
 			if len(args) < 2 {
-				return 0, fmt.Errorf("exec: no command: %w", errUsage)
+				return 0, errors.New("exec args cannot be empty")
 			}
 			if p, err = c.ExecProcess(args[1:]); err != nil {
 				return 0, err
 			}
-			if err := (execFlags{*cwd, *user, *label, *apparmor, env, gids, caps, *noNewPrivs}).apply(p); err != nil {
+			if err := (execFlags{*cwd, *user, *label, *apparmor, env, gids, caps, set(fs, "no-new-privs", noNewPrivs)}).apply(p); err != nil {
 				return 0, err
 			}
 			p.Terminal = *tty
@@ -291,6 +311,13 @@ func execCommand(a *app, fs *flag.FlagSet) (action, error) {
 	}, nil
 }
 
+// prefix puts what has failed in front of an error, as callers know it from runc.
+func prefix(err *error, what string) {
+	if *err != nil && !strings.HasPrefix((*err).Error(), what+": ") {
+		*err = fmt.Errorf("%s: %w", what, *err)
+	}
+}
+
 // readProcess reads a process, and gives its text too; "-" is standard input.
 func readProcess(file string) (*specs.Process, []byte, error) {
 	f := os.Stdin
@@ -315,7 +342,17 @@ func readProcess(file string) (*specs.Process, []byte, error) {
 type execFlags struct {
 	cwd, user, label, apparmor string
 	env, gids, caps            listFlag
-	noNewPrivs                 bool
+	noNewPrivs                 *bool // nil: as in the configuration
+}
+
+// set gives the value of a flag that the command line has, or nil.
+func set[T any](fs *flag.FlagSet, name string, value *T) (p *T) {
+	fs.Visit(func(f *flag.Flag) {
+		if f.Name == name {
+			p = value
+		}
+	})
+	return p
 }
 
 func (f execFlags) apply(p *specs.Process) error {
@@ -333,8 +370,8 @@ func (f execFlags) apply(p *specs.Process) error {
 		name, _, _ := strings.Cut(e, "=")
 		p.Env = append(slices.DeleteFunc(slices.Clone(p.Env), func(old string) bool { return strings.HasPrefix(old, name+"=") }), e)
 	}
-	if f.noNewPrivs {
-		p.NoNewPrivileges = true
+	if f.noNewPrivs != nil {
+		p.NoNewPrivileges = *f.noNewPrivs
 	}
 	if len(f.caps) > 0 {
 		k := specs.LinuxCapabilities{}
@@ -353,7 +390,7 @@ func (f execFlags) apply(p *specs.Process) error {
 		if err != nil {
 			return fmt.Errorf("parsing %s as int for uid failed: %w", u, err)
 		}
-		p.User = specs.User{UID: uid, Umask: p.User.Umask}
+		p.User.UID = uid
 		if both {
 			if p.User.GID, err = parseID(g); err != nil {
 				return fmt.Errorf("parsing %s as int for gid failed: %w", g, err)
@@ -379,15 +416,21 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), err
 }
 
-// parseCgroups reads runc's form [controller,...:]path.
+// parseCgroups reads runc's form [controller,...:]path. The key of a path alone is "".
 func parseCgroups(list []string) (map[string]string, error) {
 	out := map[string]string{}
 	for _, v := range list {
 		names, path, ok := strings.Cut(v, ":")
 		if !ok {
+			if len(list) != 1 {
+				return nil, fmt.Errorf("--cgroup %s: beside others it needs a controller in front (CONTROLLER:PATH)", v)
+			}
 			names, path = "", v
 		}
 		for _, n := range strings.Split(names, ",") {
+			if ok && n == "" {
+				return nil, fmt.Errorf("--cgroup %s: the name of the controller is empty", v)
+			}
 			if _, twice := out[n]; twice {
 				return nil, fmt.Errorf("--cgroup: %q is given twice", n)
 			}

@@ -47,7 +47,7 @@ Usage:
   hako-shim -namespace NS -id ID -bundle DIR [flags] serve    supervise; listens on file descriptor 3
   hako-shim -namespace NS -id ID [flags] start                containerd's start: prints the address
   hako-shim -namespace NS -id ID [flags] delete               end what a dead shim left behind
-  hako-shim -v | -info
+  hako-shim -version | -info
 
 Flags:
 `
@@ -75,7 +75,8 @@ func run(args []string, out io.Writer) error {
 	fs.BoolVar(&c.Debug, "debug", false, "verbose log")
 	fs.String("publish-binary", "", "ignored: events go over ttrpc")
 	fs.StringVar(&c.Socket, "socket", "", "path of the listening socket")
-	showVersion := fs.Bool("v", false, "print the version")
+	showVersion := fs.Bool("version", false, "print the version")
+	fs.BoolVar(showVersion, "v", false, "= -version")
 	showInfo := fs.Bool("info", false, "print a RuntimeInfo message")
 	fs.SetOutput(io.Discard) // what is wrong is said once, by main
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {

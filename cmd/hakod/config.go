@@ -102,6 +102,9 @@ func (c *config) flags(fs *pflag.FlagSet) {
 		name, help := f.Tag.Get("toml"), f.Tag.Get("comment")
 		switch p := v.Field(i).Addr().Interface().(type) {
 		case *string:
+			if *p == unset { // the default is said below
+				help, _, _ = strings.Cut(help, " Default:")
+			}
 			fs.StringVar(p, name, *p, help)
 			if *p == unset {
 				fs.Lookup(name).DefValue = strings.TrimSuffix(name, "-socket") + ".sock in the state folder"
@@ -112,6 +115,7 @@ func (c *config) flags(fs *pflag.FlagSet) {
 			fs.Float64Var(p, name, *p, help)
 		case *map[string]string:
 			fs.StringToStringVar(p, strings.TrimSuffix(name, "s"), *p, "A further OCI runtime, NAME=PATH; may be repeated.")
+			fs.Lookup(strings.TrimSuffix(name, "s")).DefValue = "" // none, which pflag would say as []
 		}
 	}
 }

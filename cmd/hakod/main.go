@@ -30,15 +30,19 @@ Usage:
   hakod version              print the version
   hakod config default       print a configuration file with all keys
   hakod config check [FILE]  check a configuration file
-  hakod cleanup [flags]      end all containers of this root and remove what the daemon
-                             made outside its folders: processes, cgroups, networks
+  hakod cleanup [flags]      end all containers of this root and remove what the
+                             daemon made outside its folders: processes,
+                             cgroups, networks
   hakod check [--deep] [--repair] [--format text|json] [flags]
-                             check a root that no daemon has open: records, blobs, snapshots.
-                             --deep reads everything, --repair mends. A daemon that runs is asked with
-                             hako system check. Exit codes: 0 clean, 1 problems, 3 not checked
+                             check a root that no daemon has open: records,
+                             blobs, snapshots. --deep reads everything, --repair
+                             mends. A daemon that runs is asked with
+                             hako system check. Exit codes: 0 clean, 1 problems,
+                             3 not checked
 
-Each flag is also a key of the configuration file, without the dashes. SIGHUP makes the daemon read
-the file again; log level, runtimes and verify change at once, the rest at the next start.
+Each flag is also a key of the configuration file, without the dashes. SIGHUP
+makes the daemon read the file again; log level, runtimes and verify change at
+once, the rest at the next start.
 
 Flags:
 `
@@ -65,6 +69,9 @@ func main() {
 	}
 }
 
+// helpWidth is that of the narrowest terminal that people use.
+const helpWidth = 80
+
 func run(args []string, out io.Writer) error {
 	cfg := defaultConfig()
 	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
@@ -77,7 +84,7 @@ func run(args []string, out io.Writer) error {
 	cf.flags(fs)
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
-			fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100))
+			fmt.Fprint(out, usage, fs.FlagUsagesWrapped(helpWidth))
 			return nil
 		}
 		return fmt.Errorf("%w: %w", unknownFlag(err, fs), errUsage)
@@ -90,7 +97,7 @@ func run(args []string, out io.Writer) error {
 	case cmd[0] == "version" && len(cmd) == 1:
 		return printVersion(out)
 	case cmd[0] == "help" && len(cmd) == 1:
-		fmt.Fprint(out, usage, fs.FlagUsagesWrapped(100))
+		fmt.Fprint(out, usage, fs.FlagUsagesWrapped(helpWidth))
 		return nil
 	case len(cmd) == 2 && cmd[0] == "config" && cmd[1] == "default":
 		raw, err := defaultConfig().write()

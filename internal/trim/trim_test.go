@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,14 +50,14 @@ func TestProgram(t *testing.T) {
 
 func TestTimer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		timer := NewTimer(time.Minute, func() { calls++ })
-		at := func(d time.Duration, want int) {
+		var calls atomic.Int64
+		timer := NewTimer(time.Minute, func() { calls.Add(1) })
+		at := func(d time.Duration, want int64) {
 			t.Helper()
 			time.Sleep(d)
 			synctest.Wait()
-			if calls != want {
-				t.Errorf("%d calls, want %d", calls, want)
+			if got := calls.Load(); got != want {
+				t.Errorf("%d calls, want %d", got, want)
 			}
 		}
 		at(time.Hour, 0) // nothing is done, nothing happens

@@ -24,21 +24,28 @@ import (
 // Memory.Kernel is ignored: the kernel has given it up. Memory.KernelTCP is written where
 // there is a file for it (v1).
 func (c *Cgroup) Apply(r *specs.LinuxResources) error {
+	_, err := c.Change(r)
+	return err
+}
+
+// Change is Apply. It gives what takes the change back, but for device rules, for when
+// something fails that belongs to it.
+func (c *Cgroup) Change(r *specs.LinuxResources) (undo func() error, err error) {
 	if r == nil {
-		return nil
+		return func() error { return nil }, nil
 	}
 	p := planner{c: c, fresh: c.fresh}
 	steps, err := p.plan(r)
 	if err != nil {
-		return fmt.Errorf("apply resources: %w", err)
+		return nil, fmt.Errorf("apply resources: %w", err)
 	}
 	var rules *deviceRules
 	if len(r.Devices) > 0 {
 		if rules, err = parseDevices(r.Devices); err != nil {
-			return fmt.Errorf("apply resources: %w", err)
+			return nil, fmt.Errorf("apply resources: %w", err)
 		}
 		if c.v1["devices"] == "" && c.v2 == "" {
-			return fmt.Errorf("apply resources: %w", &MissingError{"devices", "devices"})
+			return nil, fmt.Errorf("apply resources: %w", &MissingError{"devices", "devices"})
 		}
 	}
 	old, err := run(steps, !c.fresh)
@@ -49,12 +56,12 @@ func (c *Cgroup) Apply(r *specs.LinuxResources) error {
 	}
 	if err != nil {
 		if _, uerr := run(old, false); uerr != nil {
-			return fmt.Errorf("apply resources: %w; and restore earlier ones: %w", err, uerr)
+			return nil, fmt.Errorf("apply resources: %w; and restore earlier ones: %w", err, uerr)
 		}
-		return fmt.Errorf("apply resources: %w", err)
+		return nil, fmt.Errorf("apply resources: %w", err)
 	}
 	c.fresh = false
-	return nil
+	return func() error { _, err := run(old, false); return err }, nil
 }
 
 // step is one write.

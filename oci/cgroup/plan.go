@@ -124,7 +124,8 @@ func set[T comparable](v *T) bool {
 // weightOfShares converts v1's cpu.shares (2 to 262144, 1024 being normal) to v2's
 // cpu.weight (1 to 10000, 100 being normal). The curve is the one that runtimes have
 // agreed on (runc 1.4, crun 1.23): it meets both ends and the middle, where the linear
-// one that they had before gave a normal container a weight of 39.
+// one that they had before gave a normal container a weight of 39. Shares that v1 refuses are
+// the least or the largest weight, as in other runtimes.
 func weightOfShares(shares uint64) uint64 {
 	switch {
 	case shares <= 2:
@@ -145,9 +146,6 @@ func (p *planner) cpu(r *specs.LinuxCPU) error {
 	if !set(r.Shares) && !set(r.Quota) && !set(r.Period) && r.Burst == nil && r.Idle == nil && !set(r.RealtimeRuntime) && !set(r.RealtimePeriod) {
 		return nil
 	}
-	if set(r.Shares) && (*r.Shares < minShares || *r.Shares > maxShares) {
-		return invalid("cpu.shares is %d, which is not within %d and %d", *r.Shares, minShares, maxShares)
-	}
 	if r.Quota != nil && *r.Quota < -1 {
 		return invalid("cpu.quota is %d", *r.Quota)
 	}
@@ -163,6 +161,9 @@ func (p *planner) cpu(r *specs.LinuxCPU) error {
 	}
 	var weight []step
 	if set(r.Shares) {
+		if *r.Shares < minShares || *r.Shares > maxShares {
+			return invalid("cpu.shares is %d, which is not within %d and %d", *r.Shares, minShares, maxShares)
+		}
 		weight = append(weight, step{path: dir + "/cpu.shares", value: utoa(*r.Shares)})
 	}
 	if r.Idle != nil && (*r.Idle != 0 || !p.fresh && exists(dir+"/cpu.idle")) {

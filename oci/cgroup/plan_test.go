@@ -185,6 +185,7 @@ memory.high = 1000
 				Pids:   &specs.LinuxPids{Limit: ptr(int64(-1))}, BlockIO: &specs.LinuxBlockIO{Weight: ptr(uint16(0))},
 			}
 		}, "cpu,cpuacct/cpu.cfs_quota_us = -1\nmemory/memory.limit_in_bytes = -1\nmemory/memory.memsw.limit_in_bytes = -1\npids/pids.max = max\n"},
+		{"v2, shares beyond", fakeV2, func(r *specs.LinuxResources) { *r = specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: ptr(uint64(1))}} }, "cpu.weight = 1\n"},
 		{"v2 without limits", fakeV2, func(r *specs.LinuxResources) {
 			*r = specs.LinuxResources{
 				CPU:    &specs.LinuxCPU{Quota: ptr(int64(-1))},

@@ -195,6 +195,13 @@ func (s *CPUStats) addStat(m map[string]uint64) {
 
 // readAccounts reads the v1 cpuacct controller.
 func (s *CPUStats) readAccounts(r *reader) {
+	// usage_all has what was running at the ticks of the clock: nothing of short programs.
+	// usage_percpu is measured.
+	for f := range bytes.FieldsSeq(r.read("cpuacct.usage_percpu")) {
+		n, _ := parseUint(string(f))
+		s.PerCPU = append(s.PerCPU, n)
+		s.Total += n
+	}
 	for line := range bytes.Lines(r.read("cpuacct.usage_all")) { // "cpu user system", a CPU each
 		f := bytes.Fields(line)
 		if len(f) != 3 {
@@ -206,8 +213,6 @@ func (s *CPUStats) readAccounts(r *reader) {
 			continue // the heading
 		}
 		s.PerCPUUser, s.PerCPUKernel = append(s.PerCPUUser, user), append(s.PerCPUKernel, kernel)
-		s.PerCPU = append(s.PerCPU, user+kernel)
-		s.Total += user + kernel
 	}
 	// The split by mode in usage_all is a guess at the moment of charging; cpuacct.stat
 	// is scaled to what the processes were really measured to use.

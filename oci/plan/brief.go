@@ -54,6 +54,10 @@ func (p *Plan) brief(s *Step) string {
 		if strings.HasPrefix(arg(2), "S_IFREG") {
 			return "" // a mount point
 		}
+	case "fchmodat":
+		if s.Args[1].Str == "." {
+			return "mode of the directory there"
+		}
 	case "mount_setattr":
 		if s.Args[3].Kind == ArgBuffer {
 			return "map" // the attributes hold a user namespace

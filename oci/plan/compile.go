@@ -88,7 +88,23 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	if err := c.process(s.Process); err != nil {
 		return nil, err
 	}
+	c.kernelMemory()
 	return c.end()
+}
+
+// kernelMemory warns of limits that are not set: the kernel has given up the one, and cgroup
+// v2 the other.
+func (c *compiler) kernelMemory() {
+	r := c.spec.Linux.Resources
+	if r == nil || r.Memory == nil {
+		return
+	}
+	if k := r.Memory.Kernel; k != nil && *k > 0 { //nolint:staticcheck // it is deprecated, and said to be
+		c.warnOnce("linux.resources.memory.kernel is ignored: Linux has no such limit any more")
+	}
+	if k := r.Memory.KernelTCP; k != nil && *k > 0 && c.f.Cgroup.V2 {
+		c.warnOnce("linux.resources.memory.kernelTCP is ignored: cgroup v2 has no such limit")
+	}
 }
 
 func (c *compiler) begin() {
@@ -242,7 +258,9 @@ func (c *compiler) namespaces() error {
 	if newUser {
 		c.at("linux.uidMappings")
 		c.p.IDMaps = true
+		first := b.n
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
+		c.p.Made = append(c.p.Made, Span{first, b.n})
 		c.becomeRoot()
 	}
 	if ownTime {
@@ -256,6 +274,8 @@ func (c *compiler) namespaces() error {
 	}
 	if c.netns {
 		c.atNamespace("network")
+		first := b.n
+		c.p.OwnNet = ownNet
 		if ownNet {
 			b.do("make the network namespace")
 			b.call(sysUnshare, flags(unix.CLONE_NEWNET, "CLONE_NEWNET"))
@@ -267,6 +287,7 @@ func (c *compiler) namespaces() error {
 		copy(ifreq, "lo")
 		copy(ifreq[16:], words(unix.IFF_UP | unix.IFF_RUNNING)[:2])
 		b.call(sysIoctl, in(sock), flags(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), data(ifreq, "{lo, IFF_UP}"))
+		c.p.Made = append(c.p.Made, Span{first, b.n})
 	}
 	return nil
 }

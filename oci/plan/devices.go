@@ -71,25 +71,33 @@ func (c *compiler) devMount() *mount {
 func (c *compiler) devices() error {
 	dev := c.devMount()
 	all := make([]device, 0, len(defaultDevices)+len(c.spec.Linux.Devices))
-	given := map[string]bool{}
-	for _, sd := range c.spec.Linux.Devices {
+	given := map[string]device{}
+	var from []int // of each in all
+	for i, sd := range c.spec.Linux.Devices {
 		d, err := toDevice(sd)
 		if err != nil {
 			return err
 		}
-		given[d.path] = true
-		all = append(all, d)
+		if first, twice := given[d.path]; twice {
+			// Several that add devices to one configuration may add the same.
+			if d.mode&unix.S_IFMT != first.mode&unix.S_IFMT || d.major != first.major || d.minor != first.minor {
+				return fmt.Errorf("device %s: given twice, as %d:%d and %d:%d", d.path, first.major, first.minor, d.major, d.minor)
+			}
+			continue
+		}
+		given[d.path] = d
+		all, from = append(all, d), append(from, i)
 	}
 	if dev == nil || !dev.bind {
 		for _, d := range defaultDevices {
-			if !given[d.path] {
+			if _, ok := given[d.path]; !ok {
 				all = append(all, d)
 			}
 		}
 	}
 	for i, d := range all {
-		if i < len(c.spec.Linux.Devices) {
-			c.at("linux.devices", i)
+		if i < len(from) {
+			c.at("linux.devices", from[i])
 		} else {
 			c.promised("default devices")
 		}

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -312,6 +313,9 @@ func (c *compiler) place(m *mount) {
 			s.says(ClassInvalid, "mount "+m.dest+": not an ordinary directory: %e")
 		}
 	default:
+		if m.typ == "tmpfs" && !m.bind && !m.copyUp && !slices.ContainsFunc(m.data, func(o string) bool { return strings.HasPrefix(o, "mode=") }) {
+			c.modeOfCovered(m)
+		}
 		c.openOrMake(b, m.dest, dir, inRoot, target)
 		if defence.OwnProc && c.procMounted && !slices.Contains(overProc, m.dest) && m.dest != "/proc" {
 			c.notInProc(b, m.dest, target)
@@ -321,6 +325,20 @@ func (c *compiler) place(m *mount) {
 	if m.typ == "proc" && m.dest == "/proc" && !m.bind {
 		c.procMounted = true
 	}
+}
+
+// modeOfCovered gives a tmpfs that nobody has given a mode that of the directory that it is to
+// cover, as programs expect of theirs, and callers of a runtime. Where there is none the
+// kernel's default stays.
+func (c *compiler) modeOfCovered(m *mount) {
+	b := c.child
+	covered, mode, buf, next := b.slot("covered"), b.slot("mode"), b.buffer(), b.label()
+	b.openIn(c.root, m.dest, unix.O_PATH|unix.O_DIRECTORY, inRoot, covered).accept(unix.ENOENT).onFail(next)
+	b.call(sysFstat, in(covered), buf)
+	var st unix.Stat_t
+	b.load(mode, buf, int(unsafe.Offsetof(st.Mode)))
+	b.call(sysFchmodat, in(m.slot), str("."), in(mode))
+	b.here(next)
 }
 
 // notInProc fails if the directory or file in slot lies on procfs: a link in the image
@@ -407,6 +425,15 @@ func (c *compiler) mountCgroup(m *mount) {
 		}
 		// Without a cgroup namespace the container sees the host's whole tree.
 		h.Dir = h.Mountpoint
+		c.hierarchy(h, attr, m.slot)
+		c.place(m)
+		return
+	}
+	if i := slices.IndexFunc(c.f.Cgroup.Hierarchies, func(h Hierarchy) bool { return h.V2 }); i >= 0 && m.typ == "cgroup2" {
+		h := c.f.Cgroup.Hierarchies[i]
+		if !c.cgroupns {
+			h.Dir = h.Mountpoint
+		}
 		c.hierarchy(h, attr, m.slot)
 		c.place(m)
 		return

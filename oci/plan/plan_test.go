@@ -284,6 +284,54 @@ func TestUnknownCapabilitiesWarn(t *testing.T) {
 	}
 }
 
+func TestKernelMemoryWarns(t *testing.T) {
+	limit := int64(1 << 20)
+	for name, k := range map[string]struct {
+		m    specs.LinuxMemory
+		v2   bool
+		want int
+	}{
+		"kernel":         {specs.LinuxMemory{Kernel: &limit}, false, 1}, //nolint:staticcheck // deprecated
+		"kernelTCP":      {specs.LinuxMemory{KernelTCP: &limit}, false, 0},
+		"kernelTCP, v2":  {specs.LinuxMemory{KernelTCP: &limit}, true, 1},
+		"both, v2":       {specs.LinuxMemory{Kernel: &limit, KernelTCP: &limit}, true, 2}, //nolint:staticcheck // deprecated
+		"something else": {specs.LinuxMemory{Limit: &limit}, true, 0},
+	} {
+		s, f := base(true), unified()
+		s.Linux.Resources, f.Cgroup.V2 = &specs.LinuxResources{Memory: &k.m}, k.v2
+		p, err := Container(s, f, Options{ID: "box"})
+		if err != nil || len(p.Warnings) != k.want {
+			t.Errorf("%s: %v %v", name, p.Warnings, err)
+		}
+	}
+}
+
+// On a hybrid host cgroup2 is the unified hierarchy alone.
+func TestCgroup2OfHybridHost(t *testing.T) {
+	s, f := base(true), unified()
+	f.Cgroup.V2 = false
+	f.Cgroup.Hierarchies = []Hierarchy{
+		{Name: "memory", Mountpoint: "/sys/fs/cgroup/memory", Dir: "/sys/fs/cgroup/memory/box", Options: []string{"memory"}},
+		{Name: "unified", Mountpoint: "/sys/fs/cgroup/unified", Dir: "/sys/fs/cgroup/unified/box", V2: true},
+	}
+	for _, typ := range []string{"cgroup", "cgroup2"} {
+		s.Mounts = []specs.Mount{{Destination: "/cg", Type: typ, Source: "cgroup"}}
+		p, err := Container(s, f, Options{ID: "box"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v1 := slices.ContainsFunc(p.Program, func(s Step) bool {
+			return slices.ContainsFunc(s.Args, func(a Arg) bool { return strings.Contains(a.Str, "memory") })
+		})
+		v2 := slices.ContainsFunc(p.Program, func(s Step) bool {
+			return slices.ContainsFunc(s.Args, func(a Arg) bool { return a.Str == "cgroup2" || strings.Contains(a.Str, "unified") })
+		})
+		if v1 != (typ == "cgroup") || !v2 {
+			t.Errorf("%s: memory %v, unified %v", typ, v1, v2)
+		}
+	}
+}
+
 func TestCapabilitiesOfOthersWarn(t *testing.T) {
 	s := base(true)
 	s.Process.Capabilities.Bounding = append(s.Process.Capabilities.Bounding, "CAP_SYS_RESOURCE")
@@ -354,9 +402,14 @@ func TestImpossibleRequestsAreErrors(t *testing.T) {
 		"device number": func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 1 << 40}}
 		},
-		"propagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" },
-		"scheduler":   func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} },
-		"no process":  func(s *specs.Spec) { s.Process = nil },
+		"two devices of one name": func(s *specs.Spec) {
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/x", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/./x", Type: "c", Major: 1, Minor: 5}}
+		},
+		"initial CPUs of exec": func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "x"} },
+		"CPUs of exec":         func(s *specs.Spec) { s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "3-1"} },
+		"propagation":          func(s *specs.Spec) { s.Linux.RootfsPropagation = "sideways" },
+		"scheduler":            func(s *specs.Spec) { s.Process.Scheduler = &specs.Scheduler{Policy: "SCHED_X"} },
+		"no process":           func(s *specs.Spec) { s.Process = nil },
 	} {
 		s := base(true)
 		change(s)

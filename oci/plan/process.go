@@ -72,6 +72,9 @@ func (c *compiler) process(p *specs.Process) error {
 	if len(p.Args) == 0 {
 		return errors.New("process.args: nothing to run")
 	}
+	if err := checkAffinity(p.ExecCPUAffinity); err != nil {
+		return err
+	}
 	b := c.child
 	c.own()
 	if !c.o.NoNewKeyring {

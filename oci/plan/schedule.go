@@ -186,18 +186,29 @@ func (c *compiler) affinity(a *specs.CPUAffinity) error {
 	if a == nil {
 		return nil
 	}
-	var err error
-	if c.p.Affinity, err = Bits(a.Initial, maxCPU); err != nil {
-		return fmt.Errorf("process.execCPUAffinity.initial: %w", err)
+	if err := checkAffinity(a); err != nil {
+		return err
 	}
-	final, err := Bits(a.Final, maxCPU)
-	if err != nil {
-		return fmt.Errorf("process.execCPUAffinity.final: %w", err)
-	}
-	if len(final) > 0 {
+	c.p.Affinity, _ = Bits(a.Initial, maxCPU)
+	if final, _ := Bits(a.Final, maxCPU); len(final) > 0 {
 		c.at("process.execCPUAffinity.final")
 		c.child.do("run on the CPUs %s", a.Final)
 		c.child.call(sysAffinity, num(0), num(len(final)), data(final, "{"+a.Final+"}"))
+	}
+	return nil
+}
+
+// checkAffinity is for the configuration of a container, whose first process it does not
+// concern.
+func checkAffinity(a *specs.CPUAffinity) error {
+	if a == nil {
+		return nil
+	}
+	if _, err := Bits(a.Initial, maxCPU); err != nil {
+		return fmt.Errorf("process.execCPUAffinity.initial: %w", err)
+	}
+	if _, err := Bits(a.Final, maxCPU); err != nil {
+		return fmt.Errorf("process.execCPUAffinity.final: %w", err)
 	}
 	return nil
 }

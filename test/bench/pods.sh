@@ -56,7 +56,8 @@ T
 # What the daemon of a network has, by kind.
 census() {
   local d=$w/$1
-  echo "mounts $(grep -c "$w/" /proc/self/mountinfo || true)"
+  # Layers of images stay mounted from their first use on.
+  echo "mounts $(grep "$w/" /proc/self/mountinfo | grep -vc "$d/run/erofs/" || true)"
   echo "interfaces $(ip -o link | grep -vc -e hkpods -e ': lo:' || true)"
   echo "namespaces $(find "$d/run" -path '*netns/*' | wc -l)"
   # Of the groups that the daemon makes itself, those of pods that its log or the client named: other
@@ -66,7 +67,7 @@ census() {
   echo "sandboxes $(find "$d/run/sandboxes" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)"
   echo "bundles $(find "$d/run/containers" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)"
   echo "containers $(find "$d/lib/containers" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l)"
-  echo "snapshots $(find "$d/lib/overlayfs" -mindepth 2 -maxdepth 2 2>/dev/null | wc -l)"
+  echo "snapshots $(find "$d/lib/overlayfs" "$d/lib/erofs" -mindepth 2 -maxdepth 2 2>/dev/null | wc -l)"
   echo "cni addresses $(find "$w/ipam" -type f -name '10.*' 2>/dev/null | wc -l)"
   echo "cni results $(find "$d/lib/cni" -type f ! -name '*lock*' 2>/dev/null | wc -l)"
   echo "rules $(nft list ruleset 2>/dev/null | grep -cE -e '10\.213\.[78]\.([2-9]|[1-9][0-9])' -e CNI-DN || true)"
