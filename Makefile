@@ -10,7 +10,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-unit test-security test-vm test-powercut lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-race test-security test-vm test-powercut lint bench fuzz install uninstall man quickstart clean
 
 all: build
 
@@ -41,6 +41,9 @@ quickstart: ## README command 1: run containers from scratch, on a daemon of its
 
 test: $(DEMO) ## README command 2: unit, golden, integration (as root) and rooms tests
 	@GO='$(GO)' scripts/test.sh
+
+test-race: ## Go's race detector over the daemon, its shims and the command line; as root; needs a C compiler
+	CGO_ENABLED=1 $(GO) test -race -p 1 -timeout 1h ./engine/... ./shim/... ./store/... ./snapshot/... ./image/... ./network/... ./api/... ./internal/... ./cli/... ./cmd/hakod ./cmd/hako
 
 lint: ## formatting, vet, staticcheck, shell scripts
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not formatted:"; echo "$$out"; exit 1; }

@@ -217,7 +217,11 @@ func TestCopyMeetsCreation(t *testing.T) {
 		_, err := n.e.CreateTask(ctx, "g", TaskConfig{})
 		created <- err
 	}()
-	<-ctx.reached // it waits
+	select {
+	case <-ctx.reached: // it waits
+	case err := <-created:
+		created <- err
+	}
 	go func() {
 		_, err := pw.Write(raw[512:])
 		pw.CloseWithError(errors.Join(err, io.EOF))

@@ -117,6 +117,14 @@ func (c *Container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 	if err != nil {
 		return err
 	}
+	if o.PageServer != "" {
+		if opts.Ps, err = pageServer(o.PageServer); err != nil {
+			return err
+		}
+	}
+	if filepath.IsAbs(o.ParentPath) {
+		return classed.Errorf(errdefs.ErrInvalidArgument, "parent-path %q: it must be relative to image-path", o.ParentPath)
+	}
 	program, err := findCRIU(ctx, s, o.CRIUOptions, o.PreDump)
 	if err != nil {
 		return err
@@ -147,11 +155,6 @@ func (c *Container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 			return err
 		}
 		opts.ParentImg = new(o.ParentPath)
-	}
-	if o.PageServer != "" {
-		if opts.Ps, err = pageServer(o.PageServer); err != nil {
-			return err
-		}
 	}
 	raw, err := json.Marshal(descriptors)
 	if err != nil {

@@ -3,6 +3,7 @@
 package oci
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/cgroup/systemd"
+	"github.com/hako-engine/hako/oci/early"
 	"github.com/hako-engine/hako/oci/internal/classed"
 	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
@@ -69,6 +71,8 @@ type creation struct {
 	c      *Container
 	layout cgroup.Layout
 	cg     *cgroup.Cgroup
+	begun  *early.Begin // nil: nothing was made before
+	files  *launch.Opening
 	proc   *launch.Process
 	undo   undo.Stack
 	ctx    context.Context
@@ -89,6 +93,11 @@ func (r *Runtime) create(ctx context.Context, id string, o CreateOptions) (_ *Co
 		return nil, err
 	}
 	k := &creation{r: r, o: o, ctx: ctx}
+	if b := r.Begun; b != nil && b.There() && b.Root == r.Root && b.ID == id {
+		k.begun = b
+		defer b.Take()
+		k.undo.Add("what was begun", func(context.Context) error { b.Discard(); return nil })
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, k.undo.Run(ctx))
@@ -193,7 +202,10 @@ func (k *creation) readSpec() (err error) {
 
 func (k *creation) makeDir(id string) error {
 	dir := filepath.Join(k.r.Root, id)
-	err := os.Mkdir(dir, 0o711)
+	var err error
+	if k.begun == nil {
+		err = os.Mkdir(dir, 0o711)
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(k.r.Root, 0o711); err != nil {
 			return err
@@ -207,8 +219,10 @@ func (k *creation) makeDir(id string) error {
 		return err
 	}
 	k.undo.Add("the state directory", func(context.Context) error { return os.RemoveAll(dir) })
-	if err := rawfile.Write(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
-		return err
+	if k.begun == nil || !bytes.Equal(k.raw, k.begun.Config) {
+		if err := rawfile.Write(filepath.Join(dir, configFile), k.raw, 0o600); err != nil {
+			return err
+		}
 	}
 	rootfs := k.spec.Root.Path
 	if !filepath.IsAbs(rootfs) {
@@ -223,7 +237,11 @@ func (k *creation) makeDir(id string) error {
 }
 
 func (k *creation) makeCgroup() (err error) {
-	if k.layout, err = cgroup.Detect(); err != nil {
+	var mounts []byte
+	if k.begun != nil {
+		mounts = k.begun.Process.Mounts()
+	}
+	if k.layout, err = cgroup.DetectIn(mounts); err != nil {
 		return err
 	}
 	if k.r.CgroupDriver == "systemd" {
@@ -237,6 +255,12 @@ func (k *creation) makeCgroup() (err error) {
 		path = k.c.ID()
 	}
 	create := k.layout.Begin
+	if b := k.begun; b != nil {
+		if b.Cgroup != k.layout.V2Dir(path) {
+			b.Leave()
+		}
+		create = func(path string) (*cgroup.Cgroup, error) { return k.layout.BeginWith(path, b.Cgroup) }
+	}
 	if os.Geteuid() != 0 {
 		create = k.layout.New // whether it can be made decides whether there is one
 	}
@@ -248,7 +272,35 @@ func (k *creation) makeCgroup() (err error) {
 	}
 	k.undo.Add("the cgroup", func(context.Context) error { return k.cg.Delete() })
 	k.c.state.Cgroups = k.cg.Paths()
+	if k.begun != nil {
+		k.undo.Add("the first process", func(context.Context) error { k.begun.Process.Kill(); return nil })
+		if !k.begun.Process.InUserNamespace() { // there it may not make cgroups
+			k.files = k.begun.Process.Files(k.cg.Later(), k.cg.DoorFiles())
+		}
+	}
 	return nil
+}
+
+// openDoors gives what the child has opened, and does what it could not.
+func (k *creation) openDoors() ([]int, error) {
+	made, fds := k.files.Wait()
+	k.cg.Adopt(made)
+	err := k.cg.Complete()
+	if err != nil || !slices.Contains(fds, -1) {
+		return fds, err
+	}
+	rawfile.CloseAll(fds...)
+	return k.doors()
+}
+
+// doors opens the ways into the v1 cgroups.
+func (k *creation) doors() ([]int, error) {
+	doors, err := k.cg.Doors()
+	if err != nil {
+		return nil, err
+	}
+	rawfile.CloseAll(doors.V2)
+	return doors.FDs(), nil
 }
 
 func (k *creation) compile(id string) (*plan.Plan, error) {
@@ -274,7 +326,7 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 			o.Doors = append(o.Doors, h.Name)
 		}
 	}
-	o.LateDoors = true
+	o.LateDoors = k.files == nil
 	var err error
 	if o.Filter, err = filter(k.spec); err != nil {
 		return nil, err
@@ -324,13 +376,14 @@ func (k *creation) launch(p *plan.Plan) (err error) {
 			return err
 		}
 		defer rawfile.CloseAll(cfg.CgroupFD)
-		cfg.LateDoors = func() ([]int, error) {
-			doors, err := k.cg.Doors()
-			if err != nil {
-				return nil, err
-			}
-			rawfile.CloseAll(doors.V2)
-			return doors.FDs(), nil
+		if k.begun != nil {
+			cfg.Early = &k.begun.Process
+		}
+		if k.files != nil {
+			cfg.OpenDoors = k.openDoors
+		}
+		if k.files == nil {
+			cfg.LateDoors = k.doors
 		}
 	}
 	k.undo.Add("the systemd unit", k.undoUnit)

@@ -119,7 +119,8 @@ func (c *Container) endWaiting(pid int) (gone bool, err error) {
 	defer unix.Close(fd)
 	var fifo unix.Stat_t
 	if unix.Stat(filepath.Join(c.dir, startFifo), &fifo) != nil {
-		return false, nil
+		// One that was made ahead ends with the runtime.
+		return ends(fd, endLimit), nil
 	}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	open, err := os.ReadDir(dir)

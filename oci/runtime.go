@@ -47,6 +47,9 @@ type Runtime struct {
 	// TimerSlack of processes that are made, in nanoseconds, where the calling process has
 	// another one. 0: they inherit its.
 	TimerSlack int
+	// Begun is a creation that was begun before the Go runtime started, nil for none. Create
+	// takes it over if it is the one of the container.
+	Begun *early.Begin
 }
 
 func (r *Runtime) log() *slog.Logger {

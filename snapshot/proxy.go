@@ -10,7 +10,6 @@ import (
 	"time"
 
 	apievents "github.com/containerd/containerd/api/events"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -139,22 +138,11 @@ func (p *Proxy) View(ctx context.Context, key, parent string, opts ...snapshots.
 
 func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
 	defer func() { err = wrap(err, "prepare snapshot %q", key) }()
-	ns, err := store.Namespace(ctx)
+	ns, r, err := newRecord(ctx, kind, key, parent, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := validKey(key); err != nil {
-		return nil, err
-	}
-	info, _, err := apply(opts)
-	if err != nil {
-		return nil, err
-	}
-	lease, leased := leases.FromContext(ctx)
-	r := record{
-		ID: 1, Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == "",
-		Remote: remoteName(ns, key),
-	}
+	r.ID, r.Remote = 1, remoteName(ns, key)
 	var below string
 	check := func(s section) error {
 		if s.has(key) {
@@ -184,7 +172,7 @@ func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent str
 	if kind == snapshots.KindView {
 		prepare = p.remote.View
 	}
-	mounts, err := prepare(call, r.Remote, below, snapshots.WithLabels(maps.Clone(info.Labels)))
+	mounts, err := prepare(call, r.Remote, below, snapshots.WithLabels(maps.Clone(r.Labels)))
 	if err != nil {
 		return nil, err
 	}
@@ -196,17 +184,12 @@ func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent str
 		if err := check(s); err != nil {
 			return err
 		}
-		if err := errors.Join(store.LeaseResource(ctx, tx, p.meta.resource(), key), p.spare(tx, ns, r.Remote)); err != nil {
-			return err
-		}
-		r.Created = now()
-		r.Updated = r.Created
-		return s.add(key, r)
+		return errors.Join(p.spare(tx, ns, r.Remote), p.meta.enter(ctx, tx, s, key, r))
 	})
 	if err != nil {
 		return nil, err
 	}
-	p.meta.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: p.meta.name})
+	p.meta.tellPrepared(ctx, key, parent)
 	return mounts, nil
 }
 

@@ -305,30 +305,20 @@ func (sn *Snapshotter) View(ctx context.Context, key, parent string, opts ...sna
 
 func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (_ []mount.Mount, err error) {
 	defer func() { err = wrap(err, "prepare snapshot %q", key) }()
-	ns, err := store.Namespace(ctx)
+	ns, r, err := newRecord(ctx, kind, key, parent, opts)
 	if err != nil {
 		return nil, err
 	}
-	if err := validKey(key); err != nil {
-		return nil, err
-	}
-	info, _, err := apply(opts)
-	if err != nil {
-		return nil, err
-	}
-	if target := info.Labels[labelTarget]; target != "" && kind == snapshots.KindActive {
+	if target := r.Labels[labelTarget]; target != "" && kind == snapshots.KindActive {
 		if err := sn.refuseKnown(ctx, ns, target); err != nil {
 			return nil, err
 		}
 	}
-	mapping, _ := mappingOf(info.Labels)
+	mapping, _ := mappingOf(r.Labels)
 	if mapping != nil && !sn.mapsIDs {
 		return nil, fmt.Errorf("labels %s, %s: this snapshotter or kernel does not map ids: %w",
 			snapshots.LabelSnapshotUIDMapping, snapshots.LabelSnapshotGIDMapping, errdefs.ErrNotImplemented)
 	}
-	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
-	lease, leased := leases.FromContext(ctx)
-	r := record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}
 	var parents []layer
 	// Looked at before, so that a mistake costs no directory; looked at again below.
 	err = sn.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
@@ -372,18 +362,44 @@ func (sn *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, par
 		if _, err := sn.chain(s, parent); err != nil {
 			return err
 		}
-		if err := store.LeaseResource(ctx, tx, sn.resource(), key); err != nil {
-			return err
-		}
-		r.Created = now()
-		r.Updated = r.Created
-		return s.add(key, r)
+		return sn.enter(ctx, tx, s, key, r)
 	})
 	if err != nil {
 		return nil, err
 	}
-	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
+	sn.tellPrepared(ctx, key, parent)
 	return sn.mounts(r, below), nil
+}
+
+// newRecord checks what a snapshot is to be, and makes the record of it, which is not stored yet.
+func newRecord(ctx context.Context, kind snapshots.Kind, key, parent string, opts []snapshots.Opt) (ns string, r record, err error) {
+	if ns, err = store.Namespace(ctx); err != nil {
+		return "", r, err
+	}
+	if err := validKey(key); err != nil {
+		return "", r, err
+	}
+	info, _, err := apply(opts)
+	if err != nil {
+		return "", r, err
+	}
+	// Nobody would keep a snapshot in use that no lease holds, so it keeps itself.
+	lease, leased := leases.FromContext(ctx)
+	return ns, record{Kind: kind.String(), Parent: parent, Labels: info.Labels, Held: !leased || lease == ""}, nil
+}
+
+// enter stores the record of a new snapshot, and puts it under the lease of ctx.
+func (sn *Snapshotter) enter(ctx context.Context, tx *bolt.Tx, s section, key string, r record) error {
+	if err := store.LeaseResource(ctx, tx, sn.resource(), key); err != nil {
+		return err
+	}
+	r.Created = now()
+	r.Updated = r.Created
+	return s.add(key, r)
+}
+
+func (sn *Snapshotter) tellPrepared(ctx context.Context, key, parent string) {
+	sn.store.Publish(ctx, "/snapshot/prepare", &apievents.SnapshotPrepare{Key: key, Parent: parent, Snapshotter: sn.name})
 }
 
 // labelTarget says what a snapshot that is prepared will be committed as.

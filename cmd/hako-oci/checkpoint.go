@@ -88,6 +88,9 @@ func restoreCommand(a *app, fs *flag.FlagSet) (action, error) {
 	mountContext := fs.String("lsm-mount-context", "", "SELinux context of the mounts instead of that of the configuration")
 	return func(args []string) (code int, err error) {
 		ctx := context.Background()
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
 		o := oci.RestoreOptions{CRIUOptions: f.options(), LSMProfile: *profile, LSMMountContext: *mountContext}
 		s, raw, err := spec.Read(filepath.Join(*bundle, "config.json"))
 		if err != nil {

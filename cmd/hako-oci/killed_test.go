@@ -15,18 +15,19 @@ func TestDeleteAfterKilledCreate(t *testing.T) {
 	t.Parallel()
 	c := newCLI(t, "wait")
 	for i := range 24 {
-		cmd := exec.Command(os.Args[0], "--root", filepath.Join(c.bundle, "state"), "create", c.id)
-		cmd.Env, cmd.Dir = append(os.Environ(), "HAKO_TEST_MAIN=1"), c.bundle
+		cmd := exec.Command(built(t), "--root", filepath.Join(c.bundle, "state"), "create", c.id)
+		cmd.Dir = c.bundle
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(time.Duration(i)*time.Millisecond, func() { _ = cmd.Process.Kill() })
+		after := time.Duration(i*i) * 50 * time.Microsecond // most of what happens before the Go runtime starts takes less than 1 ms
+		time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
 		_ = cmd.Wait()
 		if out, stderr, code := c.run("delete", "--force", c.id); code != 0 {
-			t.Fatalf("killed after %d ms: %d %s%s", i, code, out, stderr)
+			t.Fatalf("killed after %v: %d %s%s", after, code, out, stderr)
 		}
 		if left, err := os.ReadDir(filepath.Join(c.bundle, "state")); err == nil && len(left) > 0 {
-			t.Errorf("killed after %d ms: state is left: %v", i, left)
+			t.Errorf("killed after %v: state is left: %v", after, left)
 		}
 		left, err := filepath.Glob("/sys/fs/cgroup/*/" + c.id)
 		if err != nil {
@@ -36,7 +37,7 @@ func TestDeleteAfterKilledCreate(t *testing.T) {
 			left = append(left, "the unified one")
 		}
 		if len(left) > 0 {
-			t.Fatalf("killed after %d ms: cgroups are left: %v", i, left)
+			t.Fatalf("killed after %v: cgroups are left: %v", after, left)
 		}
 	}
 }

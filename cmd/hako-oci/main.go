@@ -22,6 +22,7 @@ import (
 	"strings"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/early"
 )
 
 // Exit codes, as runc's.
@@ -49,7 +50,9 @@ type app struct {
 func main() {
 	returnFiles()
 	growStack()
-	os.Exit(Main(os.Args[1:]))
+	code := Main(os.Args[1:])
+	early.Begun.Discard()
+	os.Exit(code)
 }
 
 // growStack makes room for the deepest calls at once: growing step by step means to copy
@@ -118,7 +121,7 @@ func Main(args []string) int {
 		return exitFailure
 	}
 	defer closeLog()
-	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log, TimerSlack: quietRuntime()}}
+	a := &app{debug: *g.dbg, onError: exitFailure, rt: &oci.Runtime{Root: *g.root, Log: log, TimerSlack: quietRuntime(), Begun: &early.Begun}}
 	if *g.systemd {
 		a.rt.CgroupDriver = "systemd"
 	}
@@ -185,13 +188,35 @@ type listFlag []string
 func (l *listFlag) String() string     { return strings.Join(*l, ",") }
 func (l *listFlag) Set(v string) error { *l = append(*l, v); return nil }
 
+const systemRoot = "/run/hako-oci"
+
 func defaultRoot() string {
-	if os.Geteuid() != 0 {
-		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
-			return filepath.Join(dir, "hako-oci")
-		}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" && (os.Geteuid() != 0 || rootOfOthers()) {
+		return filepath.Join(dir, "hako-oci")
 	}
-	return "/run/hako-oci"
+	return systemRoot
+}
+
+// rootOfOthers tells whether this is root in a user namespace of a plain user, with that user's
+// environment.
+func rootOfOthers() bool {
+	if os.Getenv("USER") == "root" {
+		return false
+	}
+	raw, err := os.ReadFile("/proc/self/uid_map")
+	return err == nil && strings.Join(strings.Fields(string(raw)), " ") != "0 0 4294967295"
+}
+
+// keepRoot makes a root in $XDG_RUNTIME_DIR with the sticky bit, without which what is not
+// touched there may be cleared away (XDG Base Directory Specification).
+func keepRoot(root string) error {
+	if root == systemRoot || root != defaultRoot() {
+		return nil
+	}
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return err
+	}
+	return os.Chmod(root, 0o700|os.ModeSticky)
 }
 
 // openLog sends messages to standard error or a file. The format is what callers parse:

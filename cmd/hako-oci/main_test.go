@@ -119,7 +119,7 @@ type cli struct {
 func (c cli) run(args ...string) (stdout, stderr string, code int) {
 	c.t.Helper()
 	program := os.Args[0]
-	if len(args) > 0 && slices.Contains([]string{"start", "kill", "delete"}, args[0]) {
+	if len(args) > 0 && slices.Contains([]string{"create", "run", "start", "kill", "delete"}, args[0]) {
 		program = built(c.t) // see package early
 	}
 	cmd := exec.Command(program, append([]string{"--root", filepath.Join(c.bundle, "state")}, args...)...)

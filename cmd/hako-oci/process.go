@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/early"
 	"github.com/hako-engine/hako/oci/spec"
 )
 
@@ -125,12 +126,20 @@ func addCreateFlags(fs *flag.FlagSet) createFlags {
 	}
 }
 
-func (f createFlags) options(n *notifier, detach bool) (oci.CreateOptions, error) {
+func (f createFlags) options(begun *early.Begin, n *notifier, detach bool) (oci.CreateOptions, error) {
 	o := oci.CreateOptions{
 		Bundle: *f.bundle, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		NoPivot: *f.noPivot, NoNewKeyring: *f.noNewKeyring,
 	}
-	s, raw, err := spec.Read(filepath.Join(*f.bundle, "config.json"))
+	var s *specs.Spec
+	var raw []byte
+	var err error
+	if begun.There() && begun.Bundle == *f.bundle {
+		raw = begun.Config
+		s, err = spec.Parse(raw)
+	} else {
+		s, raw, err = spec.Read(filepath.Join(*f.bundle, "config.json"))
+	}
 	if err != nil {
 		return o, err
 	}
@@ -159,7 +168,10 @@ func createCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
-		o, err := f.options(n, true)
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
+		o, err := f.options(a.rt.Begun, n, true)
 		if err != nil {
 			return 0, err
 		}
@@ -190,7 +202,10 @@ func runCommand(a *app, fs *flag.FlagSet) (action, error) {
 			return 0, err
 		}
 		defer n.close()
-		o, err := f.options(n, *detach)
+		if err := keepRoot(a.rt.Root); err != nil {
+			return 0, err
+		}
+		o, err := f.options(a.rt.Begun, n, *detach)
 		if err != nil {
 			return 0, err
 		}

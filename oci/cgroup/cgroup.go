@@ -70,7 +70,11 @@ func (l Layout) New(path string) (*Cgroup, error) {
 
 // Begin is New up to what a process needs to be born in: v2, and those hierarchies that can be
 // done without. Complete makes the others, which are in Paths already.
-func (l Layout) Begin(path string) (_ *Cgroup, err error) {
+func (l Layout) Begin(path string) (*Cgroup, error) { return l.BeginWith(path, "") }
+
+// BeginWith is Begin where the caller has made the directory v2 already, see V2Dir; it may have a
+// process.
+func (l Layout) BeginWith(path, v2 string) (_ *Cgroup, err error) {
 	if path == "" || strings.ContainsAny(path, "\x00\n") {
 		return nil, fmt.Errorf("cgroup path %q: %w", path, errdefs.ErrInvalidArgument)
 	}
@@ -87,13 +91,18 @@ func (l Layout) Begin(path string) (_ *Cgroup, err error) {
 		}
 		named := !h.V2 && strings.HasPrefix(h.Controllers[0], "name=")
 		if !h.V2 && !named {
-			c.later = append(c.later, laterDir{h, dir})
+			c.later = append(c.later, laterDir{h: h, dir: dir})
 			for _, name := range h.Controllers {
 				c.v1[name] = dir
 			}
 			continue
 		}
-		fresh, err := h.make(dir, &c.made)
+		fresh, err := true, error(nil)
+		if h.V2 && dir == v2 {
+			c.made = append(c.made, dir)
+		} else {
+			fresh, err = h.make(dir, &c.made)
+		}
 		if err != nil {
 			// Where no controller depends on it, a v2 hierarchy (or one of systemd's)
 			// that is read-only or belongs to somebody else can be done without.
@@ -122,17 +131,64 @@ func (l Layout) Begin(path string) (_ *Cgroup, err error) {
 	return c, nil
 }
 
+// V2Dir gives the v2 directory that Begin makes for path, "" on a machine without v2.
+func (l Layout) V2Dir(path string) string {
+	for _, h := range l.Hierarchies {
+		if h.V2 {
+			dir, _ := l.dir(h, path)
+			return dir
+		}
+	}
+	return ""
+}
+
+// Later gives the directories that Complete makes.
+func (c *Cgroup) Later() []string {
+	dirs := make([]string, len(c.later))
+	for i, l := range c.later {
+		dirs[i] = l.dir
+	}
+	return dirs
+}
+
+// DoorFiles gives the files of Doors that a process writes to.
+func (c *Cgroup) DoorFiles() []string {
+	var files []string
+	for _, dir := range c.dirs() {
+		if dir != c.v2 {
+			files = append(files, dir+"/tasks")
+		}
+	}
+	return files
+}
+
+// Adopt tells which of Later the caller has made. Complete does the rest.
+func (c *Cgroup) Adopt(made []bool) {
+	for i := range c.later {
+		if c.later[i].made = made[i]; made[i] {
+			c.made = append(c.made, c.later[i].dir)
+		}
+	}
+}
+
 // laterDir is a directory that Complete is to make.
 type laterDir struct {
-	h   Hierarchy
-	dir string
+	h    Hierarchy
+	dir  string
+	made bool
 }
 
 // Complete makes what Begin has left out. If it fails the cgroup is good for nothing but
 // Delete, which then removes what the two have made, and nothing else.
 func (c *Cgroup) Complete() error {
 	for i, l := range c.later {
-		fresh, err := l.h.make(l.dir, &c.made)
+		var fresh bool
+		var err error
+		if l.made {
+			fresh, err = true, l.h.inheritIn(l.dir, c.made)
+		} else {
+			fresh, err = l.h.make(l.dir, &c.made)
+		}
 		if err != nil {
 			for _, l := range c.later[i:] {
 				for _, name := range l.h.Controllers {
@@ -228,10 +284,15 @@ func (h Hierarchy) make(dir string, made *[]string) (fresh bool, err error) {
 			return false, fmt.Errorf("%s exists and holds processes: %w", dir, errdefs.ErrAlreadyExists)
 		}
 	}
-	if !h.V2 && slices.Contains(h.Controllers, "cpuset") {
-		return fresh, h.inheritCpuset(dir, *made)
+	return fresh, h.inheritIn(dir, *made)
+}
+
+// inheritIn is inheritCpuset in the hierarchy that needs it.
+func (h Hierarchy) inheritIn(dir string, made []string) error {
+	if h.V2 || !slices.Contains(h.Controllers, "cpuset") {
+		return nil
 	}
-	return fresh, nil
+	return h.inheritCpuset(dir, made)
 }
 
 // inheritCpuset gives dir, and those of its parents that lack it, the CPUs and memory

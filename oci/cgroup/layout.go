@@ -57,10 +57,14 @@ type Layout struct {
 
 // Detect reads the layout from /proc/self/mountinfo and /proc/self/cgroup. The
 // error is errdefs.ErrFailedPrecondition if no cgroup file system is mounted.
-func Detect() (Layout, error) {
-	mounts, err := rawfile.Read("/proc/self/mountinfo", 32<<10, maxFile)
-	if err != nil {
-		return Layout{}, fmt.Errorf("detect cgroups: %w", err)
+func Detect() (Layout, error) { return DetectIn(nil) }
+
+// DetectIn is Detect with what was read of /proc/self/mountinfo; nil: nothing.
+func DetectIn(mounts []byte) (_ Layout, err error) {
+	if mounts == nil {
+		if mounts, err = rawfile.Read("/proc/self/mountinfo", 32<<10, maxFile); err != nil {
+			return Layout{}, fmt.Errorf("detect cgroups: %w", err)
+		}
 	}
 	own, err := rawfile.Read("/proc/self/cgroup", 4<<10, maxFile)
 	if err != nil {

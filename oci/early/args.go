@@ -25,7 +25,7 @@ func (c *command) parse(stack *uintptr) bool {
 		args[i] = ofC(word(1 + i))
 	}
 	for i := argc + 2; word(i) != nil; i++ {
-		if begins(ofC(word(i)), "NOTIFY_SOCKET=") {
+		if e := ofC(word(i)); begins(e, "NOTIFY_SOCKET=") || begins(e, "LISTEN_FDS=") {
 			return false
 		}
 	}
@@ -59,17 +59,49 @@ func (c *command) parseArgs(args []string) bool {
 	if c.verb == "delete" && len(args) > 0 && (args[0] == "--force" || args[0] == "-f") {
 		c.force, args = true, args[1:]
 	}
+	if c.verb == "create" || c.verb == "run" {
+		var ok bool
+		if args, ok = c.parseCreate(args); !ok {
+			return false
+		}
+	}
 	if len(args) == 0 || !validID(args[0]) {
 		return false
 	}
 	c.id, args = args[0], args[1:]
 	switch c.verb {
+	case "create", "run":
+		return len(args) == 0
 	case "start", "delete":
 		return len(args) == 0
 	case "kill":
 		return len(args) == 0 || len(args) == 1 && c.parseSignal(args[0])
 	}
 	return false
+}
+
+// parseCreate knows the flags that engines give to create and run.
+func (c *command) parseCreate(args []string) (rest []string, ok bool) {
+	c.bundle = "."
+	for len(args) > 0 && begins(args[0], "-") {
+		switch args[0] {
+		case "--detach", "-d", "--keep", "--no-new-keyring", "--no-pivot":
+			args = args[1:]
+			continue
+		}
+		var name, value string
+		if name, value, args = flag(args); value == "" {
+			return nil, false
+		}
+		switch name {
+		case "bundle", "b":
+			c.bundle = value
+		case "pid-file", "console-socket":
+		default:
+			return nil, false
+		}
+	}
+	return args, true
 }
 
 // flag takes --name=value or --name value from args. value is empty if there is none.

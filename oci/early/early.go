@@ -1,13 +1,15 @@
 //go:build linux && (amd64 || arm64)
 
 // Package early starts, kills and deletes usual containers without the Go runtime, whose start
-// and end are four fifths of what such a command takes.
+// and end are four fifths of what such a command takes; and begins the creation of usual ones,
+// so that their first process makes namespaces while the Go runtime starts.
 //
 // In flow the arguments, environment and nothing else of a process that has just begun; out
-// flows an exit with 0, or nothing: whatever is not quite usual (a flag, a hook, a frozen or
+// flows an exit with 0, what was begun (Begun), or nothing: whatever is not quite usual (a flag, a hook, a frozen or
 // unknown container, an error) is left to the program that follows, which begins again. So
 // there is one place that knows what an error is called. Nothing is changed before it is
-// certain that the command can be done, but for delete, of which any part may be done twice.
+// certain that the command can be done, but for delete, of which any part may be done twice, and
+// create, which is taken back when it fails later (Begin.Discard).
 //
 // There is no heap, no goroutine and no panic here: code of this package neither allocates
 // nor fails a check of bounds. TestNoHeap looks after the first.
@@ -47,13 +49,18 @@ const (
 // returns the command is still to be done.
 func Run(stack *uintptr) {
 	var c command
-	if c.parse(stack) && c.do() {
+	switch {
+	case !c.parse(stack):
+	case c.verb == "create" || c.verb == "run":
+		c.begin(&Begun)
+	case c.do():
 		call(unix.SYS_EXIT_GROUP, 0, 0, 0, 0)
 	}
 }
 
 type command struct {
 	verb, root, id, log string
+	bundle              string
 	signal              uintptr
 	force               bool
 

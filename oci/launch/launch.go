@@ -37,6 +37,10 @@ type Config struct {
 	// Listener takes a seccomp listener of the process pid; it does not own it.
 	Listener func(pid int, f *os.File) error
 	Place    func(pid int) error // cgroup, limits
+	// Early is the child, if it exists already: it is used if it fits the plan, and else killed.
+	Early *Early
+	// OpenDoors gives Doors at the last moment. They are then the launcher's.
+	OpenDoors func() ([]int, error)
 	// LateDoors opens the descriptors of plan.Options.LateDoors, which are then the launcher's.
 	LateDoors func() ([]int, error)
 	Hooks     func(pid int) error
@@ -93,7 +97,10 @@ func (e *StepError) Unwrap() error { return e.Errno }
 // Start executes a plan. The process that it gives is being executed already, or waits
 // for its start (plan.Hold).
 func Start(p *plan.Plan, c Config) (_ *Process, err error) {
-	r := &runner{p: p, c: c, sync: -1}
+	r := &runner{p: p, c: c, sync: -1, mem: new(memory)}
+	if c.Early != nil {
+		r.mem = &c.Early.mem
+	}
 	defer r.close()
 	if err := r.prepare(); err != nil {
 		return nil, err
@@ -115,13 +122,15 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 type runner struct {
 	p        *plan.Plan
 	c        Config
-	mem      memory
+	mem      *memory
 	slots    []int64
 	buffers  []byte
 	own      []int // descriptors to close at the end
 	sync     int   // the parent's end
 	proc     *Process
 	taken    bool     // the child was replaced by its clone
+	mapped   bool     // its id maps are written
+	given    *Early   // may still share our descriptors
 	listener *os.File // one that is to be handed on
 }
 
@@ -288,7 +297,7 @@ func (r *runner) runHost() error {
 		}
 		r.slots[o.Slot], before[o.Slot] = fd, fd
 	}
-	m := &machine{mem: &r.mem, slots: r.slots}
+	m := &machine{mem: r.mem, slots: r.slots}
 	if err := m.load(r.p.Host, r.buffers); err != nil {
 		return err
 	}
@@ -331,7 +340,22 @@ func (r *runner) stepError(steps []plan.Step, i, base int, errno uintptr) error 
 const maxLazy = 128
 
 func (r *runner) clone() (err error) {
-	m := &machine{mem: &r.mem, slots: r.mem.words(r.slots), lazy: maxLazy, slack: uintptr(r.c.TimerSlack)}
+	defer func() {
+		if err != nil && r.proc.Console != nil {
+			r.proc.Console.Close()
+		}
+	}()
+	if r.c.OpenDoors != nil {
+		if err := r.openDoors(); err != nil {
+			return err
+		}
+	}
+	if r.c.Early != nil {
+		if done, err := r.handOver(r.c.Early); done || err != nil {
+			return err
+		}
+	}
+	m := &machine{mem: r.mem, slots: r.mem.words(r.slots), lazy: maxLazy, slack: uintptr(r.c.TimerSlack)}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return err
 	}
@@ -355,12 +379,61 @@ func (r *runner) clone() (err error) {
 	runtime.KeepAlive(m)
 	runtime.KeepAlive(args)
 	if err != nil {
-		if r.proc.Console != nil {
-			r.proc.Console.Close()
-		}
 		return fmt.Errorf("clone: %w", err)
 	}
 	r.proc.PidFD = os.NewFile(uintptr(*pidfd), "pidfd")
+	r.closeChilds()
+	return nil
+}
+
+// openDoors fills the slots of the doors.
+func (r *runner) openDoors() error {
+	doors, err := r.c.OpenDoors()
+	r.own = append(r.own, doors...)
+	if err != nil {
+		return err
+	}
+	for i, s := range r.p.Slots {
+		if digits, ok := strings.CutPrefix(s, "door"); ok {
+			if n, e := strconv.Atoi(digits); e == nil && n < len(doors) {
+				r.slots[i] = int64(doors[n])
+			}
+		}
+	}
+	return nil
+}
+
+// handOver lets a child that exists already run the program. If it cannot, it is gone.
+func (r *runner) handOver(e *Early) (done bool, err error) {
+	if !e.fits(r.p) {
+		e.Kill()
+		return false, nil
+	}
+	if r.p.IDMaps {
+		// Its namespace is there since the clone.
+		if err := r.c.IDMaps(e.Pid); err != nil {
+			return false, err
+		}
+	}
+	m := &machine{mem: r.mem, slots: r.mem.words(r.slots), lazy: maxLazy}
+	for _, made := range r.p.Made {
+		m.skip = append(m.skip, made)
+	}
+	if err := m.load(r.p.Program, r.buffers); err != nil {
+		return false, err
+	}
+	if len(r.mem.chunks) > 0 || !e.give(m.prog) {
+		e.Kill()
+		return false, nil
+	}
+	r.mapped = r.p.IDMaps
+	r.proc.Pid, r.proc.PidFD = e.Pid, os.NewFile(uintptr(e.pidfd), "pidfd")
+	r.given = e
+	return true, nil
+}
+
+// closeChilds closes descriptors that only the child is to have.
+func (r *runner) closeChilds() {
 	// From here on EOF on the sync socket means that the child is gone, or has executed
 	// the container's program.
 	for i, fd := range r.own {
@@ -370,7 +443,6 @@ func (r *runner) clone() (err error) {
 			r.own[i] = -1
 		}
 	}
-	return nil
 }
 
 // cloneInNewTime makes a time namespace for children of a thread that is then thrown
@@ -408,7 +480,7 @@ func (r *runner) accompany() error {
 		}
 		return f(p.Pid)
 	}
-	if r.p.IDMaps {
+	if r.p.IDMaps && !r.mapped {
 		if err := r.expect(plan.MsgMaps); err != nil {
 			return err
 		}
@@ -505,8 +577,24 @@ func (r *runner) goOn(fds ...int) error {
 	return err
 }
 
+// part lets go of what only the child is to have, once it has it.
+func (r *runner) part() error {
+	if r.given == nil {
+		return nil
+	}
+	if !r.given.begun() {
+		return r.died()
+	}
+	r.given = nil
+	r.closeChilds()
+	return nil
+}
+
 // peek gives the failure that the child may have reported already.
 func (r *runner) peek() error {
+	if err := r.part(); err != nil {
+		return err
+	}
 	var b [8]byte
 	n, _, err := unix.Recvfrom(r.sync, b[:], unix.MSG_DONTWAIT|unix.MSG_PEEK)
 	if err != nil || n == 0 {
@@ -518,6 +606,9 @@ func (r *runner) peek() error {
 // expect waits for a word of the child. 0 stands for the end of the connection, which
 // means that the container's program was executed.
 func (r *runner) expect(want int32) error {
+	if err := r.part(); err != nil {
+		return err
+	}
 	early := false
 	var failure error // of a clone that is still to be named
 	for {

@@ -51,6 +51,7 @@ type machine struct {
 	// slack is the timer slack that the child inherits, 0: that of the thread.
 	slack uintptr
 	prog  *loaded
+	skip  []plan.Span // steps that are done already
 }
 
 func (m *machine) alloc(n int) []byte { return m.mem.alloc(n) }
@@ -94,6 +95,10 @@ func (m *machine) load(steps []plan.Step, buffers []byte) error {
 		in.fill, in.onOK, in.onFail = int32(s.Fill), int32(s.OnOK), int32(s.OnFail)
 		in.any, in.wide, in.expect = s.Any, s.Wide, s.Expect
 		in.off, in.mask, in.want, in.errno = uintptr(s.Off), s.Mask, s.Want, uintptr(s.Errno)
+		if slices.ContainsFunc(m.skip, func(k plan.Span) bool { return i >= k.From && i < k.To }) {
+			in.op = uint8(plan.Branch) // to the next one
+			continue
+		}
 		for j, e := range s.Accept {
 			in.accept[j] = uint16(e)
 		}

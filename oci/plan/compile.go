@@ -258,7 +258,9 @@ func (c *compiler) namespaces() error {
 	if newUser {
 		c.at("linux.uidMappings")
 		c.p.IDMaps = true
+		first := b.n
 		c.meet(MsgMaps, "wait for the maps of the user namespace")
+		c.p.Made = append(c.p.Made, Span{first, b.n})
 		c.becomeRoot()
 	}
 	if ownTime {
@@ -272,6 +274,8 @@ func (c *compiler) namespaces() error {
 	}
 	if c.netns {
 		c.atNamespace("network")
+		first := b.n
+		c.p.OwnNet = ownNet
 		if ownNet {
 			b.do("make the network namespace")
 			b.call(sysUnshare, flags(unix.CLONE_NEWNET, "CLONE_NEWNET"))
@@ -283,6 +287,7 @@ func (c *compiler) namespaces() error {
 		copy(ifreq, "lo")
 		copy(ifreq[16:], words(unix.IFF_UP | unix.IFF_RUNNING)[:2])
 		b.call(sysIoctl, in(sock), flags(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), data(ifreq, "{lo, IFF_UP}"))
+		c.p.Made = append(c.p.Made, Span{first, b.n})
 	}
 	return nil
 }

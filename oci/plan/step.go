@@ -206,6 +206,13 @@ type Plan struct {
 	// what takes the process's id.
 	Waits bool
 
+	// OwnNet: the program makes the network namespace, which is not in CloneFlags.
+	OwnNet bool
+	// Made are those steps of the program that a child which is made ahead has behind it: it has
+	// the network namespace, with its loopback device up, and its id maps are written before it
+	// begins.
+	Made []Span
+
 	// Console tells where the master of the terminal is: in a slot of the parent, or
 	// sent over the sync socket by the child. Terminal is false if there is none.
 	Terminal    bool
@@ -254,6 +261,9 @@ type Plan struct {
 	origins  []Origin
 	at       OriginRef // of the steps that are being made
 }
+
+// Span is the steps from From on, up to To.
+type Span struct{ From, To int }
 
 // Overlay asks for an overlay, as a detached mount in Slot. Names and options are in the
 // form of mount(2).

@@ -85,17 +85,6 @@ func (m *Model) Add(e Entry) {
 	}
 }
 
-// Clone gives a copy.
-func (m *Model) Clone() *Model {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	c := &Model{allowed: map[string]map[string]bool{}, pending: maps.Clone(m.pending), owner: maps.Clone(m.owner), Acks: m.Acks}
-	for k, v := range m.allowed {
-		c.allowed[k] = maps.Clone(v)
-	}
-	return c
-}
-
 // State is what a daemon has: object → value.
 type State map[string]string
 

@@ -141,6 +141,7 @@ var expected = map[string][]string{
 	"hello.sh":       {"hostname      hello", "memory 64 MiB", "pids 32", "cpu 0.50 CPUs", "exit code 7", "from the shell, through a container"},
 	"web-and-db.sh":  {"web asked http://db:8080/, which said: Hello from ", "from another network: "},
 	"image-tools.sh": {"== out of the daemon", "sha256:", "zstd\n", "Size: ", "docker-archive:"},
+	"library.sh":     {"the plan has ", "made\n", "(hako-oci)", "now stopped\n", "left: 0\n"},
 	"oci-bundle.sh":  {"open_tree(AT_FDCWD", `"status": "created"`, `"status": "stopped"`, "(hako-oci)"},
 }
 

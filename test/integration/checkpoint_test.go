@@ -129,27 +129,8 @@ func TestContainerdCheckpoint(t *testing.T) {
 			t.Errorf("%s begins to count with %d, and had come to %d", id, first, from.after)
 		}
 		status(task, client.Running)
-		spec, err := ctr.Spec(cx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p := *spec.Process
-		p.Args = []string{"cat", "/new"}
-		var text syncBuffer
-		x, err := task.Exec(cx, "x", &p, cio.NewCreator(cio.WithStreams(nil, &text, &text)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		wait, err := x.Wait(cx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := x.Start(cx); err != nil {
-			t.Fatal(err)
-		}
-		<-wait
-		if _, err := x.Delete(cx); err != nil || text.String() != "kept\n" {
-			t.Errorf("the file that it had written holds %q, %v", text.String(), err)
+		if text := printed(cx, t, task, "cat", "/new"); text != "kept\n" {
+			t.Errorf("the file that it had written holds %q", text)
 		}
 		if err := task.Pause(cx); err != nil {
 			t.Error(err)

@@ -134,30 +134,67 @@ type topics struct {
 }
 
 func (c *ctrd) watch() *topics {
-	cx, cancel := context.WithCancel(namespaces.WithNamespace(context.Background(), "k8s.io"))
-	c.t.Cleanup(cancel)
-	ch, _ := c.EventService().Subscribe(cx, `topic~="^/tasks/"`)
+	c.t.Helper()
 	ts := &topics{list: map[string][]string{}}
+	c.hear(ts.take, "/tasks/oom", &eventsapi.TaskOOM{ContainerID: "probe"}, func() bool {
+		ts.mu.Lock()
+		defer ts.mu.Unlock()
+		return len(ts.list["probe"]) > 0
+	}, `topic~="^/tasks/"`)
+	return ts
+}
+
+// hear gives what is published to take until the test ends. A subscription has no answer of its own: it is there when
+// a probe that is published has come.
+func (c *ctrd) hear(take func(*events.Envelope), topic string, probe events.Event, heard func() bool, filters ...string) {
+	c.t.Helper()
+	cx, cancel := context.WithCancel(c.shared())
+	c.t.Cleanup(cancel)
+	ch, _ := c.EventService().Subscribe(cx, filters...)
 	go func() {
 		for {
 			select {
 			case e := <-ch:
-				ts.take(e)
+				take(e)
 			case <-cx.Done():
 				return
 			}
 		}
 	}()
-	// The subscription has no answer of its own.
 	eventually(c.t, "the subscription", func() bool {
-		if err := c.EventService().Publish(cx, "/tasks/oom", &eventsapi.TaskOOM{ContainerID: "probe"}); err != nil {
+		if err := c.EventService().Publish(cx, topic, probe); err != nil {
 			c.t.Fatal(err)
 		}
-		ts.mu.Lock()
-		defer ts.mu.Unlock()
-		return len(ts.list["probe"]) > 0
+		return heard()
 	})
-	return ts
+}
+
+// printed is what a command that is executed in a task prints.
+func printed(cx context.Context, t *testing.T, task client.Task, args ...string) string {
+	t.Helper()
+	spec, err := task.Spec(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := *spec.Process
+	p.Args, p.Terminal = args, false
+	var out syncBuffer
+	x, err := task.Exec(cx, "printed", &p, cio.NewCreator(cio.WithStreams(nil, &out, &out)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait, err := x.Wait(cx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Start(cx); err != nil {
+		t.Fatal(err)
+	}
+	<-wait
+	if _, err := x.Delete(cx); err != nil {
+		t.Error(err)
+	}
+	return out.String()
 }
 
 func (ts *topics) take(e *events.Envelope) {
@@ -607,29 +644,7 @@ func TestThreeViews(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				spec, err := ctr.Spec(cx)
-				if err != nil {
-					t.Fatal(err)
-				}
-				p := *spec.Process
-				p.Args, p.Terminal = []string{"echo", "from", "inside"}, false
-				var out syncBuffer
-				x, err := task.Exec(cx, "views", &p, cio.NewCreator(cio.WithStreams(nil, &out, &out)))
-				if err != nil {
-					t.Fatal(err)
-				}
-				wait, err := x.Wait(cx)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := x.Start(cx); err != nil {
-					t.Fatal(err)
-				}
-				<-wait
-				if _, err := x.Delete(cx); err != nil {
-					t.Error(err)
-				}
-				return out.String()
+				return printed(cx, t, task, "echo", "from", "inside")
 			},
 			stop: func(id string) {
 				task, err := load(id).Task(cx, nil)

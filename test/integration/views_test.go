@@ -67,25 +67,8 @@ func (h *heard) has(id string) bool {
 // hearContainerd hears topics of containers, tasks and sandboxes until the test ends.
 func (c *ctrd) hearContainerd() *heard {
 	c.t.Helper()
-	cx, cancel := context.WithCancel(c.shared())
-	c.t.Cleanup(cancel)
-	ch, _ := c.EventService().Subscribe(cx)
 	h := &heard{}
-	go func() {
-		for {
-			select {
-			case e := <-ch:
-				h.take(e)
-			case <-cx.Done():
-				return
-			}
-		}
-	}()
-	// A subscription has no answer of its own: it is there when it hears something.
-	eventually(c.t, "the subscription", func() bool {
-		_ = c.EventService().Publish(cx, "/tasks/paused", &eventsapi.TaskPaused{ContainerID: "probe"})
-		return h.has("probe")
-	})
+	c.hear(h.take, "/tasks/paused", &eventsapi.TaskPaused{ContainerID: "probe"}, func() bool { return h.has("probe") })
 	return h
 }
 

@@ -137,8 +137,9 @@ func build(name string, args ...string) func() (string, error) {
 }
 
 var (
-	hakoBinary     = build("hako-oci", "../../cmd/hako-oci")
-	insecureBinary = build("hako-oci-insecure", "-tags", "insecure", "../../cmd/hako-oci")
+	// As make build does it: see package early.
+	hakoBinary     = build("hako-oci", "-ldflags=-E main.entry", "../../cmd/hako-oci")
+	insecureBinary = build("hako-oci-insecure", "-ldflags=-E main.entry", "-tags", "insecure", "../../cmd/hako-oci")
 	guestBinary    = build("guest", "../../oci/testdata/guest")
 )
 
