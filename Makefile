@@ -60,6 +60,7 @@ test-security: ## the battery of published escapes, as root, with many starts fo
 test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppArmor, systemd
 	@GO='$(GO)' test/vm/suite.sh
 	@GO='$(GO)' MODES=systemd RUN='TestSystemdDriver|TestAppArmor' test/vm/suite.sh ./test/integration
+	@GO='$(GO)' MODES=minimal RUN='TestErofsSuite/^[^1]|TestLoopDevices' test/vm/suite.sh ./snapshot # loop devices; not 128 of them
 
 POWERCUTS ?= 100
 FLUSHES   ?= 1200

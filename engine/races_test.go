@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -320,6 +321,42 @@ func TestShutdownMeetsCreation(t *testing.T) {
 			t.Errorf("%d shims are left", len(n.tasks.live))
 		}
 		n.tasks.mu.Unlock()
+	}
+}
+
+// TestShutdownOfASilentShim: a sandbox whose shim does not answer is not forgotten, and can be shut down later. Its shim's
+// folder goes with the last task.
+func TestShutdownOfASilentShim(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	c, err := n.e.SandboxController("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Create(n.ctx, boxes.Sandbox{ID: "box", Runtime: boxes.RuntimeOpts{Name: RuntimeRunc}}); err != nil {
+		t.Fatal(err)
+	}
+	n.tasks.silent.Store(true)
+	n.reboot()
+	if c, err = n.e.SandboxController(""); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Shutdown(n.ctx, "box"); !errdefs.IsUnavailable(err) {
+		t.Errorf("%v", err)
+	}
+	if list := n.e.rooms.in(""); len(list) != 1 {
+		t.Errorf("%d are left", len(list))
+	}
+	n.tasks.silent.Store(false)
+	n.eventually("it answers", func() bool { return !errdefs.IsUnavailable(c.Shutdown(n.ctx, "box")) })
+	if list := n.e.rooms.in(""); len(list) != 0 {
+		t.Errorf("%d are left", len(list))
+	}
+	if left := folders(filepath.Join(n.state, groupFolder)); len(left) != 0 {
+		t.Errorf("left: %v", left)
+	}
+	if len(n.tasks.live) != 0 {
+		t.Errorf("%d shims are left", len(n.tasks.live))
 	}
 }
 

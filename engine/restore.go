@@ -100,6 +100,7 @@ func (e *Engine) restore(ctx context.Context) error {
 		e.dropStrayFolders(ctx)
 		e.dropStraySnapshots(ctx)
 	}
+	e.awaitUndone(ctx)
 	e.work.Go(e.applyPolicies)
 	return nil
 }

@@ -2,6 +2,8 @@ package engine
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +51,8 @@ type roomMeta struct {
 	Runtime string `json:"runtime"`
 	Program string `json:"program,omitempty"`
 	Binary  string `json:"binary,omitempty"`
+	// Dir is where hako's own shim keeps its socket: tasks may need it for longer than there is the sandbox.
+	Dir string `json:"dir,omitempty"`
 }
 
 const (
@@ -115,6 +119,10 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 	if meta.Program, meta.Binary, err = e.taskRuntime(meta.Runtime); err != nil {
 		return err
 	}
+	if meta.Program == "" {
+		sum := sha256.Sum256(fmt.Appendf(nil, "sandbox\x00%s\x00%s\x00%d", k.namespace, k.id, time.Now().UnixNano()))
+		meta.Dir = filepath.Join(e.opt.State, groupFolder, hex.EncodeToString(sum[:16]))
+	}
 	b := e.newRoom(k, meta)
 	if b.shims.Options, _, err = taskOptions(meta.Program == "", meta.Runtime, info.Runtime.Options); err != nil {
 		return err
@@ -140,7 +148,7 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 	if err := makeRoomBundle(b, spec); err != nil {
 		return err
 	}
-	shim, err := e.opt.TaskShims.StartTask(ctx, b.shims)
+	shim, err := e.startRoomShim(ctx, b, &u)
 	if err != nil {
 		return fmt.Errorf("shim: %w", err)
 	}
@@ -164,6 +172,49 @@ func (r *roomController) Create(ctx context.Context, info boxes.Sandbox, opts ..
 	e.announce(b.namespace, "/sandboxes/create", &eventsapi.SandboxCreate{SandboxID: b.id})
 	e.work.Go(func() { e.watchTied(b) })
 	return nil
+}
+
+// startRoomShim starts the shim of a room.
+func (e *Engine) startRoomShim(ctx context.Context, b *shimRoom, u *undo.Stack) (TaskShim, error) {
+	if b.meta.Dir == "" {
+		return e.opt.TaskShims.StartTask(ctx, b.shims)
+	}
+	u.Add("folder", func(context.Context) error { return os.RemoveAll(b.meta.Dir) })
+	if err := os.MkdirAll(b.meta.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	o := b.shims
+	o.Bundle = b.meta.Dir
+	first, err := e.opt.TaskShims.StartTask(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	defer first.Close()
+	shim, err := e.opt.TaskShims.JoinTask(ctx, b.shims, first.Bootstrap())
+	if err != nil {
+		return nil, errors.Join(err, e.endForeignShim(ctx, first, o))
+	}
+	return shim, nil
+}
+
+// leaveRoom removes the folder of a sandbox's shim with the sandbox and the last of its tasks, whichever goes last.
+func (e *Engine) leaveRoom(namespace, dir string) {
+	if filepath.Dir(dir) != filepath.Join(e.opt.State, groupFolder) {
+		return // somebody else's
+	}
+	for _, b := range e.rooms.in("") {
+		if b.meta.Dir == dir {
+			return
+		}
+	}
+	for _, t := range e.tasks.in(namespace) {
+		if t.meta.Foreign && t.shimDir() == dir {
+			return
+		}
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		e.log.Error("remove the folder of a shim", "dir", dir, "namespace", namespace, "error", err)
+	}
 }
 
 func anyMessage(a typeurl.Any) *anypb.Any {
@@ -287,7 +338,8 @@ func (r *roomController) Status(ctx context.Context, id string, verbose bool) (s
 	return s, nil
 }
 
-// Shutdown ends a sandbox with all that runs in it. One that is not there is no error.
+// Shutdown ends a sandbox with all that runs in it. Tasks are stopped then, and there until their client deletes them, as is the
+// shim if it is hako's own. A sandbox that is not there is no error.
 func (r *roomController) Shutdown(ctx context.Context, id string) error {
 	e := r.engine()
 	b, _, err := e.room(ctx, id)
@@ -305,10 +357,26 @@ func (r *roomController) Shutdown(ctx context.Context, id string) error {
 	defer b.release()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
 	defer cancel()
-	if shim := b.connection(); shim != nil {
-		if _, err := shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id}); err != nil && !errdefs.IsUnavailable(err) && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("shut down sandbox %s: %w", id, err)
+	shim := b.connection()
+	if shim == nil { // it is tried again to reach it, and it is forgotten if it is gone
+		return fmt.Errorf("the shim of sandbox %s does not answer: %w", id, errdefs.ErrUnavailable)
+	}
+	_, err = shim.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: id})
+	if errdefs.IsUnavailable(err) {
+		// It has ended before its answer came, or died, or does not answer.
+		next, gone := e.opt.TaskShims.ConnectTask(ctx, b.shims)
+		switch {
+		case gone == nil:
+			next.Close()
+		case errdefs.IsNotFound(gone):
+			if _, rerr := e.opt.TaskShims.ReapTask(ctx, b.shims); rerr != nil {
+				e.log.Debug("clean up after the shim of a sandbox", "sandbox", b.id, "error", rerr)
+			}
+			err = nil
 		}
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("shut down sandbox %s: %w", id, err)
 	}
 	e.roomOver(b, boxes.ExitStatus{ExitedAt: time.Now().UTC()})
 	e.forgetRoom(b)
@@ -400,6 +468,7 @@ func (e *Engine) forgetRoom(b *shimRoom) {
 	if shim := b.connection(); shim != nil {
 		shim.Close()
 	}
+	e.leaveRoom(b.namespace, b.meta.Dir)
 }
 
 // restoreRooms takes up the rooms of an earlier daemon: those whose shim is gone are forgotten.

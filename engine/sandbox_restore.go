@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -95,6 +96,14 @@ func (e *Engine) takeSandbox(ctx context.Context, s *sandbox) {
 	e.work.Go(func() { e.watchInit(s) })
 }
 
+const (
+	// undoWait is how long a start waits for sandboxes that are being removed. It is enough for plugins that work: so a
+	// daemon that is killed again and again comes to an end with them.
+	undoWait = 3 * time.Second
+	// undoTries is how often a removal is tried at once: the first DEL of a plugin whose ADD was cut short may fail.
+	undoTries = 3
+)
+
 // undoSandbox removes a sandbox that nobody got to know, in the background: a CNI plugin that hangs must not keep the daemon
 // from its work. Who asks for one of the same name waits until it is gone. One that cannot be removed is shown: it
 // holds its name.
@@ -104,11 +113,33 @@ func (e *Engine) undoSandbox(s *sandbox) {
 	e.work.Go(func() {
 		defer release()
 		defer e.pods.undo(s.id, false)
-		if err := e.removeSandbox(e.ctx, s); err != nil {
-			e.log.Error("clean up after a run of a sandbox that was cut short", "sandbox", s.id, "error", err)
-			e.pods.add(s)
+		var err error
+		for range undoTries {
+			if err = e.removeSandbox(e.ctx, s); err == nil {
+				return
+			}
 		}
+		e.log.Error("clean up after a run of a sandbox that was cut short", "sandbox", s.id, "error", err)
+		e.pods.add(s)
 	})
+}
+
+// awaitUndone waits until the sandboxes that are being removed are gone, but not for one that hangs.
+func (e *Engine) awaitUndone(ctx context.Context) {
+	limit := time.NewTimer(undoWait)
+	defer limit.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for len(e.pods.undone()) > 0 {
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			e.log.Warn("sandboxes that were cut short are still being removed", "count", len(e.pods.undone()))
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // namespacesLive tells whether the namespaces of a sandbox are there.

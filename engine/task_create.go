@@ -378,8 +378,22 @@ func (e *Engine) groupDir(t *task) string {
 // groupFolder holds the folders of shims that several tasks share.
 const groupFolder = "shims"
 
-// leaveGroup removes the folder of a group's shim with the last of its tasks.
+// shimDir is the folder that a task's shim has its socket in; "" if that is not known.
+func (t *task) shimDir() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.shim == nil {
+		return ""
+	}
+	_, path, _ := strings.Cut(t.shim.Bootstrap().Address, "unix://")
+	return filepath.Dir(path)
+}
+
+// leaveGroup removes the folder of a shim that others use, too, with the last of its tasks.
 func (e *Engine) leaveGroup(t *task) {
+	if t.meta.Foreign {
+		e.leaveRoom(t.namespace, t.shimDir())
+	}
 	if !t.grouped() {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -37,6 +38,7 @@ type fakeTaskShims struct {
 	*breaker
 	mu      sync.Mutex
 	live    map[string]*fakeTaskShim // by bundle
+	joined  map[string]string        // bundles that others' shims hold, too: theirs
 	reaped  []string
 	silent  atomic.Bool // nobody answers
 	started int
@@ -76,10 +78,12 @@ func (f *fakeTaskShims) StartTask(_ context.Context, o client.TaskOptions) (Task
 func (f *fakeTaskShims) JoinTask(_ context.Context, o client.TaskOptions, b client.Bootstrap) (TaskShim, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := f.live[b.Address]
+	path := strings.TrimSuffix(strings.TrimPrefix(b.Address, "unix://"), "/s")
+	s := f.live[path]
 	if s == nil {
 		return nil, errdefs.ErrNotFound
 	}
+	f.joined[o.Bundle] = path
 	return s, nil
 }
 
@@ -91,6 +95,9 @@ func (f *fakeTaskShims) ConnectTask(ctx context.Context, o client.TaskOptions) (
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := f.live[o.Bundle]
+	if s == nil {
+		s = f.live[f.joined[o.Bundle]]
+	}
 	if s == nil {
 		return nil, fmt.Errorf("shim of %s: %w", o.Bundle, errdefs.ErrNotFound)
 	}
@@ -236,7 +243,7 @@ func (s *fakeTaskShim) Gone() <-chan struct{}         { return s.gone }
 func (s *fakeTaskShim) Close() error                  { return nil }
 
 func (s *fakeTaskShim) Bootstrap() client.Bootstrap {
-	return client.Bootstrap{Version: 3, Address: s.bundle, Protocol: "ttrpc", Mounts: s.f.mounts}
+	return client.Bootstrap{Version: 3, Address: "unix://" + s.bundle + "/s", Protocol: "ttrpc", Mounts: s.f.mounts}
 }
 
 // fakeContainers are records in memory.
@@ -319,7 +326,7 @@ type taskNode struct {
 func newTaskNode(t *testing.T) *taskNode {
 	t.Helper()
 	n := &taskNode{node: newNode(t), events: &fakePublisher{}, records: &fakeContainers{all: map[string]containers.Container{}}, ctx: namespaces.WithNamespace(context.Background(), "test")}
-	n.tasks = &fakeTaskShims{breaker: &n.breaker, live: map[string]*fakeTaskShim{}}
+	n.tasks = &fakeTaskShims{breaker: &n.breaker, live: map[string]*fakeTaskShim{}, joined: map[string]string{}}
 	n.reboot()
 	return n
 }

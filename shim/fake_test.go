@@ -30,6 +30,7 @@ import (
 // a line on a pipe, and then becomes what the bundle says.
 type fakeRuntime struct {
 	createErr error
+	creating  chan struct{} // a creation says so, and waits until it is read
 	removed   atomic.Int32
 	oom       chan struct{}
 }
@@ -55,6 +56,10 @@ func (r *fakeRuntime) Create(_ context.Context, _ string, o CreateOptions) (Cont
 	}
 	if o.Restore != nil {
 		return nil, fmt.Errorf("restore %+v", *o.Restore)
+	}
+	if r.creating != nil {
+		r.creating <- struct{}{}
+		r.creating <- struct{}{}
 	}
 	command, err := os.ReadFile(filepath.Join(o.Bundle, "command"))
 	if err != nil {

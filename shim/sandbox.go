@@ -3,8 +3,10 @@ package shim
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -18,11 +20,15 @@ import (
 // names them in the containers' configurations.
 //
 //	CreateSandbox ──► created ── StartSandbox ──► ready ── StopSandbox ──► stopped ── ShutdownSandbox ──► (gone)
+//
+// It takes no containers any more from the moment that it is asked to stop. Those that it has are there, ended, until
+// their client deletes them: the shim stays that long after ShutdownSandbox.
 type sandbox struct {
 	id      string
 	state   sandboxState
 	created time.Time
 	exited  time.Time
+	closed  bool          // it takes no containers
 	stopped chan struct{} // closed when it is stopped
 }
 
@@ -71,6 +77,9 @@ func (s *Service) createSandbox(_ context.Context, r *wire.CreateSandboxRequest)
 		return nil, errEnding
 	default:
 	}
+	if s.mu.over {
+		return nil, errEnding
+	}
 	if r.ID == "" || len(r.Rootfs) > 0 {
 		return nil, fmt.Errorf("create sandbox %q: an id is needed, and there can be no root file system, as there is no process: %w", r.ID, errdefs.ErrInvalidArgument)
 	}
@@ -103,16 +112,26 @@ func (s *Service) platform(context.Context, *wire.SandboxRequest) (wire.Message,
 func (s *Service) stopSandbox(ctx context.Context, r *wire.StopSandboxRequest) (wire.Message, error) {
 	s.mu.Lock()
 	b, err := s.theSandboxLocked(r.ID)
-	var list []*container
-	for _, c := range s.mu.containers {
-		if c != nil {
-			list = append(list, c)
-		}
-	}
-	s.mu.Unlock()
 	if err != nil {
+		s.mu.Unlock()
 		return nil, err
 	}
+	b.closed = true
+	creations := slices.Collect(maps.Values(s.mu.creations))
+	s.mu.Unlock()
+	for _, c := range creations { // those that came first end, too
+		select {
+		case <-c:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	s.mu.Lock()
+	var list []*container
+	for _, c := range s.mu.containers {
+		list = append(list, c)
+	}
+	s.mu.Unlock()
 	end := func(sig unix.Signal, limit time.Duration) bool {
 		for _, c := range list {
 			if err := s.killInit(ctx, c, sig, sig == unix.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
@@ -181,16 +200,16 @@ func (s *Service) pingSandbox(_ context.Context, r *wire.SandboxRequest) (wire.M
 	return &wire.Empty{}, nil
 }
 
-// shutdownSandbox stops the sandbox and ends the shim.
+// shutdownSandbox stops the sandbox and ends the shim, at the latest when the last container was deleted.
 func (s *Service) shutdownSandbox(ctx context.Context, r *wire.SandboxRequest) (wire.Message, error) {
 	if _, err := s.stopSandbox(ctx, &wire.StopSandboxRequest{ID: r.ID}); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.mu.sandbox = nil
+	s.mu.sandbox, s.mu.over = nil, true
 	if len(s.mu.containers) == 0 {
 		s.end()
-	} // else it ends when its containers were deleted
+	} // else with the last connection, when they were deleted
 	return &wire.Empty{}, nil
 }

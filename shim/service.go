@@ -77,6 +77,7 @@ type Service struct {
 		reserved   time.Time // until then a container is expected
 		idle       *time.Timer
 		sandbox    *sandbox // that this shim is; nil: none
+		over       bool     // it was one, and was told to go
 	}
 }
 
@@ -186,6 +187,10 @@ func (s *Service) connections(n int) {
 		s.mu.idle = nil
 	}
 	if s.mu.conns == 0 && s.emptyLocked() {
+		if s.mu.over {
+			s.end()
+			return
+		}
 		s.mu.idle = time.AfterFunc(idleLimit, func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -298,6 +303,10 @@ func (s *Service) createTask(ctx context.Context, r *wire.CreateTaskRequest) (wi
 		s.mu.Unlock()
 		return nil, errEnding
 	default:
+	}
+	if b := s.mu.sandbox; s.mu.over || b != nil && b.closed {
+		s.mu.Unlock()
+		return nil, fmt.Errorf("create container %s: its sandbox is stopped: %w", r.ID, errdefs.ErrFailedPrecondition)
 	}
 	if _, taken := s.mu.containers[r.ID]; taken {
 		s.mu.Unlock()

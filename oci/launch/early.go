@@ -238,11 +238,9 @@ func (e *Early) Files(dirs, files []string) *Opening {
 	if e.spent {
 		return o
 	}
-	step := func(nr uintptr, args ...plan.Arg) plan.Step {
+	step := func(nr uintptr, args ...plan.Arg) {
 		i := len(o.steps)
-		s := plan.Step{Nr: nr, Args: args, Fill: plan.Slot(i), Expect: -1, OnOK: i + 1, OnFail: i + 1, Any: true}
-		o.steps = append(o.steps, s)
-		return s
+		o.steps = append(o.steps, plan.Step{Nr: nr, Args: args, Fill: plan.Slot(i), Expect: -1, OnOK: i + 1, OnFail: i + 1, Any: true})
 	}
 	here, num := plan.Arg{Int: uint64(1<<64 + unix.AT_FDCWD)}, func(v uint64) plan.Arg { return plan.Arg{Int: v} }
 	text := func(s string) plan.Arg { return plan.Arg{Kind: plan.ArgString, Str: s} }

@@ -415,10 +415,7 @@ func (r *runner) handOver(e *Early) (done bool, err error) {
 			return false, err
 		}
 	}
-	m := &machine{mem: r.mem, slots: r.mem.words(r.slots), lazy: maxLazy}
-	for _, made := range r.p.Made {
-		m.skip = append(m.skip, made)
-	}
+	m := &machine{mem: r.mem, slots: r.mem.words(r.slots), lazy: maxLazy, skip: r.p.Made}
 	if err := m.load(r.p.Program, r.buffers); err != nil {
 		return false, err
 	}

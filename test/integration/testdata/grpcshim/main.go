@@ -67,7 +67,9 @@ func end() {
 	if err != nil {
 		return
 	}
-	conn, err := net.Dial("unix", strings.TrimPrefix(string(address), "unix://"))
+	path := strings.TrimPrefix(string(address), "unix://")
+	_ = os.Remove(path + ".grpc")
+	conn, err := net.Dial("unix", path)
 	if err != nil {
 		return
 	}
@@ -115,9 +117,9 @@ func start(old bool) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(dir, "grpc.sock")
+	path := strings.TrimPrefix(below.Address, "unix://") + ".grpc"
 	if old {
-		path = "@grpcshim" + path
+		path = "@grpcshim" + dir
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
@@ -191,7 +193,11 @@ func serve(address string) error {
 		}
 		return nil
 	}))
-	go func() { <-gone; s.Stop() }()
+	go func() {
+		<-gone
+		_ = os.Remove(strings.TrimPrefix(address, "unix://") + ".grpc")
+		s.Stop()
+	}()
 	return s.Serve(l)
 }
 
