@@ -18,9 +18,14 @@ import (
 	"github.com/hako-engine/hako/shim/wire"
 )
 
-// drainLimit bounds how long the end of a process waits for its output to be taken,
-// by a FIFO or a logging program that nobody reads.
-const drainLimit = 2 * time.Second
+const (
+	// drainLimit bounds how long the end of a process waits for its output to be taken,
+	// by a FIFO or a logging program that nobody reads.
+	drainLimit = 2 * time.Second
+	// copyLimit bounds it where nobody refuses the output, and it is only not copied yet, as on a
+	// machine with much else to do.
+	copyLimit = time.Minute
+)
 
 // ioRequest is the part of a request that configures the streams of a process.
 type ioRequest struct {
@@ -289,16 +294,22 @@ func (s *streams) closeEnds() {
 // clients, whose queues take what is left.
 func (s *streams) drain() {
 	s.clients.unbound()
-	limit := time.NewTimer(drainLimit)
+	limit := time.NewTicker(drainLimit)
 	defer limit.Stop()
 	for _, o := range s.outputs {
 		o.processEnded()
 	}
+	began := time.Now()
 	for _, o := range s.outputs {
-		select {
-		case <-o.drained:
-		case <-limit.C:
-			return
+		for waits := true; waits; {
+			select {
+			case <-o.drained:
+				waits = false
+			case <-limit.C:
+				if o.refused.Load() || time.Since(began) >= copyLimit {
+					return
+				}
+			}
 		}
 	}
 }
@@ -356,6 +367,7 @@ type output struct {
 	}
 	drained chan struct{} // closed when all output of the process has been given
 	running atomic.Bool   // run closes the sink
+	refused atomic.Bool   // the sink is being written to: so long as it takes nothing
 	once    sync.Once
 }
 
@@ -433,7 +445,10 @@ func ignoreEINTR(f func() (int, error)) (int, error) {
 func (o *output) give(p []byte) {
 	o.s.busy()
 	if o.to != nil {
-		if _, err := o.to.Write(p); err != nil {
+		o.refused.Store(true)
+		_, err := o.to.Write(p)
+		o.refused.Store(false)
+		if err != nil {
 			o.to.Close()
 			o.to = nil // the taker is gone, as a file or FIFO can be; the container goes on
 		}
