@@ -732,8 +732,31 @@ func LoaderError(p *plan.Plan, word int32, errno unix.Errno) error {
 	return e
 }
 
+// died tells of the end of the child, whose connection ended.
 func (r *runner) died() error {
-	return errors.New("the container's first process died before it was ready (killed, or out of memory in its cgroup)")
+	how := "killed, or out of memory in its cgroup"
+	if r.proc.PidFD != nil {
+		// The connection ends a moment before the process.
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(r.proc.PidFD.Fd()), Events: unix.POLLIN}}, 1000)
+	}
+	// The beginning of siginfo_t for a child, see waitid(2). Somebody else reaps.
+	var si struct {
+		signo, errno, code, _, pid, uid, status int32
+		_                                       [100]byte
+	}
+	const exited, killed, dumped = 1, 2, 3
+	if unix.Waitid(unix.P_PID, r.proc.Pid, (*unix.Siginfo)(unsafe.Pointer(&si)), unix.WEXITED|unix.WNOWAIT|unix.WNOHANG, nil) == nil {
+		switch si.code {
+		case exited:
+			how = fmt.Sprintf("with status %d", si.status)
+		case killed, dumped:
+			how = "killed by " + unix.SignalName(unix.Signal(si.status))
+			if unix.Signal(si.status) == unix.SIGKILL {
+				how += ": by somebody, or because its cgroup is out of memory"
+			}
+		}
+	}
+	return fmt.Errorf("the container's first process died before it was ready (%s)", how)
 }
 
 func (r *runner) takeConsole(oob []byte) error {

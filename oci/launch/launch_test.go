@@ -241,6 +241,22 @@ func TestErrorsNameTheStep(t *testing.T) {
 	}
 }
 
+// TestEndBeforeReady: who starts a container hears what its first process died of.
+func TestEndBeforeReady(t *testing.T) {
+	self := plan.Step{Nr: unix.SYS_GETPID, Fill: slotA}
+	for want, last := range map[string]plan.Step{
+		"(with status 7)": {Nr: unix.SYS_EXIT_GROUP, Args: []plan.Arg{number(7)}, Fill: plan.NoSlot},
+		"(killed by SIGKILL: by somebody, or because its cgroup is out of memory)": {Nr: unix.SYS_KILL, Args: []plan.Arg{slot(slotA), number(uint64(unix.SIGKILL))}, Fill: plan.NoSlot},
+	} {
+		p := program("/bin/true", self, last)
+		p.IDMaps = true
+		_, err := Start(p, Config{CgroupFD: -1, IDMaps: func(int) error { return nil }})
+		if err == nil || err.Error() != "the container's first process died before it was ready "+want {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+}
+
 func BenchmarkStart(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
