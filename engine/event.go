@@ -179,6 +179,9 @@ func (e *Engine) emit(c *container, action string, pairs ...string) {
 	attrs["name"] = v.Name
 	if p := v.Config.Pod; p != nil {
 		attrs[AttrSandbox] = p.Sandbox
+		if s := e.pods.exact(p.Sandbox); s != nil { // it may be gone when the event is read
+			maps.Copy(attrs, s.names())
+		}
 	} else {
 		delete(attrs, AttrSandbox) // a label of that name means nothing
 	}

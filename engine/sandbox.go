@@ -333,16 +333,20 @@ func (e *Engine) emitSandbox(s *sandbox, action string) {
 	case "destroy":
 		e.announce(Namespace, "/containers/delete", &eventsapi.ContainerDelete{ID: s.id})
 	}
-	c := s.rec.Config
-	e.events.publish(Event{Type: EventSandbox, Action: action, ID: s.id,
-		Attributes: map[string]string{AttrPodName: c.Name, AttrPodNamespace: c.Namespace, AttrPodUID: c.UID}})
+	e.events.publish(Event{Type: EventSandbox, Action: action, ID: s.id, Attributes: s.names()})
+}
+
+// names says in events whose sandbox it is.
+func (s *sandbox) names() map[string]string {
+	c := &s.rec.Config
+	return map[string]string{AttrPodName: c.Name, AttrPodNamespace: c.Namespace, AttrPodUID: c.UID}
 }
 
 // EventSandbox is the type of the events of sandboxes: create, start, stop, destroy. Docker
 // has none of it.
 const EventSandbox = "sandbox"
 
-// Attributes of the events of sandboxes, and AttrSandbox of those of their containers.
+// Attributes of the events of sandboxes and of their containers; AttrSandbox is of the latter only.
 const (
 	AttrSandbox      = "io.hako.sandbox"
 	AttrPodName      = "io.hako.pod.name"

@@ -181,6 +181,10 @@ func TestPodLife(t *testing.T) {
 			for ev := range events {
 				if ev.Type == EventSandbox || ev.ID == a && slices.Contains([]string{"create", "start", "die", "destroy"}, ev.Action) {
 					told = append(told, ev.Type+" "+ev.Action)
+					// Who reads it when the pod is gone knows by it whose it was.
+					if ev.Attributes[AttrPodName] == "" || ev.Attributes[AttrPodUID] == "" {
+						t.Errorf("%s %s does not name the pod: %v", ev.Type, ev.Action, ev.Attributes)
+					}
 				}
 				if ev.Type == EventSandbox && ev.Action == "destroy" {
 					break
