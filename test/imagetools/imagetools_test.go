@@ -103,7 +103,8 @@ func TestSkopeoUnderstands(t *testing.T) {
 	if out := u.run("hako", "image", "sync", "--dry-run", file); !strings.Contains(out, "2 to copy, 0 up to date, 0 failed") {
 		t.Error(out)
 	}
-	if out := u.run("hako", "image", "sync", file); !strings.Contains(out, "2 copied") {
+	// One by one: the two images share manifests, and docker-registry 2.8 mixes up the files of two uploads of the same.
+	if out := u.run("hako", "image", "sync", "--jobs", "1", file); !strings.Contains(out, "2 copied") {
 		t.Error(out)
 	}
 	if out := u.run("hako", "image", "sync", file); !strings.Contains(out, "0 copied, 2 up to date") {
