@@ -232,7 +232,7 @@ func (e *Early) settle(word *uint32, v uint32) bool {
 func (e *Early) InUserNamespace() bool { return e.flags&unix.CLONE_NEWUSER != 0 }
 
 // Files lets the child make directories, and open a file in each of others for writing, and
-// goes on meanwhile. See Opened.
+// goes on meanwhile. See Opening.
 func (e *Early) Files(dirs, files []string) *Opening {
 	o := &Opening{e: e, dirs: len(dirs)}
 	if e.spent {
