@@ -116,30 +116,31 @@ func (s *containerStore) List(ctx context.Context, fs ...string) ([]containers.C
 
 // AdaptContainer lets containerd's filters look at a container.
 func AdaptContainer(c containers.Container) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
-		}
+	return Adapt(c.Labels, func(p []string) string {
 		switch p[0] {
 		case "id":
-			return c.ID, c.ID != ""
+			return c.ID
 		case "runtime":
-			if len(p) > 1 && p[1] == "name" {
-				return c.Runtime.Name, c.Runtime.Name != ""
-			}
+			return runtimeField(c.Runtime.Name, p)
 		case "image":
-			return c.Image, c.Image != ""
+			return c.Image
 		case "snapshotter":
-			return c.Snapshotter, c.Snapshotter != ""
+			return c.Snapshotter
 		case "snapshotkey":
-			return c.SnapshotKey, c.SnapshotKey != ""
+			return c.SnapshotKey
 		case "sandbox":
-			return c.SandboxID, c.SandboxID != ""
-		case "labels":
-			return LabelField(c.Labels, p[1:])
+			return c.SandboxID
 		}
-		return "", false
+		return ""
 	})
+}
+
+// runtimeField is the "runtime.name" part of a filter adaptor.
+func runtimeField(name string, path []string) string {
+	if len(path) > 1 && path[1] == "name" {
+		return name
+	}
+	return ""
 }
 
 func (s *containerStore) Create(ctx context.Context, c containers.Container) (containers.Container, error) {

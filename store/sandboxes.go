@@ -54,23 +54,16 @@ func (s *sandboxStore) List(ctx context.Context, fs ...string) ([]sandbox.Sandbo
 
 // AdaptSandbox lets containerd's filters look at a sandbox.
 func AdaptSandbox(b sandbox.Sandbox) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
-		}
+	return Adapt(b.Labels, func(p []string) string {
 		switch p[0] {
 		case "id":
-			return b.ID, b.ID != ""
+			return b.ID
 		case "runtime":
-			if len(p) > 1 && p[1] == "name" {
-				return b.Runtime.Name, b.Runtime.Name != ""
-			}
+			return runtimeField(b.Runtime.Name, p)
 		case "sandboxer":
-			return b.Sandboxer, b.Sandboxer != ""
-		case "labels":
-			return LabelField(b.Labels, p[1:])
+			return b.Sandboxer
 		}
-		return "", false
+		return ""
 	})
 }
 
