@@ -218,12 +218,7 @@ func (s *containerStore) Update(ctx context.Context, c containers.Container, fie
 }
 
 func updateContainerField(have *containers.Container, want containers.Container, path string) error {
-	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
-		have.Labels = l
-		return nil
-	}
-	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
-		have.Extensions = ext
+	if updateMaps(&have.Labels, &have.Extensions, want.Labels, want.Extensions, path) {
 		return nil
 	}
 	switch path {
@@ -237,6 +232,16 @@ func updateContainerField(have *containers.Container, want containers.Container,
 		return fmt.Errorf("field %q cannot be updated: %w", path, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// updateMaps applies the part of a field mask that containers and sandboxes share: their labels and extensions. It tells whether path
+// is one of these.
+func updateMaps(labels *map[string]string, extensions *map[string]typeurl.Any, wantLabels map[string]string, wantExtensions map[string]typeurl.Any, path string) (ok bool) {
+	if *labels, ok = UpdateLabels(*labels, wantLabels, path); ok {
+		return true
+	}
+	*extensions, ok = updateExtensions(*extensions, wantExtensions, path)
+	return ok
 }
 
 // updateExtensions is UpdateLabels of "extensions" and "extensions.KEY".
@@ -279,13 +284,8 @@ func validateContainer(c containers.Container) error {
 	if err := identifiers.Validate(c.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
 	}
-	if err := ValidateLabels(c.Labels); err != nil {
+	if err := validateMaps(c.Labels, c.Extensions); err != nil {
 		return err
-	}
-	for k := range c.Extensions {
-		if k == "" {
-			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
-		}
 	}
 	switch {
 	case c.Runtime.Name == "":
@@ -296,6 +296,13 @@ func validateContainer(c containers.Container) error {
 		return fmt.Errorf("a snapshot without a snapshotter: %w", errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+func validateMaps(labels map[string]string, extensions map[string]typeurl.Any) error {
+	if _, nameless := extensions[""]; nameless {
+		return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
+	}
+	return ValidateLabels(labels)
 }
 
 // markContainers adds what containers hold.

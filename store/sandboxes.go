@@ -134,12 +134,7 @@ func (s *sandboxStore) Update(ctx context.Context, b sandbox.Sandbox, fieldpaths
 }
 
 func updateSandboxField(have *sandbox.Sandbox, want sandbox.Sandbox, path string) error {
-	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
-		have.Labels = l
-		return nil
-	}
-	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
-		have.Extensions = ext
+	if updateMaps(&have.Labels, &have.Extensions, want.Labels, want.Extensions, path) {
 		return nil
 	}
 	switch path {
@@ -172,12 +167,7 @@ func validateSandbox(b sandbox.Sandbox) error {
 	if err := identifiers.Validate(b.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
 	}
-	for k := range b.Extensions {
-		if k == "" {
-			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
-		}
-	}
-	return ValidateLabels(b.Labels)
+	return validateMaps(b.Labels, b.Extensions)
 }
 
 // markSandboxes adds what the labels of sandboxes name.
