@@ -47,7 +47,7 @@ func (h *heard) expect(t *testing.T, who, id string, want ...string) {
 			t.Errorf("%s hears of %s: %v, want %v", who, id, got, want)
 		}
 	}()
-	for range 3000 {
+	for range 15000 {
 		h.mu.Lock()
 		got = slices.Clone(h.by[id])
 		h.mu.Unlock()
