@@ -327,7 +327,7 @@ func TestPublishedUDPAndRanges(t *testing.T) {
 func gateway(n *node) string { return strings.TrimSuffix(n.subnet, "0/24") + "1" }
 
 func fetch(host string) string {
-	client := http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + host + "/")
 	if err != nil {
 		return ""

@@ -126,7 +126,7 @@ func TestViewsHearAll(t *testing.T) {
 	k := newKubelet(t, n)
 	byContainerd, byDocker := c.hearContainerd(), n.hearDocker(t)
 
-	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "600"))
+	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "100000"))
 	n.docker(t, "pause", id)
 	n.docker(t, "unpause", id)
 	n.docker(t, "rm", "-f", id)
@@ -135,7 +135,7 @@ func TestViewsHearAll(t *testing.T) {
 
 	config := k.config("hear", cri.NamespaceMode_CONTAINER)
 	pod := k.runPod(config)
-	id = k.run(pod, config, "c", "sleep", "600")
+	id = k.run(pod, config, "c", "sleep", "100000")
 	k.end(pod)
 	byContainerd.expect(t, "containerd's client", pod, "/containers/create", "/sandboxes/create", "/sandboxes/start", "/sandboxes/exit", "/containers/delete")
 	byContainerd.expect(t, "containerd's client", id, "/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete")
@@ -232,7 +232,7 @@ func TestCgroupPath(t *testing.T) {
 		}
 	}
 	inside()
-	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "600"))
+	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "100000"))
 	pid := strings.TrimSpace(n.docker(t, "inspect", "-f", "{{.State.Pid}}", id))
 	if raw, err := os.ReadFile("/proc/" + pid + "/cgroup"); err != nil || bytes.Contains(raw, []byte(path)) {
 		t.Errorf("the container is in the daemon's cgroup: %s, %v", raw, err)
