@@ -258,7 +258,7 @@ func TestScheduleGC(t *testing.T) {
 	_, err = s.Images().Create(ctx, images.Image{Name: "img", Target: d})
 	must(t, err)
 	must(t, s.Images().Delete(ctx, "img"))
-	for range 500 {
+	for range 30000 {
 		if !there(t, ctx, s, d) {
 			return
 		}
