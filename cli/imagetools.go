@@ -140,6 +140,16 @@ func (a *app) images() (Images, error) {
 	return a.i, nil
 }
 
+// imagesWith is images, and how the flags say that places are reached.
+func (a *app) imagesWith(acc *accessFlags) (Images, Access, error) {
+	access, err := acc.access(a)
+	if err != nil {
+		return nil, access, err
+	}
+	images, err := a.images()
+	return images, access, err
+}
+
 // containerdSocket is beside the Docker socket, unless it was named.
 func (a *app) containerdSocket() string {
 	for _, s := range []string{a.containerd, os.Getenv("HAKO_CONTAINERD_SOCKET")} {
@@ -309,11 +319,7 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 	if err != nil {
 		return err
 	}
-	access, err := acc.access(a)
-	if err != nil {
-		return err
-	}
-	images, err := a.images()
+	images, access, err := a.imagesWith(acc)
 	if err != nil {
 		return err
 	}
@@ -664,11 +670,7 @@ func (a *app) imageTagsCommand() *cobra.Command {
 		Long:    "List the tags of a repository in its registry, or the names in a layout or an archive.",
 		Example: "  hako image list-tags registry.example.com/app\n  hako image list-tags oci:./layout",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := acc.access(a)
-			if err != nil {
-				return err
-			}
-			images, err := a.images()
+			images, access, err := a.imagesWith(&acc)
 			if err != nil {
 				return err
 			}
@@ -711,11 +713,7 @@ registry removes blobs later, when it collects garbage. The daemon's images are 
 touched; that is 'hako rmi'.`,
 		Example: "  hako image delete registry.example.com/app:old\n  hako image delete -f registry.example.com/app@sha256:...",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := acc.access(a)
-			if err != nil {
-				return err
-			}
-			images, err := a.images()
+			images, access, err := a.imagesWith(&acc)
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/snapshot"
 	"github.com/hako-engine/hako/store"
 )
@@ -21,7 +22,7 @@ import (
 func withCRIU(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"), 0o700); err != nil {
+	if err := execfile.Write(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)

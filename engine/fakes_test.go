@@ -608,7 +608,7 @@ func (n *node) wait(id string, cond WaitCondition) int {
 	select {
 	case r := <-ch:
 		return r.ExitCode
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		n.t.Fatalf("container %s: no %s in a minute", id, cond)
 		return 0
 	}
@@ -617,7 +617,7 @@ func (n *node) wait(id string, cond WaitCondition) int {
 // eventually waits for a condition.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -222,7 +224,7 @@ func TestRules(t *testing.T) {
 
 // TestRulesInKernel compares the golden text with what nft(8) says that the kernel has.
 func TestRulesInKernel(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: " + t.Name())
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/log"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -252,7 +253,7 @@ func TestExecFailsWithOutput(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("the output of a process that did not start has no end")
 	}
 	for _, id := range []string{"x", "y"} {
@@ -465,7 +466,7 @@ func TestFileAndBinaryURIs(t *testing.T) {
 		t.Error("nothing in the file")
 	}
 	script := filepath.Join(h.bundle, "logger")
-	os.WriteFile(script, []byte("#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_ID $CONTAINER_NAMESPACE \"$@\"; cat <&3; cat <&4) > "+h.bundle+"/logged\n"), 0o700)
+	execfile.Write(script, []byte("#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_ID $CONTAINER_NAMESPACE \"$@\"; cat <&3; cat <&4) > "+h.bundle+"/logged\n"), 0o700)
 	if err := h.exec("x", wire.ExecProcessRequest{Stdout: "binary://" + script + "?key=value"}, "/bin/sh", "-c", "echo out; echo err >&2"); err != nil {
 		t.Fatal(err)
 	}
@@ -477,12 +478,12 @@ func TestFileAndBinaryURIs(t *testing.T) {
 	}
 	// In version 2 of the protocol one that dies is not taken for ready.
 	quitter := filepath.Join(h.bundle, "quitter")
-	os.WriteFile(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
+	execfile.Write(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
 	if err := h.exec("y", wire.ExecProcessRequest{Stdout: "binary-v2://" + quitter}, "/bin/true"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a logger that died: %v", err)
 	}
 	ready := filepath.Join(h.bundle, "ready")
-	os.WriteFile(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
+	execfile.Write(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
 	if err := h.exec("z", wire.ExecProcessRequest{Stdout: "binary-v2://" + ready}, "/bin/sh", "-c", "echo out"); err != nil {
 		t.Fatal(err)
 	}

@@ -112,7 +112,7 @@ func (p *nriPlugin) join(t *testing.T, socket, index string) {
 	t.Cleanup(p.stub.Stop)
 	select {
 	case <-p.ready:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("the plugin was not brought up to date")
 	}
 }

@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // request is for a container in a pod of pc, to be filled in by a test.
@@ -353,7 +355,7 @@ func TestPodWithAHungMount(t *testing.T) {
 // TestPodRefusals: what cannot be given is refused with the code, and the beginning of the text, that the kubelet acts on.
 func TestPodRefusals(t *testing.T) {
 	runtime := filepath.Join(t.TempDir(), "other")
-	if err := os.WriteFile(runtime, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+	if err := execfile.Write(runtime, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	n := own(t, "--runtime", "other="+runtime)

@@ -147,7 +147,7 @@ func (n *node) terminal(t *testing.T, rows, columns uint16, input func(show func
 	var all strings.Builder
 	input(func(text string) {
 		t.Helper()
-		timeout := time.After(time.Minute)
+		timeout := time.After(5 * time.Minute)
 		for !strings.Contains(all.String(), text) {
 			select {
 			case s, ok := <-shown:

@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // CVE-2019-5736: a container keeps the binary of the process that enters it, and writes it
@@ -40,7 +42,7 @@ func TestA1RuntimeBinary(t *testing.T) {
 		}
 		must(t, os.WriteFile(filepath.Join(a.rootfs, "go"), nil, 0o644))
 		eventually(t, "the attacker's end", exists("end"))
-		must(t, os.WriteFile(filepath.Join(a.rootfs, "bin/script"), []byte("#!/proc/self/exe\n"), 0o755))
+		must(t, execfile.Write(filepath.Join(a.rootfs, "bin/script"), []byte("#!/proc/self/exe\n"), 0o755))
 		a.link("/proc/self/exe", "bin/exe")
 		for _, program := range []string{"/bin/script", "/bin/exe", "/proc/self/exe"} {
 			a.do(e, "exec", a.id, program)
@@ -62,7 +64,7 @@ func TestA2EnteringProcess(t *testing.T) {
 		b := newBundle(t, "")
 		raw, err := os.ReadFile(guest)
 		must(t, err)
-		must(t, os.WriteFile(filepath.Join(b.rootfs, "bin/guest"), raw, 0o755))
+		must(t, execfile.Write(filepath.Join(b.rootfs, "bin/guest"), raw, 0o755))
 		b.spec.Process.Args = []string{"/bin/guest", "peek", "/stop"}
 		b.writeConfig()
 		log := filepath.Join(b.dir, "log")
