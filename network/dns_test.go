@@ -13,6 +13,8 @@ import (
 
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // query asks the nameserver of a box and gives the answers' data, sorted, or the response code.
@@ -85,7 +87,7 @@ func stub(t *testing.T, m *Manager) *atomic.Int32 {
 }
 
 func TestDNS(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	queries := stub(t, m)

@@ -18,6 +18,8 @@ import (
 	"github.com/google/nftables"
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 func tableGone(name string) error {
@@ -107,7 +109,7 @@ func census(t testing.TB, m *Manager) string {
 }
 
 func TestManyLives(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	if _, err := m.Create(ctx, Config{Name: "many", EnableIPv4: true, EnableIPv6: true}); err != nil {
@@ -179,7 +181,7 @@ func openFiles(t testing.TB) int {
 }
 
 func TestNothingBeforeTheFirst(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	o := options(t)
 	m := manager(t, o)
 	if _, err := m.Create(context.Background(), Config{Name: "lazy"}); err != nil {
@@ -207,7 +209,7 @@ func TestNothingBeforeTheFirst(t *testing.T) {
 }
 
 func TestNetworks(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	m := manager(t, o)
@@ -335,7 +337,7 @@ func TestNetworks(t *testing.T) {
 }
 
 func TestConnectErrors(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	o.HealEvery = time.Hour // it would repair what is broken here
@@ -446,7 +448,7 @@ func TestConnectErrors(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	first, err := Open(ctx, o)
@@ -549,7 +551,7 @@ func TestRestart(t *testing.T) {
 
 // TestKilledInConnect: a daemon that died in the middle leaves a cable and a record of it.
 func TestKilledInConnect(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	first, err := Open(ctx, o)
@@ -576,7 +578,7 @@ func TestKilledInConnect(t *testing.T) {
 }
 
 func TestChangedSubnet(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	first, err := Open(ctx, o)
@@ -619,7 +621,7 @@ func TestChangedSubnet(t *testing.T) {
 
 // TestUDPFlows: a client that keeps its source port reaches the container that has the port now.
 func TestUDPFlows(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	publish := func(c *EndpointConfig) { c.Ports = []PortMapping{{Proto: "udp", ContainerPort: 80, HostPort: 18040}} }
@@ -654,7 +656,7 @@ func TestUDPFlows(t *testing.T) {
 }
 
 func TestManyPorts(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	m := manager(t, options(t))
 	a := newBox(t, m, "a")
 	var ports []PortMapping
@@ -681,7 +683,7 @@ func TestManyPorts(t *testing.T) {
 }
 
 func TestEarlierBoot(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	o := options(t)
 	m, err := Open(context.Background(), o)
 	if err != nil {
@@ -711,7 +713,7 @@ func TestEarlierBoot(t *testing.T) {
 }
 
 func TestGateway(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	for _, n := range []string{"aaa", "zzz"} {
@@ -781,7 +783,7 @@ func must(t *testing.T, err error) {
 }
 
 func TestTwoDaemons(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m1, m2 := manager(t, options(t)), manager(t, options(t))
 	a, b := newBox(t, m1, "a"), newBox(t, m2, "b")

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // debianPlugins is where Debian's containernetworking-plugins are; .ci/run installs them.
@@ -31,7 +32,7 @@ const debianPlugins = "/usr/lib/cni"
 // real is a world of Debian's plugins, with a bridge and addresses of its own.
 func real(t testing.TB) *world {
 	t.Helper()
-	needRoot(t)
+	nstest.NeedRoot(t)
 	for _, p := range []string{"bridge", "host-local", "portmap", "bandwidth", "loopback"} {
 		if _, err := os.Stat(filepath.Join(debianPlugins, p)); err != nil {
 			t.Skip("needs containernetworking-plugins: " + t.Name())

@@ -105,8 +105,7 @@ func TestSkopeoUnderstands(t *testing.T) {
 	if out := u.run("hako", "image", "sync", "--dry-run", file); !strings.Contains(out, "2 to copy, 0 up to date, 0 failed") {
 		t.Error(out)
 	}
-	// One by one: the two images share a configuration, and docker-registry 2.8 may read its link while a second upload writes it anew.
-	if out := u.run("hako", "image", "sync", "--jobs", "1", file); !strings.Contains(out, "2 copied") {
+	if out := u.run("hako", "image", "sync", file); !strings.Contains(out, "2 copied") {
 		t.Error(out)
 	}
 	if out := u.run("hako", "image", "sync", file); !strings.Contains(out, "0 copied, 2 up to date") {

@@ -44,14 +44,31 @@ func TestKilledAtRandom(t *testing.T) {
 		n.docker(t, "run", "-d", "--name", name, testImage, "sleep", "1000")
 		pids[name] = (persist{t, n}).inspect(name).State.Pid
 	}
+	n.killAtRandom(t, kills, clients, func(name string, exit int) bool {
+		(persist{t, n}).live(name, exit, life)
+		return true
+	}, func(kill int) {
+		for name, pid := range pids {
+			if s := (persist{t, n}).inspect(name).State; s.Status != "running" || s.Pid != pid {
+				t.Errorf("after kill %d %s is %s with pid %d, was %d", kill, name, s.Status, s.Pid, pid)
+			}
+		}
+	})
+}
+
+// killAtRandom kills the daemon at random points and starts it again, while clients call live again and again, each with a
+// name and an exit code of its own; live tells whether what it made has lived. look is called after each start.
+func (n *node) killAtRandom(t *testing.T, kills, clients int, live func(name string, exit int) bool, look func(kill int)) {
+	t.Helper()
 	var over atomic.Bool
 	var lives atomic.Int32
 	var wg sync.WaitGroup
 	for c := range clients {
 		wg.Go(func() {
 			for i := 0; !over.Load() && !t.Failed(); i++ {
-				(persist{t, n}).live(fmt.Sprintf("c%d-%d", c, i), (c*31+i)%120+1, life)
-				lives.Add(1)
+				if live(fmt.Sprintf("c%d-%d", c, i), (c*31+i)%120+1) {
+					lives.Add(1)
+				}
 			}
 		})
 	}
@@ -69,15 +86,11 @@ func TestKilledAtRandom(t *testing.T) {
 			break
 		}
 		t.Logf("ready %v after kill %d", time.Since(began), i)
-		for name, pid := range pids {
-			if s := (persist{t, n}).inspect(name).State; s.Status != "running" || s.Pid != pid {
-				t.Errorf("after kill %d %s is %s with pid %d, was %d", i, name, s.Status, s.Pid, pid)
-			}
-		}
+		look(i)
 	}
 	over.Store(true)
 	wg.Wait()
-	t.Logf("%d containers lived", lives.Load())
+	t.Logf("%d lived", lives.Load())
 }
 
 // persist is a client that asks again when the daemon goes away.

@@ -648,7 +648,7 @@ func TestF7F8IPv6(t *testing.T) {
 	}
 }
 
-// The rows E1 to E3 through the engine's door.
+// The rows E1 to E3 through Docker's door.
 func TestE1EngineRestoresNothing(t *testing.T) {
 	n := engineNode(t)
 	ref := n.plain(t)
