@@ -302,6 +302,16 @@ func filters(values []string) (client.Filters, error) {
 	return f, nil
 }
 
+// filtered connects, and parses the --filter flags of a request.
+func (a *app) filtered(values []string) (*client.Client, client.Filters, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := filters(values)
+	return c, f, err
+}
+
 func filterFlag(fs *pflag.FlagSet, what string) *[]string {
 	return fs.StringArrayP("filter", "f", nil, "show only "+what+" that match KEY=VALUE")
 }

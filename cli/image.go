@@ -110,13 +110,11 @@ func (a *app) imagesCommand() *cobra.Command {
 	fs.StringVar(&format, "format", "", formatHelp)
 	filter := filterFlag(fs, "images")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}
-		if o.Filters, err = filters(*filter); err != nil {
-			return err
-		}
+		o.Filters = f
 		if len(args) == 1 {
 			o.Filters.Add("reference", args[0])
 		}
@@ -441,11 +439,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 }
 
 func (a *app) pruneImages(ctx context.Context, filter []string, all bool) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
+	c, f, err := a.filtered(filter)
 	if err != nil {
 		return err
 	}

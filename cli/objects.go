@@ -76,11 +76,7 @@ func (a *app) volumeCommand() *cobra.Command {
 	ls := &cobra.Command{Use: "ls [OPTIONS]", Aliases: []string{"list"}, Short: "List volumes", Args: cobra.NoArgs}
 	lsFilter := filterFlag(ls.Flags(), "volumes")
 	ls.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		f, err := filters(*lsFilter)
+		c, f, err := a.filtered(*lsFilter)
 		if err != nil {
 			return err
 		}
@@ -132,11 +128,7 @@ func (a *app) volumeCommand() *cobra.Command {
 }
 
 func (a *app) pruneVolumes(ctx context.Context, filter []string, all bool) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
+	c, f, err := a.filtered(filter)
 	if err != nil {
 		return err
 	}
@@ -149,11 +141,7 @@ func (a *app) pruneVolumes(ctx context.Context, filter []string, all bool) error
 }
 
 func (a *app) pruneContainers(ctx context.Context, filter []string) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
+	c, f, err := a.filtered(filter)
 	if err != nil {
 		return err
 	}
@@ -283,11 +271,7 @@ func (a *app) networkCommand() *cobra.Command {
 }
 
 func (a *app) pruneNetworks(ctx context.Context, filter []string) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
+	c, f, err := a.filtered(filter)
 	if err != nil {
 		return err
 	}
@@ -310,11 +294,7 @@ func (a *app) networkLs() *cobra.Command {
 	ls.Flags().BoolVar(&noTrunc, "no-trunc", false, "do not shorten ids")
 	ls.Flags().StringVar(&format, "format", "", formatHelp)
 	ls.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		f, err := filters(*filter)
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}

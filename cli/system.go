@@ -168,13 +168,11 @@ func (a *app) eventsCommand() *cobra.Command {
 	fs.StringVar(&format, "format", "", `"json" or a Go template`)
 	filter := filterFlag(fs, "events")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}
-		if o.Filters, err = filters(*filter); err != nil {
-			return err
-		}
+		o.Filters = f
 		res := c.Events(cmd.Context(), o)
 		for {
 			select {

@@ -316,19 +316,8 @@ func TestPodsAfterACrash(t *testing.T) {
 	before, _ := n.e.Sandbox(bg, pod)
 
 	// A run that was cut short, with and without a record.
-	for i, record := range []bool{true, false} {
-		id := newID()
-		dir := n.e.sandboxDir(id)
-		r := sandboxRecord{Version: sandboxVersion, ID: id, Config: hostPod(fmt.Sprint("cut", i))}
-		if err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r})); err != nil {
-			t.Fatal(err)
-		}
-		if record {
-			if err := n.sandboxes.Put(bg, id, &r); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	n.cutShort(hostPod("cut0"), true)
+	n.cutShort(hostPod("cut1"), false)
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
 	s := n.shims.live[n.e.sandboxDir(pod)]
@@ -360,8 +349,30 @@ func TestPodsAfterACrash(t *testing.T) {
 	if err := n.e.RemoveSandbox(bg, pod); err != nil {
 		t.Fatal(err)
 	}
-	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
+	n.awaitUndone()
 	n.empty()
+}
+
+// awaitUndone waits, without a limit, for the end of what was cut short.
+func (n *node) awaitUndone() {
+	for _, gone := range n.e.pods.undone() {
+		<-gone
+	}
+}
+
+// cutShort leaves what a daemon leaves that dies in the middle of a run of a sandbox, before or after it wrote the record.
+func (n *node) cutShort(c SandboxConfig, record bool) {
+	n.t.Helper()
+	id := newID()
+	dir := n.e.sandboxDir(id)
+	r := sandboxRecord{Version: sandboxVersion, ID: id, Config: c}
+	err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r}))
+	if record {
+		err = errors.Join(err, n.sandboxes.Put(bg, id, &r))
+	}
+	if err != nil {
+		n.t.Fatal(err)
+	}
 }
 
 // TestUndoThatHangs: a network that does not give back what a run that was cut short had does not keep the daemon from its
@@ -371,19 +382,8 @@ func TestUndoThatHangs(t *testing.T) {
 	n, net := newNetNode(t)
 	other := n.pod(hostPod("other"))
 	c := n.ownPod("cut")
-	for _, record := range []bool{true, false} {
-		id := newID()
-		dir := n.e.sandboxDir(id)
-		r := sandboxRecord{Version: sandboxVersion, ID: id, Config: c}
-		if err := errors.Join(mkdir(dir, 0o711), writeSandboxRun(dir, sandboxRun{Version: runVersion, Record: r})); err != nil {
-			t.Fatal(err)
-		}
-		if record {
-			if err := n.sandboxes.Put(bg, id, &r); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
+	n.cutShort(c, true)
+	n.cutShort(c, false)
 	n.e.cancel(errClosed)
 	n.e.work.Wait()
 	net.hangs = make(chan struct{})
@@ -403,7 +403,7 @@ func TestUndoThatHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	n.eventually("what was cut short is gone", func() bool { return len(n.e.pods.undone()) == 0 })
+	n.awaitUndone()
 	n.empty()
 }
 

@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -648,7 +649,7 @@ func TestTaskRuntimes(t *testing.T) {
 	n.e.SetRuntimes(map[string]string{"crun": "/usr/bin/crun"})
 	dir := t.TempDir()
 	shim := filepath.Join(dir, "containerd-shim-fake-v2")
-	if err := os.WriteFile(shim, []byte("#!/bin/sh\n"), 0o755); err != nil {
+	if err := execfile.Write(shim, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)

@@ -135,7 +135,7 @@ func TestProxyDead(t *testing.T) {
 		must(t, o.sn.Walk(ctx, func(context.Context, snapshots.Info) error { n++; return nil }))
 		return n
 	}
-	for deadline := time.Now().Add(time.Minute); count() != 2; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); count() != 2; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the other program has %d snapshots", count())
 		}

@@ -252,7 +252,7 @@ func (c *closable) wait(t *testing.T) []byte {
 	select {
 	case <-c.closed:
 		return c.Bytes()
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("the archive has no end")
 		return nil
 	}
@@ -705,7 +705,7 @@ func (r *rig) listen(t *testing.T, ch <-chan *events.Envelope, errs <-chan error
 			if !last {
 				publish("probe")
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 			t.Fatal("no event")
 		}
 	}
@@ -744,7 +744,7 @@ func TestEvents(t *testing.T) {
 			seen[e.Topic]++
 		case err := <-errs:
 			t.Fatal(err)
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 			t.Fatalf("only %v", seen)
 		}
 	}
@@ -897,7 +897,7 @@ func TestShimEvents(t *testing.T) {
 		}
 	case err := <-errs:
 		t.Fatal(err)
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("no event")
 	}
 	// An envelope without a time is of now.
@@ -909,7 +909,7 @@ func TestShimEvents(t *testing.T) {
 			t.Errorf("%v: %v", bad, err)
 		}
 	}
-	end, stop := context.WithTimeout(context.Background(), time.Minute)
+	end, stop := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer stop()
 	c.Close()
 	r.server.Shutdown(end)

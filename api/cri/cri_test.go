@@ -147,7 +147,7 @@ func fill(m protoreflect.Message, depth int) {
 }
 
 func invoke(conn *grpc.ClientConn, name string, m protoreflect.MethodDescriptor, req proto.Message) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	resp := dynamicpb.NewMessage(m.Output())
 	if !m.IsStreamingServer() {

@@ -87,7 +87,7 @@ func (b *cliBackend) RemoveImage(context.Context, string, bool, bool) ([]engine.
 // docker runs the real command line against a server.
 func (n *node) docker(stdin string, args ...string) (stdout, stderr string, code int) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+n.socket, "DOCKER_CONFIG="+n.t.TempDir())
@@ -146,12 +146,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	b.start = func(ref string) error {
 		go func() {
-			in := ""
-			select {
-			case in = <-p.stdin:
-			case <-time.After(200 * time.Millisecond):
-			}
-			p.frames <- frame{1, "out:" + in}
+			p.frames <- frame{1, "out:" + <-p.stdin}
 			p.frames <- frame{2, "err"}
 			close(p.frames)
 			exited <- engine.WaitResult{ExitCode: 3}

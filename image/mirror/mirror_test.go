@@ -182,7 +182,7 @@ func serve(t *testing.T, before func(http.ResponseWriter, *http.Request) bool, n
 
 func kit(t *testing.T) *tools.Tools {
 	t.Helper()
-	return tools.New(tools.Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: time.Millisecond, Attempts: 2, DockerConfig: t.TempDir()}})
+	return tools.New(tools.Options{Registry: registry.Options{Timeout: 5 * time.Minute, Backoff: time.Millisecond, Attempts: 2, DockerConfig: t.TempDir()}})
 }
 
 // run gives the sorted lines "SOURCE TAG: action".

@@ -298,8 +298,11 @@ func (c *compiler) session() {
 	if c.p.LoaderForks {
 		return // the loader does it
 	}
-	c.child.do("start a session")
-	c.child.call(sysSetsid)
+	b := c.child
+	first := b.n
+	b.do("start a session")
+	b.call(sysSetsid)
+	c.p.Made = append(c.p.Made, Span{first, b.n})
 }
 
 // refork clones once more: only a child is inside a PID namespace that was joined, and

@@ -24,6 +24,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // starts is how many containers a race gets: few in make test, many in make test-security.
@@ -56,7 +58,12 @@ func TestMain(m *testing.M) {
 			}
 		}
 		results.print()
-		if left := census(); len(left) > 0 {
+		// The last shims and their cgroups go when they come to it.
+		left := census()
+		for deadline := time.Now().Add(5 * time.Minute); len(left) > 0 && time.Now().Before(deadline); left = census() {
+			time.Sleep(50 * time.Millisecond)
+		}
+		if len(left) > 0 {
 			fmt.Fprintf(os.Stderr, "left behind:\n\t%s\n", strings.Join(left, "\n\t"))
 			code = 1
 		}
@@ -315,7 +322,7 @@ func busyboxIn(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "busybox"), raw, 0o755); err != nil {
+	if err := execfile.Write(filepath.Join(dir, "busybox"), raw, 0o755); err != nil {
 		return err
 	}
 	for _, a := range applets {
@@ -352,11 +359,11 @@ type output struct {
 }
 
 func (b *bundle) command(e engine, args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	b.t.Cleanup(cancel)
 	argv := slices.Concat(e.command, []string{"--root", filepath.Join(b.dir, "state-"+strings.Fields(e.name)[0])}, args)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env, cmd.Dir, cmd.WaitDelay = append(os.Environ(), e.env...), b.dir, time.Second
+	cmd.Env, cmd.Dir, cmd.WaitDelay = append(os.Environ(), e.env...), b.dir, time.Minute
 	return cmd
 }
 
@@ -433,7 +440,7 @@ func (b *bundle) terminal(e engine) output {
 	b.remove(e)
 	select {
 	case <-done:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		b.t.Error("the terminal does not end")
 	}
 	return output{text.String(), err}
@@ -541,7 +548,7 @@ func hostFiles() string {
 // eventually waits for what another process brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

@@ -51,7 +51,7 @@ func nothingLeft(t *testing.T, e *engine.Engine, id string) {
 	t.Helper()
 	goroutines, files := held(t)
 	t.Cleanup(func() {
-		deadline := time.Now().Add(time.Minute)
+		deadline := time.Now().Add(5 * time.Minute)
 		for {
 			c, err := e.Container(context.Background(), id)
 			if err != nil {
@@ -90,17 +90,17 @@ func TestExecSync(t *testing.T) {
 	id := run(t, e, nil)
 	nothingLeft(t, e, id)
 	ctx := t.Context()
-	stdout, stderr, code, err := execSync(e, ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 7"}, 10*time.Second)
+	stdout, stderr, code, err := execSync(e, ctx, id, []string{"sh", "-c", "echo out; echo err >&2; exit 7"}, 5*time.Minute)
 	if err != nil || string(stdout) != "out\n" || string(stderr) != "err\n" || code != 7 {
 		t.Errorf("%q, %q, %d, %v", stdout, stderr, code, err)
 	}
 	if _, _, code, err = execSync(e, ctx, id, []string{"sh", "-c", "kill -9 $$"}, 0); err != nil || code != 137 {
 		t.Errorf("killed: %d, %v", code, err)
 	}
-	if stdout, _, _, err := execSync(e, ctx, id, []string{"cat"}, 5*time.Second); err != nil || len(stdout) > 0 {
+	if stdout, _, _, err := execSync(e, ctx, id, []string{"cat"}, 5*time.Minute); err != nil || len(stdout) > 0 {
 		t.Errorf("stdin: %q, %v", stdout, err)
 	}
-	if _, _, _, err := execSync(e, ctx, id, []string{"no-such-program"}, 5*time.Second); err == nil || !strings.Contains(err.Error(), "not found") {
+	if _, _, _, err := execSync(e, ctx, id, []string{"no-such-program"}, 5*time.Minute); err == nil || !strings.Contains(err.Error(), "not found") {
 		t.Errorf("no program: %v", err)
 	}
 	if _, _, _, err := execSync(e, ctx, id, nil, 0); !errdefs.IsInvalidArgument(err) {
@@ -124,7 +124,7 @@ func TestExecSyncOutput(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
 	nothingLeft(t, e, id)
-	stdout, stderr, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", "yes out | head -c 20000000; yes err | head -c 1000000 >&2; exit 3"}, time.Minute)
+	stdout, stderr, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", "yes out | head -c 20000000; yes err | head -c 1000000 >&2; exit 3"}, 5*time.Minute)
 	if err != nil || code != 3 || len(stdout)+len(stderr) != maxOutput || len(stderr) != 1_000_000 {
 		t.Errorf("%d and %d bytes, %d, %v", len(stdout), len(stderr), code, err)
 	}
@@ -176,7 +176,7 @@ func TestExecSyncLeavesOthersAlone(t *testing.T) {
 	e := open(t)
 	id := run(t, e, nil)
 	ctx := t.Context()
-	if _, _, _, err := execSync(e, ctx, id, []string{"sh", "-c", "setsid sleep 2001 >/dev/null 2>&1 &"}, 5*time.Second); err != nil {
+	if _, _, _, err := execSync(e, ctx, id, []string{"sh", "-c", "setsid sleep 2001 >/dev/null 2>&1 &"}, 5*time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	other := make(chan int, 1)
@@ -220,7 +220,7 @@ func TestExecSyncContainerEnds(t *testing.T) {
 	select {
 	case err := <-done:
 		t.Log(err) // 137, or that the shim is gone: who is first
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("still waiting")
 	}
 }
@@ -233,7 +233,7 @@ func TestExecSyncManySideBySide(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			want := fmt.Sprintf("%d\n", i)
-			stdout, _, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 20*time.Second)
+			stdout, _, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 5*time.Minute)
 			if err != nil || string(stdout) != want || code != i {
 				t.Errorf("%d: %q, %d, %v", i, stdout, code, err)
 			}
@@ -246,7 +246,7 @@ func BenchmarkExecSync(b *testing.B) {
 	e := open(b)
 	id := run(b, e, nil)
 	for b.Loop() {
-		if _, _, _, err := execSync(e, b.Context(), id, []string{"true"}, 10*time.Second); err != nil {
+		if _, _, _, err := execSync(e, b.Context(), id, []string{"true"}, 5*time.Minute); err != nil {
 			b.Fatal(err)
 		}
 	}
