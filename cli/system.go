@@ -276,18 +276,22 @@ func (a *app) systemPruneCommand() *cobra.Command {
 			return nil
 		}
 		ctx := cmd.Context()
-		if err := a.pruneContainers(ctx, *filter); err != nil {
+		total, err := a.pruneContainers(ctx, *filter)
+		if err != nil {
 			return err
 		}
 		if err := a.pruneNetworks(ctx, *filter); err != nil {
 			return err
 		}
 		if volumes {
-			if err := a.pruneVolumes(ctx, *filter, false); err != nil {
+			n, err := a.pruneVolumes(ctx, *filter, false)
+			if err != nil {
 				return err
 			}
+			total += n
 		}
-		return a.pruneImages(ctx, *filter, all)
+		n, err := a.pruneImages(ctx, *filter, all)
+		return a.reclaimed(total+n, err)
 	}
 	return cmd
 }
