@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -51,7 +52,8 @@ Flags:
 var errUsage = errors.New("see hakod --help")
 
 func main() {
-	unix.Umask(0o022) // modes are set exactly; nothing may be open wider because of the caller
+	runtime.MemProfileRate = 0 // the tables for it take a megabyte; profileMemory turns it on again
+	unix.Umask(0o022)          // modes are set exactly; nothing may be open wider because of the caller
 	err := run(os.Args[1:], os.Stdout)
 	switch {
 	case err == nil:
