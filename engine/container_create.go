@@ -84,9 +84,12 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, notImplementedf("an init process was asked for (--init), but this daemon has no init binary: set init-binary in its configuration")
 	}
 
-	img, unuse, err := e.useImage(ctx, func() (image.Image, error) { return e.lookupImage(ctx, c) })
+	img, from, unuse, err := e.imageFor(ctx, &c, pod)
 	if err != nil {
 		return nil, err
+	}
+	if from != nil {
+		defer from.files.close()
 	}
 	defer func() {
 		if err != nil {
@@ -145,6 +148,11 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		return nil, fmt.Errorf("create container %s: %w", v.Name, err)
 	}
 	u.Add("folder", func(context.Context) error { return os.RemoveAll(e.dir(id)) })
+	if from != nil {
+		if err := from.unpack(ctx, e.restoreDir(id)); err != nil {
+			return nil, fmt.Errorf("restore from %s: %w", from.from, err)
+		}
+	}
 	if c.AutoRemove {
 		// A volatile mark: where it is missing later, the machine was rebooted, and the
 		// container is to be removed even if no start of it was ever recorded.
@@ -212,7 +220,7 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 	}
 	switch {
 	case err != nil:
-	case known && len(copies) == 0:
+	case known && len(copies) == 0 && from == nil:
 		g, gctx := errgroup.WithContext(ctx)
 		both := store.Together(gctx, 2)
 		g.Go(func() error { return put(both) })
@@ -242,6 +250,9 @@ func (e *Engine) makeContainer(ctx context.Context, name string, c Config, pod *
 		}
 		if err == nil && len(copies) > 0 {
 			err = e.copyUp(ctx, *v, copies)
+		}
+		if err == nil && from != nil {
+			err = restoreFiles(ctx, mounts, e.restoreDir(id))
 		}
 		if err == nil {
 			err = put(ctx)

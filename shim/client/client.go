@@ -63,6 +63,8 @@ type CreateOptions struct {
 	Bundle string
 	Rootfs []Mount
 	Stdio  Stdio
+	// Checkpoint is a folder that Checkpoint has written: the container runs on from there when it is started. "": it is a new one.
+	Checkpoint string
 }
 
 // ExecOptions adds a process to a container.

@@ -140,7 +140,7 @@ func (k *kubelet) podStatus(id string) *cri.PodSandboxStatus {
 
 func (k *kubelet) sh(id, script string) string {
 	k.t.Helper()
-	resp, err := k.ExecSync(ctx(k.t), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 20})
+	resp, err := k.ExecSync(ctx(k.t), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 300})
 	if err != nil {
 		k.t.Fatal(err)
 	}

@@ -233,7 +233,7 @@ func TestExecSyncManySideBySide(t *testing.T) {
 	for i := range 40 {
 		wg.Go(func() {
 			want := fmt.Sprintf("%d\n", i)
-			stdout, _, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 20*time.Second)
+			stdout, _, code, err := execSync(e, t.Context(), id, []string{"sh", "-c", fmt.Sprintf("echo %d; exit %d", i, i)}, 5*time.Minute)
 			if err != nil || string(stdout) != want || code != i {
 				t.Errorf("%d: %q, %d, %v", i, stdout, code, err)
 			}
