@@ -318,7 +318,7 @@ func (f *layerFlight) closeFile() {
 func (f *layerFlight) fetch(ctx context.Context) error {
 	d := f.l.desc
 	ref := "layer-" + d.Digest.String()
-	cw, err := content.OpenWriter(ctx, f.w.s.o.Content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Digest: d.Digest, Size: d.Size}))
+	cw, err := content.OpenWriter(ctx, f.w.s.o.Content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}))
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
