@@ -25,6 +25,8 @@ type specInput struct {
 	DevRules   []specs.LinuxDeviceCgroup
 	Throttle   []blockDevice // resolved paths of blkio limits
 	CgroupPath string        // linux.cgroupsPath
+	// Shown: nothing is started with it, it is only looked at.
+	Shown bool
 	// Paths of namespaces to join. NetNS "" with NetHost false is impossible: the
 	// network room always gives one.
 	NetHost      bool
@@ -123,15 +125,18 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		}
 		s.Linux.Resources.Devices = append(defaultDeviceRules(), in.DevRules...)
 	}
+	if c.Pod != nil { // before the filter, which follows from the capabilities
+		if err := addAmbient(s.Process.Capabilities, c.Pod.AmbientCaps, c.CapDrop, in.Host); err != nil {
+			return nil, err
+		}
+	}
 	if s.Linux.Seccomp, err = seccompProfile(sec, c.Privileged, s, in.Host); err != nil {
 		return nil, err
 	}
 
 	in.mounts(s, sec)
 	if in.Pod != nil {
-		if err := in.pod(s, caps); err != nil {
-			return nil, err
-		}
+		in.pod(s)
 		in.C.Adjustment.apply(s)
 		return s, nil
 	}

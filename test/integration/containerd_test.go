@@ -371,6 +371,7 @@ func TestContainerdTask(t *testing.T) {
 	if s, err := task.Status(cx); err != nil || s.Status != client.Running {
 		t.Errorf("after the restart: %v, %v", s, err)
 	}
+	eventually(t, "the end to be known", func() bool { s, err := other.Status(cx); return err == nil && s.Status == client.Stopped })
 	if s, err := other.Status(cx); err != nil || s.Status != client.Stopped || s.ExitStatus != 137 {
 		t.Errorf("what ended meanwhile: %+v, %v", s, err)
 	}

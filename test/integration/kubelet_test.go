@@ -259,6 +259,10 @@ func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 	if err != nil || len(containers) != 2 {
 		t.Errorf("containers: %v, %v", containers, err)
 	}
+	eventually(t, "the end to be known", func() bool {
+		s, err := rt.ContainerStatus(ctx(t), short, false)
+		return err == nil && s.Status.State == cri.ContainerState_CONTAINER_EXITED
+	})
 	if s, err := rt.ContainerStatus(ctx(t), short, false); err != nil || s.Status.State != cri.ContainerState_CONTAINER_EXITED || s.Status.ExitCode != 9 {
 		t.Errorf("what ended meanwhile: %v, %v", s, err)
 	}

@@ -224,7 +224,7 @@ func TestExec(t *testing.T) {
 
 func TestTopStatsAndEvents(t *testing.T) {
 	t.Parallel()
-	n := shared(t)
+	n := own(t) // a daemon keeps 256 events, which tests beside it would use up
 	name := n.name(t, "")
 	since := fmt.Sprint(time.Now().Add(-time.Second).Unix())
 	n.docker(t, "run", "-d", "--name", name, "--memory", "64m", testImage, "sh", "-c", "sleep 1000 & wait")

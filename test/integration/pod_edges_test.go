@@ -579,3 +579,32 @@ func TestDamagedRecords(t *testing.T) {
 		k.end(p)
 	}
 }
+
+// TestPodProc: paths of /proc are hidden as the client says, and none where it names none: so the kubelet asks for procMount Unmasked. An
+// ambient capability reaches a program of another user; no quota and a grace for ever are no errors.
+func TestPodProc(t *testing.T) {
+	k := newKubelet(t, shared(t))
+	pc := k.config("proc", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	t.Cleanup(func() { k.end(pod) })
+	const script = "grep -c ' /proc/' /proc/mounts; grep -e CapAmb -e CapBnd /proc/self/status; id -u"
+	c := k.request(pc, "unmasked", "sleep", "1000")
+	c.Linux.Resources.CpuQuota = -1
+	c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 1000}
+	c.Linux.SecurityContext.Capabilities = &cri.Capability{AddAmbientCapabilities: []string{"SYS_TIME"}, DropCapabilities: []string{"ALL"}}
+	id := k.launch(pod, pc, c)
+	if got := k.sh(id, script); got != "0\nCapBnd:\t0000000002000000\nCapAmb:\t0000000002000000\n1000" {
+		t.Errorf("without a path that is hidden, with an ambient capability: %q", got)
+	}
+	c = k.request(pc, "masked", "sleep", "1000")
+	c.Linux.SecurityContext.MaskedPaths, c.Linux.SecurityContext.ReadonlyPaths = []string{"/proc/interrupts"}, []string{"/proc/sys"}
+	if got := k.sh(k.launch(pod, pc, c), "grep -o ' /proc/[a-z]*' /proc/mounts | sort | xargs"); got != "/proc/interrupts /proc/sys" {
+		t.Errorf("hidden and read-only: %q", got)
+	}
+	c = k.request(pc, "trap", "sh", "-c", "trap 'sleep 1; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+	id = k.launch(pod, pc, c)
+	eventually(t, "the trap", func() bool { return strings.Contains(k.log("trap"), "ready") })
+	if _, err := k.StopContainer(ctx(t), &cri.StopContainerRequest{ContainerId: id, Timeout: 18446744074}); err != nil || k.status(id).ExitCode != 5 {
+		t.Errorf("with a grace of centuries it ended with %v, %v", k.status(id), err)
+	}
+}

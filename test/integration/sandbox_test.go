@@ -75,6 +75,7 @@ func TestSandboxShutdown(t *testing.T) {
 		}
 		c.back()
 		for _, task := range []client.Task{runs, waits} {
+			eventually(t, "the end to be known", func() bool { s, err := task.Status(cx); return err == nil && s.Status == client.Stopped })
 			if s, err := task.Status(cx); err != nil || s.Status != client.Stopped || s.ExitStatus != 137 {
 				t.Errorf("%s: %s after a restart: %+v, %v", name, task.ID(), s, err)
 			}
