@@ -449,6 +449,13 @@ func TestImages(t *testing.T) {
 	if err != nil || len(img.Labels) != 1 || img.Labels["a"] != "x" || img.Target.Digest != target.Digest {
 		t.Errorf("%+v, %v", img, err)
 	}
+	// ctr images label NAME x= removes a label; so it does with whatever has some.
+	if img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"x": "1", "y": ""}}, "labels.x", "labels.y"); err != nil || len(img.Labels) != 2 {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"x": ""}}, "labels.x"); err != nil || len(img.Labels) != 1 {
+		t.Errorf("%+v, %v", img, err)
+	}
 	if _, err := is.Update(r.ctx, images.Image{Name: "i"}, "name"); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("update of the name: %v", err)
 	}
