@@ -545,7 +545,7 @@ func (a *app) containerPruneCommand() *cobra.Command {
 		if !force && !a.confirm("This removes all stopped containers.") {
 			return nil
 		}
-		return a.pruneContainers(cmd.Context(), *filter)
+		return a.reclaimed(a.pruneContainers(cmd.Context(), *filter))
 	}
 	return cmd
 }

@@ -24,18 +24,29 @@ import (
 // Images is what the commands of 'hako image' do that reach beyond the daemon. References
 // are as people write them; reports are values whose JSON form is shown.
 type Images interface {
+	// Inspect tells of an image, with referrers also of what refers to it.
 	Inspect(ctx context.Context, ref string, a Access, platform *ocispec.Platform, referrers bool) (report any, err error)
+	// Raw gives the bytes of its manifest or, with config, of its configuration.
 	Raw(ctx context.Context, ref string, a Access, platform *ocispec.Platform, config bool) ([]byte, error)
+	// Copy copies an image between places.
 	Copy(ctx context.Context, r CopyRequest) (CopyResult, error)
+	// Tags lists the names in a repository, a layout or an archive; name is the place in full.
 	Tags(ctx context.Context, ref string, a Access) (name string, tags []string, err error)
 	// Delete removes an image from its registry, and gives its digest.
 	Delete(ctx context.Context, ref string, a Access, dryRun bool) (digest string, err error)
+	// Login asks a registry whether it takes the credentials of a.
 	Login(ctx context.Context, registry string, a Access) error
+	// Sync copies all images that r selects. An image that fails is reported, and does not end it.
 	Sync(ctx context.Context, r SyncRequest) (SyncReport, error)
+	// Diff compares two images, with files also what is in their layers.
 	Diff(ctx context.Context, a, b string, aa, ba Access, platform *ocispec.Platform, files bool) (report any, err error)
+	// Mount shows the daemon's image at a folder, read-only.
 	Mount(ctx context.Context, name, dir string) error
+	// Unmount ends that.
 	Unmount(ctx context.Context, dir string) error
+	// Mounts lists what Mount shows.
 	Mounts(ctx context.Context) ([]ImageMount, error)
+	// Close ends the connections.
 	Close() error
 }
 

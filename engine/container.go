@@ -66,8 +66,10 @@ type container struct {
 	// guest, if not nil, is whose container this is one of the moment of; never changed.
 	guest *guest
 
-	// What hooks were told of it last, and whether of its end. Without hooks they are not used.
+	// What hooks were told of it last, nil if they were told nothing yet, how often its limits have changed, and whether the hooks
+	// know of its end. Without hooks they are not used.
 	spec     *specs.Spec
+	limits   int
 	toldStop bool
 }
 

@@ -43,55 +43,74 @@ func (e *Engine) watch(c *container, r *run) {
 
 // waitExit waits for the exit, whatever happens to the connection to the shim. A shim
 // that hangs is waited for; only one that is gone is cleaned up after.
+//
+// Every container that runs has a goroutine here, so that what takes a large stack is a function of its own.
 func (e *Engine) waitExit(c *container, r *run) (client.Exit, error) {
 	pause := restartFirst
 	for {
-		shim := r.shim.get()
-		exit, err := shim.Wait(e.ctx, c.id, "")
+		exit, err := r.shim.get().Wait(e.ctx, c.id, "")
 		if err == nil {
 			return exit, nil
 		}
 		if e.ctx.Err() != nil {
 			return exit, err
 		}
-		ctx, cancel := context.WithTimeout(e.ctx, cleanupLimit)
-		next, cerr := e.connect(ctx, c.view())
-		if cerr == nil {
-			st, serr := next.State(ctx, c.id, "")
-			if serr == nil {
-				r.shim.set(next)
-				shim.Close()
-				if st.Status == client.StatusCreated {
-					// A daemon that died was about to start it; nobody will.
-					_ = next.Kill(e.ctx, c.id, "", int(unix.SIGKILL), true)
-				}
-				if st.Pid != 0 {
-					r.pid.Store(int64(st.Pid))
-					c.mu.Lock()
-					c.rec.State.Pid = st.Pid
-					c.mu.Unlock()
-				}
-			} else {
-				next.Close()
-				cerr = serr
-			}
-		}
-		cancel()
-		if e.ctx.Err() != nil {
+		if gone := e.reconnect(c, r); e.ctx.Err() != nil {
 			return exit, e.ctx.Err()
-		}
-		if errdefs.IsNotFound(cerr) {
+		} else if gone {
 			e.log.Warn("the shim is gone", "container", c.id, "error", err)
-			return e.reap(c.view()), nil
+			return e.reapContainer(c), nil
 		}
-		select { // no spinning, whether it broke again or does not answer
-		case <-time.After(pause):
-			pause = min(pause*2, reconnectMost)
-		case <-e.ctx.Done():
-			return exit, e.ctx.Err()
+		if err := e.rest(pause); err != nil { // no spinning, whether it broke again or does not answer
+			return exit, err
 		}
+		pause = min(pause*2, reconnectMost)
 	}
 }
+
+// rest waits, or fails with the end of the engine.
+func (e *Engine) rest(d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-e.ctx.Done():
+		return e.ctx.Err()
+	}
+}
+
+// reconnect makes the connection to the shim of a run anew, and tells whether there is no shim any more.
+//
+//go:noinline
+func (e *Engine) reconnect(c *container, r *run) (gone bool) {
+	ctx, cancel := context.WithTimeout(e.ctx, cleanupLimit)
+	defer cancel()
+	next, err := e.connect(ctx, c.view())
+	if err != nil {
+		return errdefs.IsNotFound(err)
+	}
+	st, err := next.State(ctx, c.id, "")
+	if err != nil {
+		next.Close()
+		return errdefs.IsNotFound(err)
+	}
+	old := r.shim.get()
+	r.shim.set(next)
+	old.Close()
+	if st.Status == client.StatusCreated {
+		// A daemon that died was about to start it; nobody will.
+		_ = next.Kill(e.ctx, c.id, "", int(unix.SIGKILL), true)
+	}
+	if st.Pid != 0 {
+		r.pid.Store(int64(st.Pid))
+		c.mu.Lock()
+		c.rec.State.Pid = st.Pid
+		c.mu.Unlock()
+	}
+	return false
+}
+
+//go:noinline
+func (e *Engine) reapContainer(c *container) client.Exit { return e.reap(c.view()) }
 
 // reap ends what a dead shim left and gives the exit as far as it is known.
 func (e *Engine) reap(v Container) client.Exit {

@@ -609,7 +609,7 @@ func (n *node) wait(id string, cond WaitCondition) int {
 	case r := <-ch:
 		return r.ExitCode
 	case <-time.After(5 * time.Minute):
-		n.t.Fatalf("container %s: no %s in a minute", id, cond)
+		n.t.Fatalf("container %s: waited in vain for %s", id, cond)
 		return 0
 	}
 }
@@ -622,7 +622,7 @@ func (n *node) eventually(what string, ok func() bool) {
 			return
 		}
 	}
-	n.t.Fatalf("not within a minute: %s", what)
+	n.t.Fatalf("waited in vain for: %s", what)
 }
 
 // reachContext tells when something begins to wait that can be ended by it.

@@ -26,14 +26,19 @@ type Hooks interface {
 	// Hold keeps a new listener from being brought up to date until release is called.
 	// Nothing that may wait for another call of a hook is done in between.
 	Hold() (release func())
+	// Idle tells, between Hold and release, that nobody listens: what a call of a container takes need not be made.
+	Idle() bool
 
 	RunSandbox(ctx context.Context, s Sandbox) error // before anybody knows of it
+	// UpdateSandbox is before a change of the pod's limits, PostUpdateSandbox after it.
 	UpdateSandbox(ctx context.Context, s Sandbox, overhead, resources *Resources) error
 	PostUpdateSandbox(ctx context.Context, s Sandbox) error
 	StopSandbox(ctx context.Context, s Sandbox) error   // its containers have stopped, its network is there
 	RemoveSandbox(ctx context.Context, s Sandbox) error // it is gone
 
+	// CreateContainer is before it is made, and may ask for another configuration, and for other limits of other containers.
 	CreateContainer(ctx context.Context, s Sandbox, c HookContainer) (Adjustment, []ContainerUpdate, error)
+	// PostCreateContainer and PostStartContainer are told of what has been done.
 	PostCreateContainer(ctx context.Context, s Sandbox, c HookContainer) error
 	StartContainer(ctx context.Context, s Sandbox, c HookContainer) error // its process waits for the start
 	PostStartContainer(ctx context.Context, s Sandbox, c HookContainer) error
@@ -161,6 +166,9 @@ func (e *Engine) tellRemove(ctx context.Context, s *sandbox) {
 // tellCreate asks how a container shall be, which nobody knows of yet, and changes it. The
 // updates of others that were asked for come back.
 func (e *Engine) tellCreate(ctx context.Context, c *container, s *sandbox) ([]ContainerUpdate, error) {
+	if e.addUnheard(c) {
+		return nil, nil
+	}
 	v := c.rec.Container // nobody else changes it
 	spec, err := e.hookSpec(v)
 	if err != nil {
@@ -184,6 +192,17 @@ func (e *Engine) tellCreate(ctx context.Context, c *container, s *sandbox) ([]Co
 	c.rec.Container, c.spec = v, trimmed(spec)
 	c.mu.Unlock()
 	return updates, nil
+}
+
+// addUnheard makes a container known, if nobody listens who could have a say.
+func (e *Engine) addUnheard(c *container) bool {
+	release := e.opt.Hooks.Hold()
+	defer release()
+	if !e.opt.Hooks.Idle() {
+		return false
+	}
+	e.told.addContainer(c)
+	return true
 }
 
 func (e *Engine) askCreate(ctx context.Context, c *container, s *sandbox, spec *specs.Spec) (Adjustment, []ContainerUpdate, error) {
@@ -227,7 +246,10 @@ func (e *Engine) tellPost(ctx context.Context, c *container, what string, tell f
 	ctx = context.WithoutCancel(ctx)
 	release := e.opt.Hooks.Hold()
 	defer release()
-	if err := tell(e.opt.Hooks, ctx, s.view(), c.hookView()); err != nil {
+	if e.opt.Hooks.Idle() {
+		return
+	}
+	if err := tell(e.opt.Hooks, ctx, s.view(), e.hookView(c)); err != nil {
 		e.log.Warn("a plugin failed over "+what, "container", c.id, "error", err)
 	}
 }
@@ -257,7 +279,10 @@ func (e *Engine) tellStart(ctx context.Context, c *container) error {
 	}
 	release := e.opt.Hooks.Hold()
 	defer release()
-	if err := e.opt.Hooks.StartContainer(ctx, s.view(), c.hookView()); err != nil {
+	if e.opt.Hooks.Idle() {
+		return nil
+	}
+	if err := e.opt.Hooks.StartContainer(ctx, s.view(), e.hookView(c)); err != nil {
 		return refused("start container "+c.id, err)
 	}
 	return nil
@@ -278,7 +303,11 @@ func (e *Engine) tellEnd(ctx context.Context, c *container) {
 		return
 	}
 	release := e.opt.Hooks.Hold()
-	updates, err := e.opt.Hooks.StopContainer(ctx, s.view(), c.hookView())
+	var updates []ContainerUpdate
+	var err error
+	if !e.opt.Hooks.Idle() {
+		updates, err = e.opt.Hooks.StopContainer(ctx, s.view(), e.hookView(c))
+	}
 	release()
 	if err != nil {
 		e.log.Warn("a plugin failed over the end of a container", "container", c.id, "error", err)
@@ -302,10 +331,10 @@ func (e *Engine) tellGone(ctx context.Context, c *container) {
 	e.tellEnd(ctx, c)
 	release := e.opt.Hooks.Hold()
 	defer release()
-	if !e.told.dropContainer(c) {
+	if !e.told.dropContainer(c) || e.opt.Hooks.Idle() {
 		return
 	}
-	if err := e.opt.Hooks.RemoveContainer(ctx, s.view(), c.hookView()); err != nil {
+	if err := e.opt.Hooks.RemoveContainer(ctx, s.view(), e.hookView(c)); err != nil {
 		e.log.Warn("a plugin failed over the removal of a container", "container", c.id, "error", err)
 	}
 }
@@ -319,7 +348,10 @@ func (e *Engine) tellUpdate(ctx context.Context, c *container, r Resources) (Res
 	}
 	release := e.opt.Hooks.Hold()
 	defer release()
-	updates, err := e.opt.Hooks.UpdateContainer(ctx, s.view(), c.hookView(), r)
+	if e.opt.Hooks.Idle() {
+		return r, nil, nil
+	}
+	updates, err := e.opt.Hooks.UpdateContainer(ctx, s.view(), e.hookView(c), r)
 	if err != nil {
 		return r, nil, refused("update container "+c.id, err)
 	}
@@ -334,23 +366,40 @@ func (e *Engine) tellUpdate(ctx context.Context, c *container, r Resources) (Res
 	return r, others, nil
 }
 
-// hookView is a container as hooks are shown it.
-func (c *container) hookView() HookContainer {
-	v := HookContainer{Container: c.view()}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	v.Spec = c.spec
-	return v
+// hookView is a container as hooks are shown it. Its configuration is made when it is first asked for.
+func (e *Engine) hookView(c *container) HookContainer {
+	for {
+		v := HookContainer{Container: c.view()}
+		c.mu.Lock()
+		known, limits := c.spec, c.limits
+		c.mu.Unlock()
+		if known == nil {
+			spec, err := e.hookSpec(v.Container)
+			if err != nil {
+				e.log.Debug("a container is shown to plugins without its configuration", "container", c.id, "error", err)
+				return v
+			}
+			known = trimmed(spec)
+			c.mu.Lock()
+			stale := c.limits != limits
+			if !stale {
+				c.spec = known
+			}
+			c.mu.Unlock()
+			if stale {
+				continue
+			}
+		}
+		v.Spec = known
+		return v
+	}
 }
 
 // hookSpec makes the configuration of a container for the eyes of hooks.
 func (e *Engine) hookSpec(v Container) (*specs.Spec, error) {
-	in := specInput{C: v, Host: e.host, Hostname: v.Hostname}
+	in := specInput{C: v, Host: e.host, Hostname: v.Hostname, Shown: true}
 	if err := e.joinPod(e.ctx, &in); err != nil {
 		return nil, err
-	}
-	for _, f := range in.Pod.held { // nothing is started with it
-		f.Close()
 	}
 	if p := v.Config.Pod; p.User != nil {
 		in.Account = account{UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups, Home: p.User.Home}
@@ -436,7 +485,7 @@ func (e *Engine) Hooked(context.Context) (pods []Sandbox, members []HookContaine
 		}
 	}
 	for _, c := range containers {
-		v := c.hookView()
+		v := e.hookView(c)
 		c.mu.Lock()
 		stopped := c.toldStop
 		c.mu.Unlock()
@@ -463,14 +512,7 @@ func (e *Engine) takeHooked() {
 		if v.Config.Pod == nil {
 			continue
 		}
-		spec, err := e.hookSpec(v)
-		if err != nil {
-			e.log.Debug("a container is shown to plugins without its configuration", "container", c.id, "error", err)
-		}
 		c.mu.Lock()
-		if spec != nil {
-			c.spec = trimmed(spec)
-		}
 		c.toldStop = v.State.Status != StatusCreated && !v.State.live()
 		c.mu.Unlock()
 		e.told.addContainer(c)

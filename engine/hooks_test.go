@@ -26,6 +26,7 @@ type fakeHooks struct {
 	adj     Adjustment
 	updates []ContainerUpdate
 	shown   map[string]HookContainer // call → what it showed
+	idle    bool                     // nobody listens
 }
 
 func (h *fakeHooks) told(call string, c *HookContainer) error {
@@ -53,6 +54,12 @@ func (h *fakeHooks) Hold() func() {
 	defer h.mu.Unlock()
 	h.held++
 	return func() { h.mu.Lock(); defer h.mu.Unlock(); h.held-- }
+}
+
+func (h *fakeHooks) Idle() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.idle
 }
 
 func (h *fakeHooks) RunSandbox(_ context.Context, s Sandbox) error {
@@ -316,6 +323,48 @@ func TestHooksBeforeAnybodySees(t *testing.T) {
 	if err := n.e.RemoveSandbox(bg, pod); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// As long as nobody listens, nothing is made for eyes that are not there; who comes later is shown all of it, and told what follows.
+func TestHooksOfALateListener(t *testing.T) {
+	t.Parallel()
+	n, h := newHookedNode(t)
+	h.mu.Lock()
+	h.idle = true
+	h.mu.Unlock()
+	pod := n.pod(hostPod("p"))
+	a := n.member(pod, memberConfig("a", "sleep"))
+	gone := n.member(pod, memberConfig("b", "sleep"))
+	if err := n.e.RemoveContainer(bg, gone, RemoveOptions{Force: true}); err != nil {
+		t.Fatal(err)
+	}
+	c, err := n.e.containers.get(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.spec != nil {
+		t.Error("a configuration was made for nobody")
+	}
+	h.take()
+	h.mu.Lock()
+	h.idle = false
+	h.mu.Unlock()
+	pods, members := n.e.Hooked(bg)
+	if len(pods) != 1 || len(members) != 1 || members[0].ID != a || members[0].Spec == nil || members[0].Spec.Linux.Seccomp != nil {
+		t.Fatalf("a listener that comes late is shown %d pods, %+v", len(pods), members)
+	}
+	limits := members[0].Spec.Linux.Resources
+	if err := n.e.UpdatePodContainer(bg, a, Resources{Memory: 64 << 20}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, members = n.e.Hooked(bg); *members[0].Spec.Linux.Resources.Memory.Limit != 64<<20 || limits == members[0].Spec.Linux.Resources {
+		t.Errorf("the new limits are not shown: %+v", members[0].Spec.Linux.Resources.Memory)
+	}
+	if err := n.e.RemoveSandbox(bg, pod); err != nil {
+		t.Fatal(err)
+	}
+	n.told(h, "update a", "updated a", "ended a", "stop p", "gone a", "remove p")
+	n.empty()
 }
 
 // A restarted daemon shows what lives, and goes on telling of it.

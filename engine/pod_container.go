@@ -363,6 +363,14 @@ func (e *Engine) joinPod(ctx context.Context, in *specInput) error {
 		if err != nil {
 			return err
 		}
+		if in.Shown {
+			r, err := t.live("use")
+			if err != nil {
+				return err
+			}
+			in.PidNS = fmt.Sprintf("/proc/%d/ns/pid", r.pid.Load())
+			break
+		}
 		f, err := openPIDNamespace(ctx, t)
 		if err != nil {
 			return failedf("cannot join the PID namespace of container %s, which does not run", t.id)
@@ -547,6 +555,7 @@ func (e *Engine) updateMember(ctx context.Context, c *container, r Resources, oo
 		c.rec.Config.OOMScoreAdj = *oomScoreAdj
 	}
 	c.spec = withLimits(c.spec, merged, c.rec.Config.OOMScoreAdj)
+	c.limits++
 	c.mu.Unlock()
 	if err := e.save(ctx, c); err != nil {
 		return fmt.Errorf("update container %s: %w", c.id, err)

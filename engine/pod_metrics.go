@@ -201,7 +201,7 @@ func (e *Engine) containerMetrics(ctx context.Context, c *container, v Container
 	out.Path = cgroupName(dirs)
 	out.Process = processMetrics(dirs, pid)
 	out.Volume = volumes[v.Snapshotter]
-	out.Volume.Used = e.writableUsage(ctx, r, v).Bytes
+	out.Volume.Used = e.writableUsage(ctx, r, &v).Bytes
 	return out, nil
 }
 
@@ -255,7 +255,7 @@ func DeviceName(major, minor uint64) string {
 func readMetrics(dirs map[string]string) (CgroupMetrics, error) {
 	var m CgroupMetrics
 	var err error
-	if m.Usage, err = readUsage(&statReader{}, dirs); err != nil {
+	if m.Usage, err = readUsage(nil, dirs); err != nil {
 		return m, err
 	}
 	if dir, v2 := dirs["v2-controllers"]; v2 {

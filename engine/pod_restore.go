@@ -24,6 +24,7 @@ import (
 
 	"github.com/hako-engine/hako/image"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/snapshot"
 )
@@ -302,7 +303,7 @@ func (cp *checkpointSource) unpack(ctx context.Context, dir string) error {
 		if err != nil {
 			return err
 		}
-		_, err = io.CopyN(f, cancellable{ctx, r}, size)
+		_, err = io.CopyN(f, ctxio.Reader(ctx, r, nil), size)
 		if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 			err = invalidf("it is no plain tar: %s is cut short", name)
 		}
@@ -317,19 +318,6 @@ func freeSpace(dir string) (int64, error) {
 		return 0, &os.PathError{Op: "statfs", Path: dir, Err: err}
 	}
 	return int64(st.Bavail) * st.Bsize, nil
-}
-
-// cancellable ends a long copy with its context.
-type cancellable struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c cancellable) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
 }
 
 // restoreFiles gives the file system of a new container what the one that was written had changed in it.
@@ -353,7 +341,7 @@ func restoreFiles(ctx context.Context, mounts []mount.Mount, dir string) error {
 	}
 	root := os.NewFile(uintptr(fd), "root")
 	defer root.Close()
-	if _, err := unpack.Apply(ctx, root, cancellable{ctx, diff}, unpack.Options{Mode: unpack.Merged}); err != nil {
+	if _, err := unpack.Apply(ctx, root, ctxio.Reader(ctx, diff, nil), unpack.Options{Mode: unpack.Merged}); err != nil {
 		return fmt.Errorf("%s: %w", checkpointRootfs, err)
 	}
 	return os.Remove(diff.Name())

@@ -50,7 +50,7 @@ type Usage struct {
 
 // ContainerUsage is what one container of a pod uses.
 type ContainerUsage struct {
-	Container Container
+	Container *Container
 	Usage     Usage
 	Writable  FsUsage // of its own layer
 }
@@ -74,8 +74,8 @@ type meter struct {
 	files     FsUsage // of the writable layer
 	measuring bool
 
-	reading sync.Mutex          // guards kept
-	kept    map[string]*os.File // open, by path; closed when the meter is garbage
+	reading sync.Mutex            // guards kept
+	kept    map[statFile]*os.File // open; closed when the meter is garbage
 }
 
 type sample struct {
@@ -146,16 +146,19 @@ func sumLimits(a, b uint64) uint64 {
 // PodContainerUsage measures the running containers of pods that want accepts.
 func (e *Engine) PodContainerUsage(ctx context.Context, want func(Container) bool) []ContainerUsage {
 	var picked []*container
-	var views []Container
+	var views []*Container
 	for _, c := range e.containers.all() {
 		if v := c.view(); v.Config.Pod != nil && v.State.live() && want(v) {
-			picked, views = append(picked, c), append(views, v)
+			picked, views = append(picked, c), append(views, clone(v))
 		}
 	}
 	return e.measure(ctx, picked, views)
 }
 
-func (e *Engine) measure(ctx context.Context, picked []*container, views []Container) []ContainerUsage {
+// clone makes a copy that can be kept. Containers are large: those that are only looked at stay on the stack.
+func clone(v Container) *Container { return &v }
+
+func (e *Engine) measure(ctx context.Context, picked []*container, views []*Container) []ContainerUsage {
 	all := make([]ContainerUsage, len(picked))
 	ok := make([]bool, len(picked))
 	var g errgroup.Group
@@ -182,7 +185,7 @@ func (e *Engine) measure(ctx context.Context, picked []*container, views []Conta
 	return out
 }
 
-func (e *Engine) containerUsage(ctx context.Context, c *container, v Container) (ContainerUsage, error) {
+func (e *Engine) containerUsage(ctx context.Context, c *container, v *Container) (ContainerUsage, error) {
 	c.mu.Lock()
 	r := c.run
 	c.mu.Unlock()
@@ -222,14 +225,14 @@ func (m *meter) usage(dirs map[string]string) (Usage, error) {
 	m.reading.Lock()
 	defer m.reading.Unlock()
 	if m.kept == nil {
-		m.kept = map[string]*os.File{}
+		m.kept = map[statFile]*os.File{}
 	}
-	return readUsage(&statReader{kept: m.kept}, dirs)
+	return readUsage(m.kept, dirs)
 }
 
 // writableUsage gives the size of a container's own layer as it was last measured, and
 // measures it anew in the background if that is long ago.
-func (e *Engine) writableUsage(ctx context.Context, r *run, v Container) FsUsage {
+func (e *Engine) writableUsage(ctx context.Context, r *run, v *Container) FsUsage {
 	m := &r.meter
 	m.mu.Lock()
 	files, first := m.files, m.files.Time.IsZero()
@@ -241,10 +244,11 @@ func (e *Engine) writableUsage(ctx context.Context, r *run, v Container) FsUsage
 	if !stale {
 		return files
 	}
+	snapshotter, key := v.Snapshotter, v.SnapshotKey
 	measure := func(ctx context.Context) {
-		u := FsUsage{Path: filepath.Join(e.opt.Root, v.Snapshotter), Time: time.Now()}
-		if sn := e.opt.Snapshotters[v.Snapshotter]; sn != nil {
-			if s, err := sn.Usage(e.ns(ctx), v.SnapshotKey); err == nil {
+		u := FsUsage{Path: filepath.Join(e.opt.Root, snapshotter), Time: time.Now()}
+		if sn := e.opt.Snapshotters[snapshotter]; sn != nil {
+			if s, err := sn.Usage(e.ns(ctx), key); err == nil {
 				u.Bytes, u.Inodes = uint64(s.Size), uint64(s.Inodes)
 			}
 		}
@@ -259,7 +263,7 @@ func (e *Engine) writableUsage(ctx context.Context, r *run, v Container) FsUsage
 	}
 	e.background(measure)
 	if first {
-		files = FsUsage{Path: filepath.Join(e.opt.Root, v.Snapshotter), Time: time.Now()}
+		files = FsUsage{Path: filepath.Join(e.opt.Root, snapshotter), Time: time.Now()}
 	}
 	return files
 }
@@ -297,14 +301,14 @@ func (e *Engine) sandboxUsage(ctx context.Context, s *sandbox) (SandboxUsage, er
 		return out, failedf("sandbox %s is %s, not ready", s.id, out.Sandbox.State)
 	}
 	var picked []*container
-	var views []Container
+	var views []*Container
 	for _, c := range e.pods.containers(s.id) {
 		if v := c.view(); v.State.live() {
-			picked, views = append(picked, c), append(views, v)
+			picked, views = append(picked, c), append(views, clone(v))
 		}
 	}
 	out.Containers = e.measure(ctx, picked, views)
-	u, err := readUsage(&statReader{}, e.podCgroupDirs(s))
+	u, err := readUsage(nil, e.podCgroupDirs(s))
 	switch {
 	case errors.Is(err, fs.ErrNotExist): // no container has been started yet, or they are scopes of systemd without a slice for the pod
 		u = Usage{Time: time.Now()}
@@ -348,8 +352,8 @@ func (e *Engine) findPodCgroup(s *sandbox) map[string]string {
 		path = slicePath(slice)
 	}
 	dirs := map[string]string{}
-	for ctrl, m := range cgroupMounts(string(mounts)) {
-		if ctrl == "" {
+	for name, m := range cgroupMounts(string(mounts)) {
+		if name == "" {
 			dir := filepath.Join(m.point, path)
 			if isV2WithControllers(m.point) {
 				dirs["v2-controllers"] = dir
@@ -358,28 +362,33 @@ func (e *Engine) findPodCgroup(s *sandbox) map[string]string {
 			}
 			continue
 		}
-		dirs[ctrl] = filepath.Join(m.point, path)
+		if ctrl := readController(name); ctrl != "" {
+			dirs[ctrl] = filepath.Join(m.point, path)
+		}
 	}
 	return dirs
 }
 
-// readUsage reads the files of a cgroup. A controller that is missing leaves its fields 0.
-func readUsage(f *statReader, dirs map[string]string) (Usage, error) {
+// readUsage reads the files of a cgroup. A controller that is missing leaves its fields 0. kept: see statReader.
+func readUsage(kept map[statFile]*os.File, dirs map[string]string) (Usage, error) {
+	f := statReaders.Get().(*statReader)
+	defer f.done()
+	f.kept = kept
 	u := Usage{Time: time.Now()}
 	if dir, v2 := dirs["v2-controllers"]; v2 {
 		if f.read(dir, "cpu.stat") == nil {
 			return u, fs.ErrNotExist
 		}
 		var inactive uint64
-		f.flat(dir, "cpu.stat", map[string]*uint64{"usage_usec": &u.CPU})
+		f.flat(dir, "cpu.stat", field{"usage_usec", &u.CPU})
 		u.CPU *= 1000
 		u.Memory, u.Limit = f.number(dir, "memory.current"), f.number(dir, "memory.max")
-		f.flat(dir, "memory.stat", map[string]*uint64{
-			"inactive_file": &inactive, "anon": &u.RSS, "pgfault": &u.Faults, "pgmajfault": &u.MajorFault})
+		f.flat(dir, "memory.stat",
+			field{"inactive_file", &inactive}, field{"anon", &u.RSS}, field{"pgfault", &u.Faults}, field{"pgmajfault", &u.MajorFault})
 		u.WorkingSet = u.Memory - min(u.Memory, inactive)
 		u.Swap, u.SwapLimit = f.number(dir, "memory.swap.current"), f.number(dir, "memory.swap.max")
 		u.Pids = f.number(dir, "pids.current")
-		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu"), f.psi(dir, "memory"), f.psi(dir, "io")
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu.pressure"), f.psi(dir, "memory.pressure"), f.psi(dir, "io.pressure")
 		return u, nil
 	}
 	cpu, mem := dirs["cpuacct"], dirs["memory"]
@@ -398,9 +407,9 @@ func readUsage(f *statReader, dirs map[string]string) (Usage, error) {
 	if mem != "" {
 		var inactive, limit, both uint64
 		u.Memory = f.number(mem, "memory.usage_in_bytes")
-		f.flat(mem, "memory.stat", map[string]*uint64{
-			"total_inactive_file": &inactive, "total_rss": &u.RSS, "total_pgfault": &u.Faults, "total_pgmajfault": &u.MajorFault,
-			"total_swap": &u.Swap, "hierarchical_memory_limit": &limit, "hierarchical_memsw_limit": &both})
+		f.flat(mem, "memory.stat",
+			field{"total_inactive_file", &inactive}, field{"total_rss", &u.RSS}, field{"total_pgfault", &u.Faults}, field{"total_pgmajfault", &u.MajorFault},
+			field{"total_swap", &u.Swap}, field{"hierarchical_memory_limit", &limit}, field{"hierarchical_memsw_limit", &both})
 		u.WorkingSet = u.Memory - min(u.Memory, inactive)
 		u.Limit = limitV1(limit)
 		if sw := limitV1(both); sw > u.Limit {
@@ -409,7 +418,7 @@ func readUsage(f *statReader, dirs map[string]string) (Usage, error) {
 	}
 	u.Pids = f.number(dirs["pids"], "pids.current")
 	if dir := dirs["unified"]; dir != "" {
-		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu"), f.psi(dir, "memory"), f.psi(dir, "io")
+		u.CPUPressure, u.MemoryPressure, u.IOPressure = f.psi(dir, "cpu.pressure"), f.psi(dir, "memory.pressure"), f.psi(dir, "io.pressure")
 	}
 	return u, nil
 }

@@ -25,6 +25,8 @@ type specInput struct {
 	DevRules   []specs.LinuxDeviceCgroup
 	Throttle   []blockDevice // resolved paths of blkio limits
 	CgroupPath string        // linux.cgroupsPath
+	// Shown: nothing is started with it, it is only looked at.
+	Shown bool
 	// Paths of namespaces to join. NetNS "" with NetHost false is impossible: the
 	// network room always gives one.
 	NetHost      bool

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,17 +12,29 @@ import (
 // statReader reads the short files in which the kernel gives numbers. Package os takes seven system calls for
 // one, since it asks the poller about each; statistics of a hundred containers are seven hundred files.
 type statReader struct {
-	// kept holds files open by path, so that the next read is one system call; nil: none is. A nil
+	// kept holds files open, so that the next read is one system call; nil: none is. A nil
 	// file is one that is not there.
-	kept map[string]*os.File
+	kept map[statFile]*os.File
 	buf  [8 << 10]byte // none of a cgroup's files is longer
+}
+
+// statFile names a file. It takes less to keep than a path: directories share theirs, and names are constants.
+type statFile struct{ dir, name string }
+
+// statReaders are for those who read now: their buffers would be most of what a list of statistics allocates.
+var statReaders = sync.Pool{New: func() any { return new(statReader) }}
+
+// done gives a reader back.
+func (r *statReader) done() {
+	r.kept = nil
+	statReaders.Put(r)
 }
 
 // read gives a file's content, which is valid until the next read; nil on an error.
 func (r *statReader) read(dir, name string) []byte {
-	path := dir + "/" + name
-	f, known := r.kept[path]
+	f, known := r.kept[statFile{dir, name}]
 	if !known {
+		path := dir + "/" + name
 		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 		for err == unix.EINTR {
 			fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -35,12 +48,12 @@ func (r *statReader) read(dir, name string) []byte {
 		}
 		switch err {
 		case nil:
-			f = os.NewFile(uintptr(fd), path)
+			f = os.NewFile(uintptr(fd), name)
 		case unix.ENOENT:
 		default:
 			return nil
 		}
-		r.kept[path] = f
+		r.kept[statFile{dir, name}] = f
 	}
 	if f == nil {
 		return nil
@@ -78,25 +91,32 @@ func parseUint(text []byte) uint64 {
 	return n
 }
 
+// field is a key of a flat-keyed file, and where its number goes.
+type field struct {
+	key string
+	to  *uint64
+}
+
 // flat reads the wanted keys of a flat-keyed file (see cgroups(7)): "key number" lines.
-func (r *statReader) flat(dir, name string, want map[string]*uint64) {
+func (r *statReader) flat(dir, name string, want ...field) {
 	left := len(want)
 	for line := range bytes.Lines(r.read(dir, name)) {
 		k, v, _ := bytes.Cut(bytes.TrimSpace(line), []byte{' '})
-		to := want[string(k)]
-		if to == nil {
-			continue
-		}
-		*to, _ = strconv.ParseUint(string(v), 10, 64)
-		if left--; left == 0 {
-			return
+		for _, f := range want {
+			if f.key != string(k) {
+				continue
+			}
+			*f.to, _ = strconv.ParseUint(string(v), 10, 64)
+			if left--; left == 0 {
+				return
+			}
 		}
 	}
 }
 
 // psi reads a file such as cpu.pressure.
-func (r *statReader) psi(dir, resource string) *PSI {
-	text := r.read(dir, resource+".pressure")
+func (r *statReader) psi(dir, name string) *PSI {
+	text := r.read(dir, name)
 	if text == nil {
 		return nil
 	}

@@ -56,7 +56,7 @@ func (e *Engine) Stats(ctx context.Context, ref string) (Stats, error) {
 	return st, nil
 }
 
-// cgroupDirs finds the directories of a process's cgroup by controller. With pure
+// cgroupDirs finds the directories of a process's cgroup by controller, of those in readControllers. With pure
 // cgroup v2 it is the one of "v2-controllers". Beside cgroup v1, "unified" is the one of v2,
 // if it is not that of other processes too: there the kernel measures pressure.
 func cgroupDirs(pid int) (map[string]string, error) {
@@ -83,9 +83,11 @@ func cgroupDirs(pid int) (map[string]string, error) {
 			}
 			continue
 		}
-		for ctrl := range strings.SplitSeq(f[1], ",") {
-			if p, ok := points[ctrl]; ok {
-				dirs[ctrl] = p.join(f[2])
+		for name := range strings.SplitSeq(f[1], ",") {
+			if ctrl := readController(name); ctrl != "" {
+				if p, ok := points[ctrl]; ok {
+					dirs[ctrl] = p.join(f[2])
+				}
 			}
 		}
 	}
@@ -93,6 +95,20 @@ func cgroupDirs(pid int) (map[string]string, error) {
 		delete(dirs, "unified") // a runtime has left it where its parent was
 	}
 	return dirs, nil
+}
+
+// readControllers are those of cgroup v1 that have numbers for us.
+var readControllers = [...]string{"cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"}
+
+// readController gives a controller's name if it is one that we read, else "". The result is no part of a larger text: the
+// directories of a container are kept as long as it runs.
+func readController(name string) string {
+	for _, c := range readControllers {
+		if c == name {
+			return c
+		}
+	}
+	return ""
 }
 
 // memoryCgroup finds the memory cgroup of a container that has a limit: only such a

@@ -113,7 +113,7 @@ func layerRoot(mounts []mount.Mount) (*os.File, unpack.Mode, error) {
 			return f, unpack.Diff, err
 		}
 	}
-	m, err := snapshot.MountDetached(mounts)
+	m, err := snapshot.MountAny(mounts)
 	if err != nil {
 		return nil, 0, err
 	}

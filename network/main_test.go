@@ -167,7 +167,7 @@ func hostOf(a net.Addr) string {
 	return h
 }
 
-const patience = 30 * time.Second
+const patience = 5 * time.Minute // ends what hangs
 
 // ask connects to addr ("tcp" or "udp") and gives what the server says.
 func ask(proto, addr string, wait time.Duration) (string, error) {

@@ -218,6 +218,35 @@ func TestReachableServers(t *testing.T) {
 	}
 }
 
+// rulesText gives the table as nft(8) lists it, without elements.
+func rulesText(table string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", table)
+	for _, s := range hostSets() {
+		kind, typ := "set", s.KeyType.Name
+		if s.IsMap {
+			kind, typ = "map", s.KeyType.Name+" : "+s.DataType.Name
+		}
+		fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.Name, typ)
+		if s.Interval {
+			b.WriteString("\t\tflags interval\n")
+		}
+		b.WriteString("\t}\n\n")
+	}
+	for i, c := range hostChains() {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s; policy accept;\n", c.name, c.label)
+		for _, r := range c.rules {
+			fmt.Fprintf(&b, "\t\t%s\n", strings.Join(r.text, " "))
+		}
+		b.WriteString("\t}\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
 func TestRules(t *testing.T) {
 	golden(t, "rules.golden", rulesText("hako"))
 }

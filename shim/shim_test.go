@@ -130,7 +130,7 @@ func TestDeleteCreated(t *testing.T) {
 // The exit of each process is told after its start, however short it is.
 func TestEventOrder(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -189,7 +189,7 @@ func TestEventsRetry(t *testing.T) {
 
 func TestExecFails(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -220,7 +220,7 @@ func TestExecFails(t *testing.T) {
 // deleting the process.
 func TestExecFailsWithOutput(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -458,7 +458,7 @@ func TestFIFOs(t *testing.T) {
 func TestFileAndBinaryURIs(t *testing.T) {
 	h := newHarness(t)
 	file := filepath.Join(h.bundle, "out.txt")
-	if err := h.create("echo one; sleep 60", wire.CreateTaskRequest{Stdout: "file://" + file}); err != nil {
+	if err := h.create("echo one; sleep 600", wire.CreateTaskRequest{Stdout: "file://" + file}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -496,7 +496,7 @@ func TestFileAndBinaryURIs(t *testing.T) {
 
 func TestOOM(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -515,7 +515,7 @@ func TestOOM(t *testing.T) {
 
 func TestPauseAndOthers(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -565,7 +565,7 @@ func TestPauseAndOthers(t *testing.T) {
 func TestOrphans(t *testing.T) {
 	h := newHarness(t)
 	pidFile := filepath.Join(h.bundle, "orphan")
-	if err := h.create("(sleep 0.05 & echo $! > "+pidFile+"); sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("(sleep 0.05 & echo $! > "+pidFile+"); sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -658,7 +658,7 @@ func TestKilledBeforeStart(t *testing.T) {
 // waits for one that was added and not started is told that it will not come.
 func TestExecMeetsDelete(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 100", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()

@@ -290,8 +290,6 @@ func validateContainer(c containers.Container) error {
 	switch {
 	case c.Runtime.Name == "":
 		return fmt.Errorf("the runtime's name is missing: %w", errdefs.ErrInvalidArgument)
-	case c.Spec == nil:
-		return fmt.Errorf("the specification is missing: %w", errdefs.ErrInvalidArgument)
 	case c.SnapshotKey != "" && c.Snapshotter == "":
 		return fmt.Errorf("a snapshot without a snapshotter: %w", errdefs.ErrInvalidArgument)
 	}

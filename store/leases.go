@@ -278,6 +278,9 @@ func validResource(r leases.Resource) error {
 	case r.Type == resourceIngests, r.Type == resourceImages:
 		return nil
 	}
+	if strings.TrimSuffix(r.Type, "/") == strings.TrimSuffix(resourceSnapshots, "/") {
+		return fmt.Errorf("resource type %q names no snapshotter: %w", r.Type, errdefs.ErrInvalidArgument)
+	}
 	return fmt.Errorf("resource type %q: %w", r.Type, errdefs.ErrNotImplemented)
 }
 

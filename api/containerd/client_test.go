@@ -383,7 +383,8 @@ func TestContent(t *testing.T) {
 func TestWriteOffsets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	conn, err := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface)).Write(r.ctx)
+	raw := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface))
+	conn, err := raw.Write(r.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,11 +408,23 @@ func TestWriteOffsets(t *testing.T) {
 	if resp := ask(&contentapi.WriteContentRequest{Action: write, Data: []byte("again")}); resp.Offset != 5 || resp.Digest != digest.FromString("again").String() {
 		t.Errorf("restarted: %v", resp)
 	}
-	if resp := ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Offset: 5, Total: 5}); resp.Digest != digest.FromString("again").String() {
+	// Of the total and the digest that are expected, the last word counts.
+	ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Total: 9, Expected: digest.FromString("other").String()})
+	if resp := ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Offset: 5, Total: 5, Expected: digest.FromString("again").String()}); resp.Digest != digest.FromString("again").String() {
 		t.Errorf("committed: %v", resp)
 	}
 	if _, err := conn.Recv(); err != io.EOF {
 		t.Errorf("after the commit: %v", err)
+	}
+	if conn, err = raw.Write(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ask(&contentapi.WriteContentRequest{Action: write, Ref: "s", Expected: digest.FromString("other").String(), Data: []byte("x")})
+	if err := conn.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Expected: digest.FromString("again").String()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("the digest turns out to be known: %v", err)
 	}
 }
 
@@ -478,6 +491,9 @@ func TestLeases(t *testing.T) {
 	if err := lm.AddResource(r.ctx, l, leases.Resource{ID: "x", Type: "nothing"}); !errdefs.IsNotImplemented(err) {
 		t.Errorf("unknown type: %v", err)
 	}
+	if err := lm.AddResource(r.ctx, l, leases.Resource{ID: "x", Type: "snapshots"}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("of no snapshotter: %v", err)
+	}
 	if list, err := lm.List(r.ctx, "id==l"); err != nil || len(list) != 1 || list[0].Labels["a"] != "b" {
 		t.Errorf("%v, %v", list, err)
 	}
@@ -507,6 +523,10 @@ func TestNamespaces(t *testing.T) {
 	}
 	if err := ns.Create(r.ctx, "no good", nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("bad name: %v", err)
+	}
+	// Clients ask for the defaults of the first namespace that they use, before anything is in it.
+	if l, err := ns.Labels(r.ctx, "fresh"); err != nil || len(l) != 0 {
+		t.Errorf("of nobody yet: %v, %v", l, err)
 	}
 	if err := ns.SetLabel(r.ctx, "n", "c", "d"); err != nil {
 		t.Error(err)
@@ -765,6 +785,26 @@ func TestMounts(t *testing.T) {
 	if _, err := mm.Activate(r.ctx, "n", list); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("again: %v", err)
 	}
+	// The diff service takes them, too, and leaves none.
+	if err := os.WriteFile(filepath.Join(writable, "up", "new"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	desc, err := r.DiffService().Compare(r.ctx, ms, list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(writable, "up", "new")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.DiffService().Apply(r.ctx, desc, list); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(writable, "up", "new")); err != nil {
+		t.Errorf("compared and applied: %v", err)
+	}
+	if all, err := mm.List(r.ctx); err != nil || len(all) != 1 {
+		t.Errorf("left: %v, %v", all, err)
+	}
 	if all, err := mm.List(r.ctx, "labels.a==b"); err != nil || len(all) != 1 || all[0].Name != "n" {
 		t.Errorf("%v, %v", all, err)
 	}
@@ -859,6 +899,10 @@ func TestShimEvents(t *testing.T) {
 		t.Fatal(err)
 	case <-time.After(5 * time.Minute):
 		t.Fatal("no event")
+	}
+	// An envelope without a time is of now.
+	if _, err := shim.Forward(r.ctx, &ttrpcevents.ForwardRequest{Envelope: &types.Envelope{Namespace: "shims", Topic: "/probe", Event: exit}}); err != nil {
+		t.Error(err)
 	}
 	for _, bad := range []*ttrpcevents.ForwardRequest{{}, {Envelope: &types.Envelope{Topic: "x"}}} {
 		if _, err := shim.Forward(r.ctx, bad); status.Code(err) != codes.InvalidArgument {

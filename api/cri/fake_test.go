@@ -158,7 +158,7 @@ func (f *fake) PodContainerUsage(_ context.Context, want func(engine.Container) 
 	var out []engine.ContainerUsage
 	for _, c := range f.podContainers() {
 		if want(c) && c.State.Status == engine.StatusRunning {
-			out = append(out, engine.ContainerUsage{Container: c, Usage: engine.Usage{CPU: 5}})
+			out = append(out, engine.ContainerUsage{Container: &c, Usage: engine.Usage{CPU: 5}})
 		}
 	}
 	return out

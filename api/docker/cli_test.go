@@ -112,7 +112,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	ctr := sampleContainer(t)
 	ctr.Config.TTY = false
-	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-time.Minute)}
+	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-3 * time.Hour)}
 	detail := engine.ImageDetail{Image: engine.ImageRecord{ID: "sha256:" + "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", Names: []string{"docker.io/library/alpine:3"}, Size: 5000000, Created: time.Now()}}
 	b := &cliBackend{}
 	b.fake = &fake{
@@ -163,7 +163,7 @@ func TestCommandLine(t *testing.T) {
 		{"version --format {{.Server.Version}}", "0.1.0"},
 		{"info", "Storage Driver: overlayfs|Default Runtime: hako|Cgroup Driver: cgroupfs|seccomp"},
 		{"info --format {{json_.}}", `"Driver":"overlayfs"`},
-		{"ps", "web|Up About a minute|alpine:3|0.0.0.0:8080->80/tcp"},
+		{"ps", "web|Up 3 hours|alpine:3|0.0.0.0:8080->80/tcp"},
 		{"ps -a --no-trunc --format {{.ID}}_{{.Names}}_{{.State}}_{{.Mounts}}_{{.Networks}}", ctr.ID + " web running"},
 		{"ps -q --filter status=running", "abababababab"},
 		{"inspect web", `"Name": "/web"`},

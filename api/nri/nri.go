@@ -66,6 +66,8 @@ type Server struct {
 	adapt   *adaptation.Adaptation
 	backend atomic.Pointer[Backend]
 
+	plugins counter
+
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup
@@ -87,10 +89,12 @@ func New(o Options) (*Server, error) {
 	adaptation.SetPluginRequestTimeout(o.RequestLimit)
 	adaptation.SetPluginRegistrationTimeout(o.RegisterLimit)
 	s := &Server{opt: o, log: o.Log}
+	s.plugins.n.Store(unknown)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	var err error
 	s.adapt, err = adaptation.New("hako", o.Version, s.synchronize, s.unsolicited,
 		adaptation.WithSocketPath(o.Socket), adaptation.WithPluginPath(o.PluginDir), adaptation.WithPluginConfigPath(o.ConfigDir),
+		adaptation.WithMetrics(&s.plugins),
 		adaptation.WithTTRPCOptions(
 			[]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(s.evictionsOfReply)},
 			[]ttrpc.ServerOpt{ttrpc.WithUnaryServerInterceptor(s.evictionsOfRequest)}))
@@ -149,6 +153,22 @@ func (s *Server) Hold() (release func()) {
 	b := s.adapt.BlockPluginSync()
 	return b.Unblock
 }
+
+// Idle is engine.Hooks.
+func (s *Server) Idle() bool { return s.plugins.n.Load() == 0 }
+
+// unknown is the number of plugins before the library has told it. Of those that it starts itself it does not before the first request.
+const unknown = -1
+
+// counter is told by the library how many plugins there are: when one was added, before the synchronization is over, and after each request.
+type counter struct{ n atomic.Int64 }
+
+// UpdatePluginCount is adaptation.Metrics, as the others are, which are of no interest.
+func (c *counter) UpdatePluginCount(count int) { c.n.Store(int64(count)) }
+
+func (*counter) RecordPluginInvocation(string, string, error)                               {}
+func (*counter) RecordPluginLatency(string, string, time.Duration)                          {}
+func (*counter) RecordPluginAdjustments(string, string, *api.ContainerAdjustment, int, int) {}
 
 // synchronize brings a new plugin up to date. The library holds off all events meanwhile.
 func (s *Server) synchronize(ctx context.Context, tell adaptation.SyncCB) error {

@@ -181,7 +181,7 @@ func TestUnderContainerd(t *testing.T) {
 	}
 	c.ctr("containers", "rm", "a")
 
-	c.must(append(run, "-d", "--memory-limit", "33554432", "--rootfs", c.rootfs, "b", "/bin/sleep", "600")...)
+	c.must(append(run, "-d", "--memory-limit", "33554432", "--rootfs", c.rootfs, "b", "/bin/sleep", "100000")...)
 	if out := c.must("task", "exec", "--exec-id", "x", "b", "/bin/echo", "from exec"); out != "from exec\n" {
 		t.Errorf("exec %q", out)
 	}
@@ -209,8 +209,8 @@ func TestUnderContainerd(t *testing.T) {
 
 	// A container of the same group shares the shim.
 	before := len(c.shims())
-	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p1", "/bin/sleep", "600")...)
-	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p2", "/bin/sleep", "600")...)
+	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p1", "/bin/sleep", "100000")...)
+	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p2", "/bin/sleep", "100000")...)
 	if n := len(c.shims()); n != before+1 {
 		t.Errorf("%d shims, %d before: %v", n, before, c.shims())
 	}

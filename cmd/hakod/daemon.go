@@ -10,6 +10,7 @@ import (
 	"net/http/pprof"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -39,6 +40,9 @@ const shutdownLimit = 5 * time.Second
 // serve runs the daemon until ctx ends. This is where everything is wired: the rooms
 // from the bottom up, then the front-ends.
 func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err error) {
+	if cfg.DebugSocket != "" {
+		runtime.MemProfileRate = profileMemory
+	}
 	unlock, err := lock(cfg)
 	if err != nil {
 		return err
@@ -291,6 +295,9 @@ func (s taskShims) ReapTask(ctx context.Context, o client.TaskOptions) (*taskapi
 func (s taskShims) RuntimeInfo(ctx context.Context, program string, options *anypb.Any, args ...string) (*types.RuntimeInfo, error) {
 	return s.m.RuntimeInfo(ctx, program, options, args...)
 }
+
+// profileMemory has one of so many allocated bytes noted, for the debug socket's profiles of the heap: Go's own figure.
+const profileMemory = 512 << 10
 
 func debugHandler() http.Handler {
 	mux := http.NewServeMux()

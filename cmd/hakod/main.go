@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -35,10 +36,10 @@ Usage:
                              cgroups, networks
   hakod check [--deep] [--repair] [--format text|json] [flags]
                              check a root that no daemon has open: records,
-                             blobs, snapshots. --deep reads everything, --repair
-                             mends. A daemon that runs is asked with
-                             hako system check. Exit codes: 0 clean, 1 problems,
-                             3 not checked
+                             blobs, snapshots, volumes, networks. --deep reads
+                             everything, --repair mends. A daemon that runs is
+                             asked with hako system check. Exit codes: 0 clean,
+                             1 problems, 3 not checked
 
 Each flag is also a key of the configuration file, without the dashes. SIGHUP
 makes the daemon read the file again; log level, runtimes and verify change at
@@ -51,7 +52,8 @@ Flags:
 var errUsage = errors.New("see hakod --help")
 
 func main() {
-	unix.Umask(0o022) // modes are set exactly; nothing may be open wider because of the caller
+	runtime.MemProfileRate = 0 // the tables for it take a megabyte; profileMemory turns it on again
+	unix.Umask(0o022)          // modes are set exactly; nothing may be open wider because of the caller
 	err := run(os.Args[1:], os.Stdout)
 	switch {
 	case err == nil:

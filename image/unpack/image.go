@@ -23,6 +23,7 @@ import (
 // Pieces is a stream that hands out its own buffers: b until done is called. After
 // the last one it gives io.EOF.
 type Pieces interface {
+	// Next gives the next buffer.
 	Next() (b []byte, done func(), err error)
 }
 

@@ -89,7 +89,7 @@ func childMain(what string) {
 		}
 	case "fork": // fork without pause: each one does for a moment
 		fmt.Println("forking")
-		_ = exec.Command("/bin/sh", "-c", "f() { f & f & sleep 60; }; for i in 1 2 3 4 5 6 7; do (sleep 60 & sleep 60 & sleep 60 &) & done; sleep 60").Run()
+		_ = exec.Command("/bin/sh", "-c", "f() { f & f & sleep 600; }; for i in 1 2 3 4 5 6 7; do (sleep 600 & sleep 600 & sleep 600 &) & done; sleep 600").Run()
 	}
 	_, _ = io.Copy(io.Discard, in) // until killed
 }

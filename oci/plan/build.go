@@ -27,10 +27,18 @@ type builder struct {
 	pidns  Slot // the PID namespace that a new procfs shows, NoSlot: that of the process
 }
 
+// For how many steps there is room from the start: 390 to 470 are what a container with usual mounts takes, more with many,
+// and 100 to 140 a process in one. All that comes in further chunks has to be put together.
+const (
+	containerSteps = 496
+	insideSteps    = 160
+	moreSteps      = 64
+)
+
 // newBuilder makes a builder with room for about so many steps. One allocation for all
 // of them is a third of the work of compiling.
 func newBuilder(p *Plan, names map[string]Slot, steps int) *builder {
-	return &builder{p: p, names: names, pidns: NoSlot, chunks: [][]Step{make([]Step, 0, steps)}, args: make([]Arg, 0, 3*steps), labels: make([]int, 0, steps/2)}
+	return &builder{p: p, names: names, pidns: NoSlot, chunks: [][]Step{make([]Step, 0, steps)}, args: make([]Arg, 0, 3*steps+steps/4), labels: make([]int, 0, steps/2)}
 }
 
 // do sets the sentence of the steps that follow.
@@ -58,7 +66,7 @@ func (b *builder) buffer() Arg {
 func (b *builder) next(op Op, args []Arg) *Step {
 	last := &b.chunks[len(b.chunks)-1]
 	if len(*last) == cap(*last) {
-		b.chunks = append(b.chunks, make([]Step, 0, 2*cap(*last)))
+		b.chunks = append(b.chunks, make([]Step, 0, moreSteps))
 		last = &b.chunks[len(b.chunks)-1]
 	}
 	*last = (*last)[:len(*last)+1]

@@ -57,7 +57,7 @@ func NamespaceFlag(typ string) uint64 {
 // been validated (package spec).
 func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	c := &compiler{spec: s, f: f, o: o}
-	c.begin()
+	c.begin(containerSteps)
 	if err := c.namespaces(); err != nil {
 		return nil, err
 	}
@@ -107,13 +107,14 @@ func (c *compiler) kernelMemory() {
 	}
 }
 
-func (c *compiler) begin() {
+// begin makes the builders, that of the child with room for so many steps.
+func (c *compiler) begin(steps int) {
 	c.p = &Plan{Slots: slices.Clone(fixedSlots[:]), ConsoleSlot: NoSlot, Preserve: c.o.Preserve}
 	names := make(map[string]Slot, 32)
 	for i, n := range fixedSlots {
 		names[n] = Slot(i)
 	}
-	c.host, c.child = newBuilder(c.p, names, 64), newBuilder(c.p, names, 448)
+	c.host, c.child = newBuilder(c.p, names, 32), newBuilder(c.p, names, steps)
 	if c.spec.Linux == nil {
 		c.spec.Linux = &specs.Linux{}
 	}

@@ -16,7 +16,7 @@ import (
 // container's own specification s.
 func Exec(s *specs.Spec, p *specs.Process, f Facts, o Options) (*Plan, error) {
 	c := &compiler{spec: &specs.Spec{Process: p, Linux: s.Linux}, f: f, o: o}
-	c.begin()
+	c.begin(insideSteps)
 	c.join()
 	if err := c.affinity(p.ExecCPUAffinity); err != nil {
 		return nil, err
@@ -32,7 +32,7 @@ func Exec(s *specs.Spec, p *specs.Process, f Facts, o Options) (*Plan, error) {
 // is that of the container's first process, which the parent opens at rootPath.
 func Hook(h specs.Hook, rootPath string, f Facts, o Options) (*Plan, error) {
 	c := &compiler{spec: &specs.Spec{}, f: f, o: o}
-	c.begin()
+	c.begin(insideSteps)
 	host, b := c.host, c.child
 	root := host.slot("root")
 	host.do("open the root of the container's process")

@@ -129,14 +129,3 @@ type RunStream interface {
 	// ExitStatus is how the process ended, valid after io.EOF: its exit code, or 128 and the signal.
 	ExitStatus() int
 }
-
-// Event is a task event forwarded by a shim.
-type Event struct {
-	Namespace string
-	Topic     string // containerd's: /tasks/exit, /tasks/oom, ...
-	Time      time.Time
-	ID        string // container
-	ExecID    string
-	Pid       int
-	Status    uint32 // of an exit
-}

@@ -138,7 +138,7 @@ type env struct {
 	rootfs []client.Mount
 
 	mu     sync.Mutex
-	events []client.Event
+	events []event
 }
 
 var counter atomic.Int64
@@ -165,7 +165,7 @@ func prepare(t *testing.T, runtime string) *env {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // ends what hangs
 	t.Cleanup(cancel)
 	e := &env{t: t, ctx: ctx, bundle: t.TempDir(), id: fmt.Sprintf("shimtest-%d-%d", os.Getpid(), counter.Add(1))}
-	server, err := client.ListenEvents(filepath.Join(t.TempDir(), "events.sock"), func(ev client.Event) error {
+	server, err := listenEvents(filepath.Join(t.TempDir(), "events.sock"), func(ev event) error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.events = append(e.events, ev)
@@ -174,10 +174,10 @@ func prepare(t *testing.T, runtime string) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { server.Close() })
+	t.Cleanup(server.close)
 	e.opts = client.StartOptions{
 		Binary: binary, Namespace: "test", ID: e.id, Bundle: e.bundle, Runtime: runtime,
-		EventsAddress: server.Address(),
+		EventsAddress: server.path,
 	}
 	e.rootfs = []client.Mount{{Type: "bind", Source: root, Options: []string{"rbind", "ro"}}}
 	e.spec = spec(e.id)

@@ -101,7 +101,7 @@ type persist struct {
 
 // ask repeats a request until it has an answer.
 func (p persist) ask(method, path, body string) (int, string) {
-	deadline := time.Now().Add(5 * time.Minute)
+	deadline := time.Now().Add(hangLimit)
 	for {
 		code, text, err := p.n.request(method, path, strings.NewReader(body), "Content-Type", "application/json")
 		if err == nil && code != 503 {
@@ -133,7 +133,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 		return
 	}
 	acknowledged := false
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		v := p.inspect(name)
 		if v.State.Status == "created" && !acknowledged {
 			code, text, err := p.n.request("POST", path+"/start", nil)
@@ -146,7 +146,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 		}
 		if v.State.Status == "exited" {
 			ran := v.State.FinishedAt.Sub(v.State.StartedAt)
-			if v.State.ExitCode != exit || ran < life || ran > life+5*time.Second {
+			if v.State.ExitCode != exit || ran < life || ran > life+hangLimit {
 				p.t.Errorf("%s ended with %d after %v (%s), want %d after %v", name, v.State.ExitCode, ran, v.State.Error, exit, life)
 			}
 			break
@@ -156,7 +156,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 			return
 		}
 	}
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		code, text := p.ask("DELETE", path+"?v=1", "")
 		if code == 204 || code == 404 {
 			break

@@ -267,7 +267,7 @@ func TestPodLogs(t *testing.T) {
 	}
 	var b []byte
 	eventually(t, "lines where there is space again", func() bool { b, _ = os.ReadFile(path); return bytes.Contains(b, []byte(" stdout F again\n")) })
-	for line := range bytes.Lines(b) {
+	for line := range bytes.Lines(b[:bytes.LastIndexByte(b, '\n')+1]) { // the last line may be on its way
 		if !bytes.Contains(line, []byte(" stdout F ")) {
 			t.Errorf("half a line: %q", line)
 		}

@@ -58,8 +58,8 @@ func lost(err error) bool {
 
 // ask repeats a call until it has an answer.
 func ask[Q, A any](k *kubelet, call func(context.Context, *Q, ...grpc.CallOption) (*A, error), q *Q) (*A, error) {
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		c, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
+		c, cancel := context.WithTimeout(context.Background(), hangLimit)
 		a, err := call(c, q)
 		cancel()
 		if err == nil || !lost(err) || time.Now().After(deadline) {
@@ -80,7 +80,7 @@ func (k *kubelet) live(name string, exit int) bool {
 	}
 	// A run whose answer was lost may have ended well: the kubelet looks at the list first.
 	var pod string
-	for deadline := time.Now().Add(5 * time.Minute); pod == ""; {
+	for deadline := time.Now().Add(hangLimit); pod == ""; {
 		l, err := ask(k, k.ListPodSandbox, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: pc.Labels}})
 		if err != nil || time.Now().After(deadline) {
 			return fail("list: %v", err)
@@ -110,7 +110,7 @@ func (k *kubelet) live(name string, exit int) bool {
 		return fail("containers: %v, %v", l, err)
 	}
 	id := l.Containers[0].Id
-	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		r, err := ask(k, k.ContainerStatus, &cri.ContainerStatusRequest{ContainerId: id})
 		if err != nil || time.Now().After(deadline) {
 			return fail("status: %v, %v", r, err)

@@ -232,7 +232,7 @@ func TestB6B7LabelsAndAnnotations(t *testing.T) {
 	ref, err := n.load(t, func(cf *v1.Config) { cf.Labels = labels }, base(t))
 	must(t, err)
 	hit := ""
-	id, err := n.start(t, script(ref, "sleep 100"))
+	id, err := n.start(t, script(ref, "sleep 100000"))
 	must(t, err)
 	if h := c.touched(t); h != "" {
 		hit = "labels of an image: " + h
@@ -296,7 +296,7 @@ func TestB8Environment(t *testing.T) {
 func TestB11OOMScores(t *testing.T) {
 	n := engineNode(t)
 	ref := n.plain(t)
-	id, err := n.start(t, script(ref, "sleep 100"))
+	id, err := n.start(t, script(ref, "sleep 100000"))
 	must(t, err)
 	_, body := n.call("GET", "/containers/"+id+"/json", nil)
 	var c struct{ State struct{ Pid int } }
@@ -358,7 +358,7 @@ func TestC7VolumesAndExports(t *testing.T) {
 		"nested": {"HostConfig": object{"Binds": []string{c.dir + ":/ro:ro", filepath.Join(c.dir, "sub") + ":/ro/kernel:ro"}}},
 	} {
 		for _, running := range []bool{false, true} {
-			id, _, body := n.create(t, script(readonly, "sleep 100", o))
+			id, _, body := n.create(t, script(readonly, "sleep 100000", o))
 			if id == "" {
 				t.Fatal(body)
 			}
@@ -396,7 +396,7 @@ func TestC8FoldersAreClosed(t *testing.T) {
 	n := engineNode(t)
 	ref, err := n.load(t, func(cf *v1.Config) { cf.Volumes = map[string]struct{}{"/vol": {}} }, base(t), []entry{{name: "bin/suid", content: "#!", mode: 0o4755}})
 	must(t, err)
-	id, err := n.start(t, script(ref, "cp -p /bin/suid /vol; echo logged; sleep 100"))
+	id, err := n.start(t, script(ref, "cp -p /bin/suid /vol; echo logged; sleep 100000"))
 	must(t, err)
 	_ = id
 	walk := func(dir string) (seen string) {
@@ -452,7 +452,7 @@ func sockets(t *testing.T, within string) (bad []string) {
 func TestD1Sockets(t *testing.T) {
 	n := engineNode(t)
 	ref := n.plain(t)
-	id, err := n.start(t, script(ref, "sleep 100", object{"HostConfig": object{"NetworkMode": "host"}}))
+	id, err := n.start(t, script(ref, "sleep 100000", object{"HostConfig": object{"NetworkMode": "host"}}))
 	must(t, err)
 	mark := fmt.Sprint("hksec-control-", os.Getpid())
 	l, err := net.Listen("unix", "@"+mark)
@@ -517,7 +517,7 @@ func TestF2ProgramsOfTheContainer(t *testing.T) {
 	layer = append(layer, entry{name: "lib/libnss_files.so.2", content: "trojan"}, entry{name: "etc/nsswitch.conf", content: "passwd: files\n"})
 	ref, err := n.load(t, nil, base(t), layer)
 	must(t, err)
-	id, err := n.start(t, object{"Image": ref, "Cmd": []string{"/bin/busybox", "sleep", "100"}, "User": "user"})
+	id, err := n.start(t, object{"Image": ref, "Cmd": []string{"/bin/busybox", "sleep", "100000"}, "User": "user"})
 	must(t, err)
 	n.call("GET", "/containers/"+id+"/top", nil)
 	n.call("GET", "/containers/"+id+"/top?ps_args=aux", nil)
@@ -652,7 +652,7 @@ func TestF7F8IPv6(t *testing.T) {
 func TestE1EngineRestoresNothing(t *testing.T) {
 	n := engineNode(t)
 	ref := n.plain(t)
-	id, code, body := n.create(t, script(ref, "sleep 100"))
+	id, code, body := n.create(t, script(ref, "sleep 100000"))
 	if id == "" {
 		t.Fatal(code, body)
 	}

@@ -43,6 +43,9 @@ func thorough() bool { return starts() >= 1000 }
 var workDir string
 
 func TestMain(m *testing.M) {
+	if file := os.Getenv(measureEnv); file != "" {
+		os.Exit(measure(file))
+	}
 	os.Exit(func() int {
 		var err error
 		if workDir, err = os.MkdirTemp("", "hksec"); err != nil { // short: sockets lie below it
@@ -69,6 +72,44 @@ func TestMain(m *testing.M) {
 		}
 		return code
 	}())
+}
+
+// measureEnv makes this program run its arguments as a command, and names the file for what that took.
+const measureEnv = "HAKO_SECURITY_MEASURE"
+
+// measure runs a command for took. A process of its own does: until it executes its program, a child has the memory of whoever starts
+// it, which counts as its own (getrusage(2), ru_maxrss), and that of the tests is large.
+func measure(file string) int {
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.Env = append(os.Environ(), measureEnv+"=")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	text := fmt.Sprint(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss, int64(cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// took runs a command of the runtime to its end and gives the most memory (KiB) and the CPU time that it used.
+func (b *bundle) took(e engine, args ...string) (rss int64, cpu time.Duration, err error) {
+	b.t.Helper()
+	self, serr := os.Executable()
+	must(b.t, serr)
+	file := filepath.Join(b.dir, "took")
+	cmd := b.command(e, args...)
+	cmd.Path, cmd.Args, cmd.Env = self, append([]string{self}, cmd.Args...), append(cmd.Env, measureEnv+"="+file)
+	err = cmd.Run()
+	raw, rerr := os.ReadFile(file)
+	must(b.t, rerr)
+	_, serr = fmt.Sscan(string(raw), &rss, &cpu)
+	must(b.t, serr)
+	return rss, cpu, err
 }
 
 // census (H5) lists what the battery has left on the machine.
