@@ -10,7 +10,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-race test-security test-vm test-powercut lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-race test-security test-vm test-vm-arm64 test-powercut lint bench fuzz install uninstall man quickstart clean
 
 all: build
 
@@ -61,6 +61,9 @@ test-vm: build ## the runtime's tests in a VM: Debian's kernel, cgroup v2, AppAr
 	@GO='$(GO)' test/vm/suite.sh
 	@GO='$(GO)' MODES=systemd RUN='TestSystemdDriver|TestAppArmor' test/vm/suite.sh ./test/integration
 	@GO='$(GO)' MODES=minimal RUN='TestErofsSuite/^[^1]|TestLoopDevices' test/vm/suite.sh ./snapshot # loop devices; not 128 of them
+
+test-vm-arm64: ## the runtime's tests in a VM of arm64: Debian's kernel, cgroup v2
+	@GO='$(GO)' ARCH=arm64 test/vm/suite.sh ./oci/... ./cmd/hako-oci ./internal/longoverlay
 
 POWERCUTS ?= 100
 FLUSHES   ?= 1200

@@ -43,7 +43,7 @@ func (a *app) checkCommand() *cobra.Command {
 	var deep, repair bool
 	var format string
 	cmd := &cobra.Command{Use: "check [OPTIONS]", Short: "Check the store: that everything is there and whole", Args: cobra.NoArgs,
-		Long: `Check records, blobs, snapshots, containers and volumes: that every reference leads to
+		Long: `Check records, blobs, snapshots, containers, volumes and networks: that every reference leads to
 something, and that nothing lies around which nothing needs. It runs beside all other work.
 
 --repair fetches again what is missing from the registry that it came from, unpacks again what can be
@@ -176,5 +176,9 @@ func (a *app) printReport(r checkReport, left int) {
 		fmt.Fprintln(a.Out, "clean")
 		return
 	}
-	fmt.Fprintf(a.Out, "%d problems\n", left)
+	word := "problems"
+	if left == 1 {
+		word = "problem"
+	}
+	fmt.Fprintf(a.Out, "%d %s\n", left, word)
 }

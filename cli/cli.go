@@ -20,6 +20,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/hako-engine/hako/internal/errtext"
 	"github.com/hako-engine/hako/internal/version"
 )
 
@@ -251,7 +252,10 @@ func (a *app) explain(err error) string {
 	case errdefs.IsCanceled(err), errors.Is(err, context.Canceled):
 		return "interrupted"
 	}
-	return strings.TrimPrefix(msg, "Error response from daemon: ")
+	if text, ok := strings.CutPrefix(msg, "Error response from daemon: "); ok {
+		return text
+	}
+	return errtext.Plain(err)
 }
 
 func firstLine(s string) string { l, _, _ := strings.Cut(s, "\n"); return l }
@@ -300,6 +304,16 @@ func filters(values []string) (client.Filters, error) {
 		f.Add(strings.ToLower(strings.TrimSpace(k)), strings.TrimSpace(val))
 	}
 	return f, nil
+}
+
+// filtered connects, and parses the --filter flags of a request.
+func (a *app) filtered(values []string) (*client.Client, client.Filters, error) {
+	c, err := a.client()
+	if err != nil {
+		return nil, nil, err
+	}
+	f, err := filters(values)
+	return c, f, err
 }
 
 func filterFlag(fs *pflag.FlagSet, what string) *[]string {

@@ -388,3 +388,18 @@ func TestDoctorFindsTheKernel(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestDoctorLooksAtTheDaemonsDisk: at the one that the user names, else at the one of the daemon that answers.
+func TestDoctorLooksAtTheDaemonsDisk(t *testing.T) {
+	t.Setenv("DOCKER_API_VERSION", "")
+	host, silent := daemon(t, map[string]string{"GET /info": `{"DockerRootDir":"/elsewhere"}`}), daemon(t, nil)
+	for want, args := range map[string][]string{
+		"/elsewhere":    {"--host", host, "doctor"},
+		"/var/lib/hako": {"--host", silent, "doctor"},
+		"/mine":         {"--host", host, "doctor", "--root", "/mine"},
+	} {
+		if _, out, errs := runCLI(t, args...); !strings.Contains(out, " free for "+want+"\n") {
+			t.Errorf("%q: %s%s", args, out, errs)
+		}
+	}
+}

@@ -88,40 +88,34 @@ func (a *app) startCommand() *cobra.Command {
 	return cmd
 }
 
-func timeoutFlag(cmd *cobra.Command, signal *string, timeout *int) func() *int {
-	cmd.Flags().StringVarP(signal, "signal", "s", "", "signal to send first (default: the container's)")
-	cmd.Flags().IntVarP(timeout, "time", "t", 0, "seconds to wait before killing (default: the container's, or 10); -1: no limit")
-	return func() *int {
-		if cmd.Flags().Changed("time") {
-			return timeout
-		}
-		return nil
-	}
-}
-
 func (a *app) stopCommand() *cobra.Command {
-	var sig string
-	var secs int
-	cmd := &cobra.Command{Use: "stop [OPTIONS] CONTAINER...", Short: "Ask containers to end, then kill them", Args: needNames("a container")}
-	timeout := timeoutFlag(cmd, &sig, &secs)
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		return a.onContainers(cmd, args, func(c *client.Client, name string) error {
-			_, err := c.ContainerStop(cmd.Context(), name, client.ContainerStopOptions{Signal: sig, Timeout: timeout()})
-			return err
-		})
-	}
-	return cmd
+	return a.endCommand("stop", "Ask containers to end, then kill them", func(ctx context.Context, c *client.Client, name, signal string, timeout *int) error {
+		_, err := c.ContainerStop(ctx, name, client.ContainerStopOptions{Signal: signal, Timeout: timeout})
+		return err
+	})
 }
 
 func (a *app) restartCommand() *cobra.Command {
+	return a.endCommand("restart", "Stop and start containers", func(ctx context.Context, c *client.Client, name, signal string, timeout *int) error {
+		_, err := c.ContainerRestart(ctx, name, client.ContainerRestartOptions{Signal: signal, Timeout: timeout})
+		return err
+	})
+}
+
+// endCommand is a command that ends containers. timeout is in seconds; nil: the container's.
+func (a *app) endCommand(name, short string, end func(ctx context.Context, c *client.Client, name, signal string, timeout *int) error) *cobra.Command {
 	var sig string
 	var secs int
-	cmd := &cobra.Command{Use: "restart [OPTIONS] CONTAINER...", Short: "Stop and start containers", Args: needNames("a container")}
-	timeout := timeoutFlag(cmd, &sig, &secs)
+	cmd := &cobra.Command{Use: name + " [OPTIONS] CONTAINER...", Short: short, Args: needNames("a container")}
+	cmd.Flags().StringVarP(&sig, "signal", "s", "", "signal to send first (default: the container's)")
+	cmd.Flags().IntVarP(&secs, "time", "t", 0, "seconds to wait before killing (default: the container's, or 10); -1: no limit")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		var timeout *int
+		if cmd.Flags().Changed("time") {
+			timeout = &secs
+		}
 		return a.onContainers(cmd, args, func(c *client.Client, name string) error {
-			_, err := c.ContainerRestart(cmd.Context(), name, client.ContainerRestartOptions{Signal: sig, Timeout: timeout()})
-			return err
+			return end(cmd.Context(), c, name, sig, timeout)
 		})
 	}
 	return cmd
@@ -551,7 +545,7 @@ func (a *app) containerPruneCommand() *cobra.Command {
 		if !force && !a.confirm("This removes all stopped containers.") {
 			return nil
 		}
-		return a.pruneContainers(cmd.Context(), *filter)
+		return a.reclaimed(a.pruneContainers(cmd.Context(), *filter))
 	}
 	return cmd
 }

@@ -128,7 +128,7 @@ func (f *containerFlags) register(fs *pflag.FlagSet) {
 	arr(&f.link, "link", "", "make another container known under an alias: NAME[:ALIAS]")
 
 	arr(&f.volumes, "volume", "v", "mount a volume or host folder: [SOURCE:]TARGET[:OPTIONS]")
-	arr(&f.mounts, "mount", "", "mount in long form: type=bind|volume|tmpfs,source=...,target=...[,readonly...]")
+	arr(&f.mounts, "mount", "", "mount in long form, of type bind, volume or tmpfs: type=bind,src=/srv,dst=/srv,ro")
 	arr(&f.tmpfs, "tmpfs", "", "mount a tmpfs: TARGET[:OPTIONS]")
 	arr(&f.volumesFrom, "volumes-from", "", "mount what another container mounts: NAME[:ro]")
 	str(&f.volumeDriver, "volume-driver", "", "", "driver of the volumes that this makes")

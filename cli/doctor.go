@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -31,13 +32,16 @@ const (
 	statusError   = "error"
 )
 
+// defaultRoot is where hakod keeps its data if it is not told otherwise.
+const defaultRoot = "/var/lib/hako"
+
 func (a *app) doctorCommand() *cobra.Command {
 	var format, root string
 	cmd := &cobra.Command{Use: "doctor [OPTIONS]", Short: "Check whether this machine is ready, and say what to do if not", Args: cobra.NoArgs,
 		Long: "Check the kernel, cgroups, overlayfs, seccomp, namespaces, nftables, disk space and the\ndaemon, and say what to do about each problem.\n\nExit status: 0 if containers can run, 1 otherwise.",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			found := diagnose(root)
-			found = append(found, a.checkDaemon(cmd))
+			daemon, daemonRoot := a.checkDaemon(cmd)
+			found := append(diagnose(cmp.Or(root, daemonRoot, defaultRoot)), daemon)
 			failed := 0
 			for _, f := range found {
 				if f.Status == statusError {
@@ -57,7 +61,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			return nil
 		}}
 	cmd.Flags().StringVar(&format, "format", "", `"json"`)
-	cmd.Flags().StringVar(&root, "root", "/var/lib/hako", "the daemon's data folder, whose disk is checked")
+	cmd.Flags().StringVar(&root, "root", "", "the daemon's data folder, whose disk is checked (default: the one that the daemon names if it answers, else "+defaultRoot+")")
 	return cmd
 }
 
@@ -270,14 +274,20 @@ func checkDisk(root string) finding {
 	return f
 }
 
-func (a *app) checkDaemon(cmd *cobra.Command) finding {
+// checkDaemon asks the daemon whether it answers, and where its data is: "" if it does not say, or is on another machine.
+func (a *app) checkDaemon(cmd *cobra.Command) (f finding, root string) {
 	c, err := a.client()
 	if err == nil {
 		res, perr := c.Ping(cmd.Context(), client.PingOptions{NegotiateAPIVersion: true})
 		if perr == nil {
-			return finding{Check: "daemon", Status: statusOK, Detail: fmt.Sprintf("answers at %s (API %s)", a.address(), res.APIVersion)}
+			if strings.HasPrefix(a.address(), "unix://") {
+				if info, err := c.Info(cmd.Context(), client.InfoOptions{}); err == nil {
+					root = info.Info.DockerRootDir
+				}
+			}
+			return finding{Check: "daemon", Status: statusOK, Detail: fmt.Sprintf("answers at %s (API %s)", a.address(), res.APIVersion)}, root
 		}
 		err = perr
 	}
-	return finding{"daemon", statusWarning, a.explain(err), "start it with 'hakod', or see docs/install.md for a service unit"}
+	return finding{"daemon", statusWarning, a.explain(err), "start it with 'hakod', or see docs/install.md for a service unit"}, ""
 }

@@ -110,13 +110,11 @@ func (a *app) imagesCommand() *cobra.Command {
 	fs.StringVar(&format, "format", "", formatHelp)
 	filter := filterFlag(fs, "images")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}
-		if o.Filters, err = filters(*filter); err != nil {
-			return err
-		}
+		o.Filters = f
 		if len(args) == 1 {
 			o.Filters.Add("reference", args[0])
 		}
@@ -435,24 +433,20 @@ func (a *app) imagePruneCommand() *cobra.Command {
 		if !force && !a.confirm(what) {
 			return nil
 		}
-		return a.pruneImages(cmd.Context(), *filter, all)
+		return a.reclaimed(a.pruneImages(cmd.Context(), *filter, all))
 	}
 	return cmd
 }
 
-func (a *app) pruneImages(ctx context.Context, filter []string, all bool) error {
-	c, err := a.client()
+func (a *app) pruneImages(ctx context.Context, filter []string, all bool) (bytes uint64, err error) {
+	c, f, err := a.filtered(filter)
 	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	f.Add("dangling", strconv.FormatBool(!all))
 	res, err := c.ImagePrune(ctx, client.ImagePruneOptions{Filters: f})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	var names []string
 	for _, d := range res.Report.ImagesDeleted {
@@ -462,8 +456,8 @@ func (a *app) pruneImages(ctx context.Context, filter []string, all bool) error 
 			names = append(names, "deleted: "+d.Deleted)
 		}
 	}
-	a.pruned("Deleted images", names, res.Report.SpaceReclaimed)
-	return nil
+	a.pruned("Deleted images", names)
+	return res.Report.SpaceReclaimed, nil
 }
 
 // showProgress renders a stream of progress messages: bars that are redrawn on a

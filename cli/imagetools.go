@@ -24,18 +24,29 @@ import (
 // Images is what the commands of 'hako image' do that reach beyond the daemon. References
 // are as people write them; reports are values whose JSON form is shown.
 type Images interface {
+	// Inspect tells of an image, with referrers also of what refers to it.
 	Inspect(ctx context.Context, ref string, a Access, platform *ocispec.Platform, referrers bool) (report any, err error)
+	// Raw gives the bytes of its manifest or, with config, of its configuration.
 	Raw(ctx context.Context, ref string, a Access, platform *ocispec.Platform, config bool) ([]byte, error)
+	// Copy copies an image between places.
 	Copy(ctx context.Context, r CopyRequest) (CopyResult, error)
+	// Tags lists the names in a repository, a layout or an archive; name is the place in full.
 	Tags(ctx context.Context, ref string, a Access) (name string, tags []string, err error)
 	// Delete removes an image from its registry, and gives its digest.
 	Delete(ctx context.Context, ref string, a Access, dryRun bool) (digest string, err error)
+	// Login asks a registry whether it takes the credentials of a.
 	Login(ctx context.Context, registry string, a Access) error
+	// Sync copies all images that r selects. An image that fails is reported, and does not end it.
 	Sync(ctx context.Context, r SyncRequest) (SyncReport, error)
+	// Diff compares two images, with files also what is in their layers.
 	Diff(ctx context.Context, a, b string, aa, ba Access, platform *ocispec.Platform, files bool) (report any, err error)
+	// Mount shows the daemon's image at a folder, read-only.
 	Mount(ctx context.Context, name, dir string) error
+	// Unmount ends that.
 	Unmount(ctx context.Context, dir string) error
+	// Mounts lists what Mount shows.
 	Mounts(ctx context.Context) ([]ImageMount, error)
+	// Close ends the connections.
 	Close() error
 }
 
@@ -138,6 +149,16 @@ func (a *app) images() (Images, error) {
 	}
 	a.i = a.Options.Images(c)
 	return a.i, nil
+}
+
+// imagesWith is images, and how the flags say that places are reached.
+func (a *app) imagesWith(acc *accessFlags) (Images, Access, error) {
+	access, err := acc.access(a)
+	if err != nil {
+		return nil, access, err
+	}
+	images, err := a.images()
+	return images, access, err
 }
 
 // containerdSocket is beside the Docker socket, unless it was named.
@@ -309,11 +330,7 @@ func (a *app) inspectReferences(ctx context.Context, names []string, format, pla
 	if err != nil {
 		return err
 	}
-	access, err := acc.access(a)
-	if err != nil {
-		return err
-	}
-	images, err := a.images()
+	images, access, err := a.imagesWith(acc)
 	if err != nil {
 		return err
 	}
@@ -664,11 +681,7 @@ func (a *app) imageTagsCommand() *cobra.Command {
 		Long:    "List the tags of a repository in its registry, or the names in a layout or an archive.",
 		Example: "  hako image list-tags registry.example.com/app\n  hako image list-tags oci:./layout",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := acc.access(a)
-			if err != nil {
-				return err
-			}
-			images, err := a.images()
+			images, access, err := a.imagesWith(&acc)
 			if err != nil {
 				return err
 			}
@@ -711,11 +724,7 @@ registry removes blobs later, when it collects garbage. The daemon's images are 
 touched; that is 'hako rmi'.`,
 		Example: "  hako image delete registry.example.com/app:old\n  hako image delete -f registry.example.com/app@sha256:...",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			access, err := acc.access(a)
-			if err != nil {
-				return err
-			}
-			images, err := a.images()
+			images, access, err := a.imagesWith(&acc)
 			if err != nil {
 				return err
 			}

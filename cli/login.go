@@ -111,7 +111,7 @@ keep them where docker does: with the credential helper that ~/.docker/config.js
 	return cmd
 }
 
-const authFileHelp = "keep credentials in this file instead (default: $REGISTRY_AUTH_FILE, else docker's config.json)"
+const authFileHelp = "file with the credentials (default: $REGISTRY_AUTH_FILE, else docker's config.json)"
 
 func (a *app) logoutCommand() *cobra.Command {
 	var all bool

@@ -76,11 +76,7 @@ func (a *app) volumeCommand() *cobra.Command {
 	ls := &cobra.Command{Use: "ls [OPTIONS]", Aliases: []string{"list"}, Short: "List volumes", Args: cobra.NoArgs}
 	lsFilter := filterFlag(ls.Flags(), "volumes")
 	ls.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		f, err := filters(*lsFilter)
+		c, f, err := a.filtered(*lsFilter)
 		if err != nil {
 			return err
 		}
@@ -126,46 +122,38 @@ func (a *app) volumeCommand() *cobra.Command {
 		if !yes && !a.confirm("This removes all anonymous volumes that no container uses.") {
 			return nil
 		}
-		return a.pruneVolumes(cmd.Context(), *pruneFilter, all)
+		return a.reclaimed(a.pruneVolumes(cmd.Context(), *pruneFilter, all))
 	}
 	return group("volume", "Manage volumes", mk, ls, inspect, rm, prune)
 }
 
-func (a *app) pruneVolumes(ctx context.Context, filter []string, all bool) error {
-	c, err := a.client()
+func (a *app) pruneVolumes(ctx context.Context, filter []string, all bool) (bytes uint64, err error) {
+	c, f, err := a.filtered(filter)
 	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	res, err := c.VolumePrune(ctx, client.VolumePruneOptions{All: all, Filters: f})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	a.pruned("Deleted volumes", res.Report.VolumesDeleted, res.Report.SpaceReclaimed)
-	return nil
+	a.pruned("Deleted volumes", res.Report.VolumesDeleted)
+	return res.Report.SpaceReclaimed, nil
 }
 
-func (a *app) pruneContainers(ctx context.Context, filter []string) error {
-	c, err := a.client()
+func (a *app) pruneContainers(ctx context.Context, filter []string) (bytes uint64, err error) {
+	c, f, err := a.filtered(filter)
 	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	res, err := c.ContainerPrune(ctx, client.ContainerPruneOptions{Filters: f})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	a.pruned("Deleted containers", res.Report.ContainersDeleted, res.Report.SpaceReclaimed)
-	return nil
+	a.pruned("Deleted containers", res.Report.ContainersDeleted)
+	return res.Report.SpaceReclaimed, nil
 }
 
-func (a *app) pruned(title string, names []string, bytes uint64) {
+func (a *app) pruned(title string, names []string) {
 	if len(names) > 0 {
 		fmt.Fprintln(a.Out, title+":")
 		for _, n := range names {
@@ -173,7 +161,14 @@ func (a *app) pruned(title string, names []string, bytes uint64) {
 		}
 		fmt.Fprintln(a.Out)
 	}
-	fmt.Fprintln(a.Out, "Total reclaimed space: "+units.HumanSizeWithPrecision(float64(bytes), 3))
+}
+
+// reclaimed says what a prune came to.
+func (a *app) reclaimed(bytes uint64, err error) error {
+	if err == nil {
+		fmt.Fprintln(a.Out, "Total reclaimed space: "+units.HumanSizeWithPrecision(float64(bytes), 3))
+	}
+	return err
 }
 
 // confirm asks the user; anything but yes means no.
@@ -283,11 +278,7 @@ func (a *app) networkCommand() *cobra.Command {
 }
 
 func (a *app) pruneNetworks(ctx context.Context, filter []string) error {
-	c, err := a.client()
-	if err != nil {
-		return err
-	}
-	f, err := filters(filter)
+	c, f, err := a.filtered(filter)
 	if err != nil {
 		return err
 	}
@@ -310,11 +301,7 @@ func (a *app) networkLs() *cobra.Command {
 	ls.Flags().BoolVar(&noTrunc, "no-trunc", false, "do not shorten ids")
 	ls.Flags().StringVar(&format, "format", "", formatHelp)
 	ls.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		f, err := filters(*filter)
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}

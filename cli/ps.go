@@ -183,13 +183,11 @@ func (a *app) psCommand() *cobra.Command {
 	fs.StringVar(&format, "format", "", formatHelp)
 	filter := filterFlag(fs, "containers")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}
-		if o.Filters, err = filters(*filter); err != nil {
-			return err
-		}
+		o.Filters = f
 		if last > 0 {
 			o.Limit, o.All = last, true
 		}

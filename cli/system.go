@@ -168,13 +168,11 @@ func (a *app) eventsCommand() *cobra.Command {
 	fs.StringVar(&format, "format", "", `"json" or a Go template`)
 	filter := filterFlag(fs, "events")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
+		c, f, err := a.filtered(*filter)
 		if err != nil {
 			return err
 		}
-		if o.Filters, err = filters(*filter); err != nil {
-			return err
-		}
+		o.Filters = f
 		res := c.Events(cmd.Context(), o)
 		for {
 			select {
@@ -278,18 +276,22 @@ func (a *app) systemPruneCommand() *cobra.Command {
 			return nil
 		}
 		ctx := cmd.Context()
-		if err := a.pruneContainers(ctx, *filter); err != nil {
+		total, err := a.pruneContainers(ctx, *filter)
+		if err != nil {
 			return err
 		}
 		if err := a.pruneNetworks(ctx, *filter); err != nil {
 			return err
 		}
 		if volumes {
-			if err := a.pruneVolumes(ctx, *filter, false); err != nil {
+			n, err := a.pruneVolumes(ctx, *filter, false)
+			if err != nil {
 				return err
 			}
+			total += n
 		}
-		return a.pruneImages(ctx, *filter, all)
+		n, err := a.pruneImages(ctx, *filter, all)
+		return a.reclaimed(total+n, err)
 	}
 	return cmd
 }
@@ -297,7 +299,7 @@ func (a *app) systemPruneCommand() *cobra.Command {
 func (a *app) completionCommand() *cobra.Command {
 	shells := []string{"bash", "zsh", "fish"}
 	cmd := &cobra.Command{Use: "completion SHELL", Short: "Print the completion script of a shell", ValidArgs: shells,
-		Long:    "Print the completion script for bash, zsh or fish. For the running shell:\n\n  source <(hako completion bash)",
+		Long:    "Print the completion script for bash, zsh or fish. For the running shell:\n\n  source <(hako completion bash)\n\n'hako completion man DIR' writes the manual pages into a folder.",
 		Example: "  hako completion bash > /usr/share/bash-completion/completions/hako\n  hako completion fish > ~/.config/fish/completions/hako.fish",
 		Args:    needArgs(1, 1, "a shell: bash, zsh or fish"),
 		RunE: func(cmd *cobra.Command, args []string) error {

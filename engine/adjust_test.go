@@ -218,7 +218,7 @@ func TestNoHooksNoCost(t *testing.T) {
 		t.Error("something was kept for hooks that are not there")
 	}
 	s, _ := n.e.pods.get(pod)
-	if got := testing.AllocsPerRun(100, func() {
+	calls := func() {
 		_ = n.e.tellRun(bg, s)
 		_ = n.e.tellStart(bg, c)
 		n.e.tellPost(bg, c, "nothing", Hooks.PostStartContainer)
@@ -226,7 +226,13 @@ func TestNoHooksNoCost(t *testing.T) {
 		n.e.tellGone(bg, c)
 		n.e.tellStop(bg, s)
 		n.e.tellRemove(bg, s)
-	}); got != 0 {
+	}
+	// What others allocate meanwhile is counted, too: one undisturbed try tells.
+	got := 1.0
+	for try := 0; got != 0 && try < 100; try++ {
+		got = testing.AllocsPerRun(100, calls)
+	}
+	if got != 0 {
 		t.Errorf("%v allocations", got)
 	}
 	if err := n.e.RemoveSandbox(bg, pod); err != nil {

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 func TestAppArmorDecision(t *testing.T) {
@@ -93,7 +95,7 @@ func TestAppArmorEnsure(t *testing.T) {
 	list, calls := filepath.Join(dir, "profiles"), filepath.Join(dir, "calls")
 	parser := filepath.Join(dir, "parser")
 	script := "#!/bin/sh\necho \"$@\" >>" + calls + "\ncat >" + dir + "/text\n[ ! -e " + dir + "/broken ] || { echo syntax error >&2; exit 1; }\necho 'hako-default (enforce)' >" + list + "\n"
-	if err := os.WriteFile(parser, []byte(script), 0o755); err != nil {
+	if err := execfile.Write(parser, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	// A profile of a similar name, and ours as another daemon loaded it.

@@ -45,6 +45,7 @@ type InUse = func(store.Node) bool
 
 // Checked is a room that can be checked and repaired.
 type Checked interface {
+	// Check looks for what is wrong, and changes nothing. An error means that it could not look.
 	Check(ctx context.Context, o store.CheckOptions) ([]Finding, error)
 	// Repair does away with a finding and tells how. errdefs.ErrUnavailable: it can do
 	// nothing about it, or not yet.
@@ -53,7 +54,9 @@ type Checked interface {
 
 // Garbage is the collector, which must not run beside a repair.
 type Garbage interface {
+	// GC collects once.
 	GC(ctx context.Context) (store.GCStats, error)
+	// HoldGC keeps collections from running until release is called; it waits for one under way.
 	HoldGC() (release func())
 }
 

@@ -41,7 +41,10 @@ type checkpointInfo struct {
 	Created      time.Time `json:"createdTime"`
 	Checkpointed time.Time `json:"checkpointedTime"`
 	Restored     bool      `json:"restored"`
+	Engine       string    `json:"engine"` // who has written it: hako restores its own only
 }
+
+const checkpointEngine = "hako"
 
 // CheckpointContainer writes a running container to an archive, mode 0600, at an absolute
 // path. It is frozen meanwhile, so that its files are those that its processes knew, and goes on
@@ -130,13 +133,16 @@ const resumeLimit = 30 * time.Second
 
 // describeCheckpoint lays what else belongs to a checkpoint beside the images.
 func (e *Engine) describeCheckpoint(ctx context.Context, v Container, bundle, work string) error {
-	info := checkpointInfo{ID: v.ID, Name: v.Name, Image: v.ImageName, ImageRef: v.ImageID, ImageName: v.ImageName, Runtime: v.Config.Runtime, Created: v.Created, Checkpointed: time.Now().UTC()}
+	info := checkpointInfo{ID: v.ID, Name: v.Name, Image: v.ImageName, ImageRef: v.ImageID, ImageName: v.ImageName, Runtime: v.Config.Runtime, Created: v.Created, Checkpointed: time.Now().UTC(), Engine: checkpointEngine}
 	var addresses struct {
 		IP  string   `json:"ip,omitempty"`
 		IPs []string `json:"ips,omitempty"`
 	}
 	if p := v.Config.Pod; p != nil {
 		info.Name, info.Image = p.Name, p.UserImage
+		if p.Restore != nil {
+			info.Image, info.Restored = p.Restore.Image, true
+		}
 		if s, err := e.Sandbox(ctx, p.Sandbox); err == nil {
 			for _, ip := range s.IPs {
 				addresses.IPs = append(addresses.IPs, ip.String())

@@ -10,8 +10,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/snapshot"
 	"github.com/hako-engine/hako/store"
 )
@@ -20,7 +22,7 @@ import (
 func withCRIU(t *testing.T) {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"), 0o700); err != nil {
+	if err := execfile.Write(filepath.Join(dir, "criu"), []byte("#!/bin/sh\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)
@@ -50,7 +52,9 @@ func filesOf(t *testing.T, path string) map[string]string {
 	}
 }
 
-func TestCheckpointContainer(t *testing.T) {
+// withFiles gives a node a snapshotter with files.
+func withFiles(t *testing.T) (*node, snapshots.Snapshotter) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skipf("needs root: %s", t.Name()) // snapshots are owned by it
 	}
@@ -60,13 +64,18 @@ func TestCheckpointContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer st.Close()
+	t.Cleanup(func() { st.Close() })
 	snaps, err := snapshot.NewNative(filepath.Join(dir, "native"), st)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer snaps.Close()
-	n.e.opt.Snapshotters["fake"] = snaps
+	t.Cleanup(func() { snaps.Close() })
+	n.files, n.e.opt.Snapshotters["fake"] = snaps, snaps
+	return n, snaps
+}
+
+func TestCheckpointContainer(t *testing.T) {
+	n, _ := withFiles(t)
 	pod := n.pod(hostPod("p"))
 	id := n.member(pod, memberConfig("a"))
 	out := t.TempDir()

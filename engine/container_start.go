@@ -244,7 +244,7 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 			return err
 		}
 		pid, err = shim.Create(gctx, client.CreateOptions{
-			ID: v.ID, Bundle: bundle, Rootfs: rootfsMounts(mounts, in.Pod != nil && in.Pod.UserNS != ""),
+			ID: v.ID, Bundle: bundle, Checkpoint: e.checkpointImages(v), Rootfs: rootfsMounts(mounts, in.Pod != nil && in.Pod.UserNS != ""),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
 		})
 		if err != nil {
@@ -311,6 +311,13 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 	e.emit(c, "start")
 	e.startHealth(c, r)
 	e.work.Go(func() { e.watch(c, r) })
+	if e.checkpointImages(v) != "" {
+		e.background(func(context.Context) {
+			if err := os.RemoveAll(e.restoreDir(v.ID)); err != nil {
+				e.log.Error("remove the files that a container was restored from", "container", v.ID, "error", err)
+			}
+		})
+	}
 	e.tellPost(ctx, c, "the start of a container", Hooks.PostStartContainer)
 	return nil
 }
@@ -480,6 +487,11 @@ func (e *Engine) prepareBundle(in *specInput, mounts []mount.Mount, bundle strin
 	}
 	if err := e.injectCDI(spec, v.cdiNames()); err != nil {
 		return done, err
+	}
+	if p := v.Config.Pod; p != nil && p.Restore != nil {
+		if err := p.Restore.fit(spec, e.restoreDir(v.ID)); err != nil {
+			return done, err
+		}
 	}
 	if spec.Process.ApparmorProfile == apparmorProfile {
 		if err := e.apparmor.ensure(e.ctx); err != nil {

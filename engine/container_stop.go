@@ -15,6 +15,8 @@ import (
 
 const (
 	defaultStopTimeout = 10 * time.Second
+	// maxStopTimeout is the longest grace, in seconds: a hundred years.
+	maxStopTimeout = 100 * 365 * 24 * 3600
 	// killLimit is how long a killed process may take to be gone.
 	killLimit = 10 * time.Second
 	// settleLimit is how long after its start a process may still be setting its handlers of signals.
@@ -161,7 +163,7 @@ func stopParameters(v Container, o StopOptions) (sig int, timeout time.Duration,
 		seconds = v.Config.StopTimeout
 	}
 	if seconds != nil {
-		timeout = time.Duration(*seconds) * time.Second
+		timeout = time.Duration(min(*seconds, maxStopTimeout)) * time.Second // the kubelet hands on any number that a pod has
 	}
 	return sig, timeout, nil
 }

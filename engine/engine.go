@@ -78,11 +78,13 @@ type Options struct {
 	CgroupDriver string            // "cgroupfs" (default) or "systemd"
 	ShimBinary   string            // empty: beside the executable
 	Runtimes     map[string]string // further OCI runtimes: name → binary that the shim executes; see SetRuntimes
-	CDISpecDirs  []string          // folders of device descriptions, the last ones go first; empty: /etc/cdi, /var/run/cdi
-	InitBinary   string            // static init for Config.Init; empty: asking for one is an error
-	Version      string
-	Labels       []string // of the daemon, shown by Info
-	RegistryDir  string
+	// RestoreCheckpoints says what containers of pods may be restored from: RestoreNone, RestoreArchives (or ""), RestoreImages.
+	RestoreCheckpoints string
+	CDISpecDirs        []string // folders of device descriptions, the last ones go first; empty: /etc/cdi, /var/run/cdi
+	InitBinary         string   // static init for Config.Init; empty: asking for one is an error
+	Version            string
+	Labels             []string // of the daemon, shown by Info
+	RegistryDir        string
 	// Checked are the rooms below that Check looks at, the store first; Garbage is the collector.
 	Checked []Checked
 	Garbage Garbage

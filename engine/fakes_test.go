@@ -150,6 +150,9 @@ type fakeImages struct {
 	mu   sync.Mutex
 	imgs []image.Image
 	cfg  dockerspec.DockerOCIImage
+	// chains are the snapshots of images that have one, by their ids; pull makes one come from a registry.
+	chains map[digest.Digest]string
+	pull   func(ref string) (image.Image, error)
 }
 
 func (f *fakeImages) Get(_ context.Context, ref string, _ *ocispec.Platform) (image.Image, error) {
@@ -175,12 +178,21 @@ func (f *fakeImages) Config(context.Context, image.Image) (dockerspec.DockerOCII
 	return f.cfg, nil
 }
 
-func (f *fakeImages) Unpack(context.Context, image.Image, string) (string, error) {
-	return "", f.step("unpack")
+func (f *fakeImages) Unpack(_ context.Context, img image.Image, _ string) (string, error) {
+	return f.chains[img.ID], f.step("unpack")
 }
 
-func (f *fakeImages) Pull(context.Context, string, image.PullOptions) (image.Image, error) {
-	return image.Image{}, errdefs.ErrUnavailable
+func (f *fakeImages) Pull(_ context.Context, ref string, _ image.PullOptions) (image.Image, error) {
+	if f.pull == nil {
+		return image.Image{}, errdefs.ErrUnavailable
+	}
+	img, err := f.pull(ref)
+	if err == nil {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.imgs = append(f.imgs, img)
+	}
+	return img, err
 }
 func (f *fakeImages) Push(context.Context, string, image.PushOptions) error { return nil }
 func (f *fakeImages) Tag(context.Context, string, string) error             { return nil }
@@ -491,6 +503,8 @@ type node struct {
 	pods        PodNetwork // nil: the engine's own
 	shims       *fakeShims
 	snaps       *fakeSnapshots
+	files       snapshots.Snapshotter // with files, in place of snaps; may be nil
+	restorable  string                // Options.RestoreCheckpoints
 	hooks       Hooks
 	cdiDir      string
 	hierarchies []string // mount points of cgroups
@@ -524,10 +538,14 @@ func newNode(t testing.TB) *node {
 // boot starts a daemon on the node.
 func (n *node) boot() {
 	n.t.Helper()
+	snaps := n.files
+	if snaps == nil {
+		snaps = n.snaps
+	}
 	e, err := New(context.Background(), Options{
 		Root: n.root, State: n.state, Containers: n.containers, Volumes: n.volumes, Settings: n.settings, Sandboxes: n.sandboxes,
 		Images: n.images, Networks: n.nets, PodNetwork: n.pods, Shims: n.shims,
-		Snapshotters: map[string]snapshots.Snapshotter{"fake": n.snaps}, Snapshotter: "fake",
+		Snapshotters: map[string]snapshots.Snapshotter{"fake": snaps}, Snapshotter: "fake", RestoreCheckpoints: n.restorable,
 		Hooks: n.hooks, CDISpecDirs: []string{n.cdiDir}, probe: n.probe,
 	})
 	if err != nil {
@@ -590,8 +608,8 @@ func (n *node) wait(id string, cond WaitCondition) int {
 	select {
 	case r := <-ch:
 		return r.ExitCode
-	case <-time.After(time.Minute):
-		n.t.Fatalf("container %s: no %s in a minute", id, cond)
+	case <-time.After(5 * time.Minute):
+		n.t.Fatalf("container %s: waited in vain for %s", id, cond)
 		return 0
 	}
 }
@@ -599,12 +617,12 @@ func (n *node) wait(id string, cond WaitCondition) int {
 // eventually waits for a condition.
 func (n *node) eventually(what string, ok func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if ok() {
 			return
 		}
 	}
-	n.t.Fatalf("not within a minute: %s", what)
+	n.t.Fatalf("waited in vain for: %s", what)
 }
 
 // reachContext tells when something begins to wait that can be ended by it.

@@ -33,6 +33,8 @@ type fakeShims struct {
 	hanging, mostHung int
 	// slow, if not nil, is called while a shim makes a container, which it does even if its caller has given up.
 	slow func(context.Context)
+	// restore is called with what a container is to be made of.
+	restore func(client.CreateOptions, specs.Spec) error
 	// freezes: what is paused does not end until it is thawed.
 	freezes bool
 	// exits are exit files that dead shims left, by bundle.
@@ -168,6 +170,11 @@ func (s *fakeShim) Create(ctx context.Context, o client.CreateOptions) (int, err
 	slow := s.f.slow
 	if slow != nil {
 		slow(ctx)
+	}
+	if o.Checkpoint != "" {
+		if err := s.f.restore(o, spec); err != nil {
+			return 0, err
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -93,7 +93,7 @@ func TestGuestUsesImage(t *testing.T) {
 func TestGuestEvents(t *testing.T) {
 	t.Parallel()
 	n := newGuestNode(t)
-	c, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	c, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	events, err := n.e.Events(c, time.Time{}, time.Time{}, Filters{"container": {"g"}})
 	if err != nil {

@@ -30,12 +30,15 @@ type Hooks interface {
 	Idle() bool
 
 	RunSandbox(ctx context.Context, s Sandbox) error // before anybody knows of it
+	// UpdateSandbox is before a change of the pod's limits, PostUpdateSandbox after it.
 	UpdateSandbox(ctx context.Context, s Sandbox, overhead, resources *Resources) error
 	PostUpdateSandbox(ctx context.Context, s Sandbox) error
 	StopSandbox(ctx context.Context, s Sandbox) error   // its containers have stopped, its network is there
 	RemoveSandbox(ctx context.Context, s Sandbox) error // it is gone
 
+	// CreateContainer is before it is made, and may ask for another configuration, and for other limits of other containers.
 	CreateContainer(ctx context.Context, s Sandbox, c HookContainer) (Adjustment, []ContainerUpdate, error)
+	// PostCreateContainer and PostStartContainer are told of what has been done.
 	PostCreateContainer(ctx context.Context, s Sandbox, c HookContainer) error
 	StartContainer(ctx context.Context, s Sandbox, c HookContainer) error // its process waits for the start
 	PostStartContainer(ctx context.Context, s Sandbox, c HookContainer) error

@@ -417,8 +417,10 @@ func (c *container) networks() []EndpointSettings {
 // dropStrayEndpoints releases the endpoints and namespaces of containers that do not run: after a
 // reboot, and when the daemon died between two steps.
 func (e *Engine) dropStrayEndpoints(ctx context.Context) {
-	// Of those that are being removed, the removal sees to it.
-	live, kept := e.pods.undone(), map[string]bool{}
+	live, kept := map[string]bool{}, map[string]bool{}
+	for id := range e.pods.undone() {
+		live[id] = true // the removal sees to it
+	}
 	for _, s := range e.pods.all() {
 		s.mu.Lock()
 		live[s.id] = s.state == SandboxReady

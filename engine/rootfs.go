@@ -93,7 +93,7 @@ func openMounts(mounts []mount.Mount, write bool) (*safepath.Root, error) {
 			return safepath.OpenRoot(ro[0].Source)
 		}
 	}
-	f, err := snapshot.MountDetached(mounts)
+	f, err := snapshot.MountAny(mounts)
 	if err != nil {
 		return nil, err
 	}

@@ -108,29 +108,32 @@ type sandboxes struct {
 	byID    map[string]*sandbox
 	names   map[string]string                // key → id
 	members map[string]map[string]*container // sandbox → its containers
-	undoing map[string]bool                  // ids of those that nobody knows of, and that are being removed since the start
+	undoing map[string]chan struct{}         // of those that nobody knows of, and that are being removed since the start: closed at the end of it
 	flights flights[*sandbox]
 	creates flights[*newMember]
 	starts  flights[struct{}]
 }
 
 func newSandboxes() sandboxes {
-	return sandboxes{byID: map[string]*sandbox{}, names: map[string]string{}, members: map[string]map[string]*container{}, undoing: map[string]bool{}}
+	return sandboxes{byID: map[string]*sandbox{}, names: map[string]string{}, members: map[string]map[string]*container{}, undoing: map[string]chan struct{}{}}
 }
 
-// undo marks a sandbox as one that is being removed, or no longer.
-func (r *sandboxes) undo(id string, under bool) {
+// undo marks a sandbox as one that is being removed, until done is called.
+func (r *sandboxes) undo(id string) (done func()) {
+	gone := make(chan struct{})
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if under {
-		r.undoing[id] = true
-	} else {
+	r.undoing[id] = gone
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
 		delete(r.undoing, id)
+		close(gone)
 	}
 }
 
-// undone lists the sandboxes that are being removed.
-func (r *sandboxes) undone() map[string]bool {
+// undone lists the sandboxes that are being removed. A channel is closed when its sandbox is no longer.
+func (r *sandboxes) undone() map[string]chan struct{} {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return maps.Clone(r.undoing)

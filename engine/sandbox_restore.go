@@ -109,10 +109,10 @@ const (
 // holds its name.
 func (e *Engine) undoSandbox(s *sandbox) {
 	release := e.pods.flights.hold(s.rec.Config.key())
-	e.pods.undo(s.id, true)
+	done := e.pods.undo(s.id)
 	e.work.Go(func() {
 		defer release()
-		defer e.pods.undo(s.id, false)
+		defer done()
 		var err error
 		for range undoTries {
 			if err = e.removeSandbox(e.ctx, s); err == nil {
@@ -124,15 +124,14 @@ func (e *Engine) undoSandbox(s *sandbox) {
 	})
 }
 
-// awaitUndone waits until the sandboxes that are being removed are gone, but not for one that hangs.
+// awaitUndone waits until the sandboxes that are being removed are gone, but not for one that hangs. All of
+// them have begun when it is called.
 func (e *Engine) awaitUndone(ctx context.Context) {
 	limit := time.NewTimer(undoWait)
 	defer limit.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for len(e.pods.undone()) > 0 {
+	for _, gone := range e.pods.undone() {
 		select {
-		case <-tick.C:
+		case <-gone:
 		case <-limit.C:
 			e.log.Warn("sandboxes that were cut short are still being removed", "count", len(e.pods.undone()))
 			return
@@ -173,7 +172,7 @@ func (e *Engine) namespacesLive(s *sandbox, dir string) bool {
 func (e *Engine) dropStraySandboxes() {
 	undoing := e.pods.undone()
 	for _, id := range folders(filepath.Join(e.opt.State, "sandboxes")) {
-		if _, err := e.pods.get(id); err == nil || len(id) != 64 || undoing[id] {
+		if _, err := e.pods.get(id); err == nil || len(id) != 64 || undoing[id] != nil {
 			continue
 		}
 		s := newSandbox(sandboxRecord{Version: sandboxVersion, ID: id})

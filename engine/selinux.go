@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/safepath"
 )
 
 // SELinux is what a client asks of a label: empty parts are the policy's, or the pod's.
@@ -219,64 +221,61 @@ func relabelMounts(v *Container) error {
 		if !m.Relabel || m.Kind != MountBind {
 			continue
 		}
-		path, err := filepath.EvalSymlinks(m.Source)
-		if err != nil {
-			return invalidf("relabel %s: %v", m.Source, err)
-		}
-		if slices.Contains(neverRelabelled, path) {
-			return invalidf("relabel %s: a folder of the system keeps its SELinux label", path)
-		}
-		if err := relabel(path, p.FileLabel); err != nil {
-			return fmt.Errorf("relabel %s: %w", path, err)
+		if err := relabel(m.Source, p.FileLabel); err != nil {
+			return fmt.Errorf("relabel %s: %w", m.Source, err)
 		}
 	}
 	return nil
 }
 
-// relabel labels a file, or a tree. It follows no link in it, and enters no mount.
+// relabel labels a file, or a tree, at a path of the host. The name is looked up once: what is checked is what is
+// labelled. It follows no link in the tree, and enters no mount, of whatever file system: another mount has a label of
+// its own, and may be the host's.
 func relabel(path, label string) error {
-	if err := unix.Lsetxattr(path, xattrSELinux, []byte(label), 0); err != nil {
-		if errors.Is(err, unix.ENOTSUP) {
-			return nil // a file system without labels has one for all
-		}
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return invalidf("%v", err)
+	}
+	root := os.NewFile(uintptr(fd), path)
+	defer root.Close()
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
 		return err
 	}
-	root, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
-	if errors.Is(err, unix.ENOTDIR) {
+	if slices.Contains(neverRelabelled, name) {
+		return invalidf("%s is a folder of the system, which keeps its SELinux label", name)
+	}
+	return relabelTree(root, label)
+}
+
+// relabelTree labels what a descriptor (O_PATH) is of, and what is below it.
+func relabelTree(f *os.File, label string) error {
+	err := unix.Setxattr(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), xattrSELinux, []byte(label), 0)
+	if errors.Is(err, unix.ENOTSUP) {
+		return nil // a file system without labels has one for all
+	} else if err != nil {
+		return err
+	}
+	dir, err := safepath.Reopen(f, unix.O_RDONLY|unix.O_DIRECTORY)
+	if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
 	} else if err != nil {
 		return err
 	}
+	root := safepath.NewRoot(dir)
 	defer root.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(root.Fd()), &st); err != nil {
-		return err
-	}
-	return relabelBelow(root, label, st.Dev)
-}
-
-// relabelBelow labels what is in a folder, by its descriptor: nobody can put a link in the way.
-func relabelBelow(dir *os.File, label string, dev uint64) error {
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		err := unix.Lsetxattr(fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), name), xattrSELinux, []byte(label), 0)
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTSUP) || errors.Is(err, unix.EROFS) {
-			continue
+		sub, err := root.OpenNoXdev(name, unix.O_PATH|unix.O_NOFOLLOW, 0)
+		if errors.Is(err, unix.EXDEV) || errors.Is(err, fs.ErrNotExist) {
+			continue // a mount, or gone meanwhile
 		} else if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return err
 		}
-		fd, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_DIRECTORY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err != nil {
-			continue // no folder, or gone
-		}
-		sub := os.NewFile(uintptr(fd), name)
-		var st unix.Stat_t
-		if err = unix.Fstat(fd, &st); err == nil && st.Dev == dev {
-			err = relabelBelow(sub, label, dev)
-		}
+		err = relabelTree(sub, label)
 		sub.Close()
 		if err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -136,7 +136,19 @@ func TestRelabel(t *testing.T) {
 	}
 	dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "outside")
 	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "a/b"), 0o755), os.WriteFile(filepath.Join(dir, "a/b/f"), nil, 0o644), os.WriteFile(outside, nil, 0o644),
-		os.Symlink(outside, filepath.Join(dir, "a/link")), os.Symlink("/", filepath.Join(dir, "a/root"))); err != nil {
+		os.Symlink(outside, filepath.Join(dir, "a/link")), os.Symlink("/", filepath.Join(dir, "a/root")),
+		unix.Mkfifo(filepath.Join(dir, "a/fifo"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	// Mounts in the tree: of the same file system, and of another.
+	same := t.TempDir()
+	t.Cleanup(func() {
+		for _, m := range []string{"same", "other"} {
+			_ = unix.Unmount(filepath.Join(dir, m), unix.MNT_DETACH) // not mounted, if the test failed before
+		}
+	})
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "same"), 0o755), os.Mkdir(filepath.Join(dir, "other"), 0o755), os.WriteFile(filepath.Join(same, "f"), nil, 0o644),
+		unix.Mount(same, filepath.Join(dir, "same"), "", unix.MS_BIND, ""), unix.Mount("tmpfs", filepath.Join(dir, "other"), "tmpfs", 0, "")); err != nil {
 		t.Fatal(err)
 	}
 	of := func(path string) string {
@@ -154,7 +166,7 @@ func TestRelabel(t *testing.T) {
 	if of(dir) == "" {
 		t.Skipf("needs a file system with security labels: %s", t.Name())
 	}
-	for _, p := range []string{"", "a", "a/b", "a/b/f", "a/link"} {
+	for _, p := range []string{"", "a", "a/b", "a/b/f", "a/link", "a/root", "a/fifo"} {
 		if got := of(filepath.Join(dir, p)); got != "u:r:t:s0" {
 			t.Errorf("%s has the label %q", p, got)
 		}
@@ -162,9 +174,20 @@ func TestRelabel(t *testing.T) {
 	if got := of(outside); got != "" {
 		t.Errorf("what a link leads to has the label %q", got)
 	}
-	v.Mounts[0].Source = "/usr/../etc"
-	if err := relabelMounts(v); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("/etc: %v", err)
+	for _, p := range []string{"same", "same/f", "other"} {
+		if got := of(filepath.Join(dir, p)); got == "u:r:t:s0" {
+			t.Errorf("%s, which is of another mount, has the label of the tree", p)
+		}
+	}
+	etc := filepath.Join(dir, "etc")
+	if err := os.Symlink("/usr/../etc", etc); err != nil {
+		t.Fatal(err)
+	}
+	for _, source := range []string{"/usr/../etc", etc, filepath.Join(dir, "missing")} {
+		v.Mounts[0].Source = source
+		if err := relabelMounts(v); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", source, err)
+		}
 	}
 	v.Mounts[0].Relabel = false
 	if err := relabelMounts(v); err != nil {

@@ -125,15 +125,18 @@ func buildSpec(in specInput) (*specs.Spec, error) {
 		}
 		s.Linux.Resources.Devices = append(defaultDeviceRules(), in.DevRules...)
 	}
+	if c.Pod != nil { // before the filter, which follows from the capabilities
+		if err := addAmbient(s.Process.Capabilities, c.Pod.AmbientCaps, c.CapDrop, in.Host); err != nil {
+			return nil, err
+		}
+	}
 	if s.Linux.Seccomp, err = seccompProfile(sec, c.Privileged, s, in.Host); err != nil {
 		return nil, err
 	}
 
 	in.mounts(s, sec)
 	if in.Pod != nil {
-		if err := in.pod(s, caps); err != nil {
-			return nil, err
-		}
+		in.pod(s)
 		in.C.Adjustment.apply(s)
 		return s, nil
 	}

@@ -21,7 +21,7 @@ type podInput struct {
 }
 
 // pod lays what only a pod's container has over Docker's specification.
-func (in *specInput) pod(s *specs.Spec, caps []string) error {
+func (in *specInput) pod(s *specs.Spec) {
 	c, sc, p := in.C.Config, in.Pod.Config, in.C.Config.Pod
 	s.Annotations = memberAnnotations(in.Pod.ID, sc, in.C)
 	if in.Pod.UserNS != "" {
@@ -32,9 +32,6 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 		}
 	}
 	s.Process.SelinuxLabel, s.Linux.MountLabel = p.ProcessLabel, p.FileLabel
-	if err := addAmbient(s.Process.Capabilities, p.AmbientCaps, caps, in.Host); err != nil {
-		return err
-	}
 	// What is mounted below a shared mount in the container shows on the host only if the
 	// container's root is shared, too. A slave mount needs nothing.
 	for _, m := range c.Mounts {
@@ -42,21 +39,25 @@ func (in *specInput) pod(s *specs.Spec, caps []string) error {
 			s.Linux.RootfsPropagation = "shared"
 		}
 	}
-	return nil
 }
 
-// addAmbient lets a program keep capabilities that run as another user than root. Only those
-// that the container has anyway can be kept.
-func addAmbient(set *specs.LinuxCapabilities, names, bounding []string, h hostFacts) error {
+// addAmbient lets a program keep capabilities that run as another user than root. They are in all sets, whether the container had them or
+// not, but for those that are dropped by name.
+func addAmbient(set *specs.LinuxCapabilities, names, drop []string, h hostFacts) error {
 	if len(names) == 0 {
 		return nil
 	}
+	drop = slices.DeleteFunc(slices.Clone(drop), func(n string) bool { return strings.EqualFold(n, "ALL") })
 	ambient, err := capabilities(false, names, []string{"ALL"})
 	if err != nil {
 		return err
 	}
-	ambient = slices.DeleteFunc(h.availableCaps(ambient), func(n string) bool { return !slices.Contains(bounding, n) })
-	for _, to := range []*[]string{&set.Effective, &set.Permitted, &set.Inheritable} {
+	left, err := capabilities(false, []string{"ALL"}, drop)
+	if err != nil {
+		return err
+	}
+	ambient = slices.DeleteFunc(h.availableCaps(ambient), func(n string) bool { return !slices.Contains(left, n) })
+	for _, to := range []*[]string{&set.Bounding, &set.Effective, &set.Permitted, &set.Inheritable} {
 		for _, n := range ambient {
 			if !slices.Contains(*to, n) {
 				*to = append(slices.Clip(*to), n)

@@ -133,7 +133,12 @@ func (e *Engine) unpackCheckpoint(ctx context.Context, t *task, d ocispec.Descri
 		return "", err
 	}
 	defer root.Close()
-	tr := tar.NewReader(io.LimitReader(content.NewReader(ra), maxCheckpoint))
+	room, err := freeSpace(dir)
+	if err != nil {
+		return "", err
+	}
+	room = min(room, maxCheckpoint)
+	tr := tar.NewReader(content.NewReader(ra))
 	for {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -148,6 +153,9 @@ func (e *Engine) unpackCheckpoint(ctx context.Context, t *task, d ocispec.Descri
 		case h.Typeflag == tar.TypeDir:
 			err = root.MkdirAll(name, 0o700)
 		case h.Typeflag == tar.TypeReg:
+			if room -= h.Size; room < 0 { // of the file, which may have holes
+				return "", &classed{text: "there is no room for the files of the checkpoint", class: errdefs.ErrResourceExhausted}
+			}
 			err = unpackFile(ctx, root, name, tr)
 		} // CRIU needs nothing else
 		if err != nil {

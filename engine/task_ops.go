@@ -10,6 +10,7 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/filters"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -185,6 +186,9 @@ func (e *Engine) onTask(ctx context.Context, id, op string, call func(TaskShim) 
 func (e *Engine) ExecTask(ctx context.Context, id string, x TaskExec) error {
 	if x.ExecID == "" {
 		return invalidf("a process that is added to task %s needs an id", id)
+	}
+	if err := identifiers.Validate(x.ExecID); err != nil {
+		return fmt.Errorf("exec id %q: %w", x.ExecID, err)
 	}
 	err := e.onTask(ctx, id, "exec", func(s TaskShim) error {
 		_, err := s.Exec(ctx, &taskapi.ExecProcessRequest{

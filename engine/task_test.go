@@ -30,6 +30,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -464,6 +465,33 @@ func TestTaskUndo(t *testing.T) {
 	}
 }
 
+// TestTaskPrograms: that a program is missing in a container does not read as if the container were.
+func TestTaskPrograms(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	n.record("a", "{}")
+	n.breakStep("task.create", fmt.Errorf(`unable to start container process: exec: "x": executable file not found in $PATH: %w`, errdefs.ErrNotFound))
+	if _, err := n.e.CreateTask(n.ctx, "a", TaskConfig{}); err == nil || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "executable file not found") {
+		t.Errorf("create: %v", err)
+	}
+	n.breakStep("", nil)
+	n.up("b")
+	n.breakStep("task.start", fmt.Errorf("process x of container b: %w", errdefs.ErrNotFound))
+	if _, err := n.e.StartTask(n.ctx, "b", "x"); !errdefs.IsNotFound(err) {
+		t.Errorf("a process that nobody added: %v", err)
+	}
+	n.breakStep("task.start", fmt.Errorf(`exec failed: unable to start container process: exec: "x": permission denied: %w`, errdefs.ErrPermissionDenied))
+	if _, err := n.e.StartTask(n.ctx, "b", "x"); err == nil || errdefs.IsPermissionDenied(err) {
+		t.Errorf("exec: %v", err)
+	}
+	n.breakStep("", nil)
+	for _, id := range []string{"", "a/b", "..", "x y"} {
+		if err := n.e.ExecTask(n.ctx, "b", TaskExec{ExecID: id}); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("exec id %q: %v", id, err)
+		}
+	}
+}
+
 // TestTaskMounts: mounts of a task are made ahead when it is known what its shim makes itself, and taken back, behind the shim, if
 // the task does not come to be.
 func TestTaskMounts(t *testing.T) {
@@ -621,7 +649,7 @@ func TestTaskRuntimes(t *testing.T) {
 	n.e.SetRuntimes(map[string]string{"crun": "/usr/bin/crun"})
 	dir := t.TempDir()
 	shim := filepath.Join(dir, "containerd-shim-fake-v2")
-	if err := os.WriteFile(shim, []byte("#!/bin/sh\n"), 0o755); err != nil {
+	if err := execfile.Write(shim, []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)

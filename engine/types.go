@@ -493,8 +493,10 @@ type Pruned struct {
 // Attachment is a live connection to a container's or exec's streams. Frames end
 // with io.EOF when output is drained.
 type Attachment interface {
+	// ReadFrame gives the next output, of stdout (1) or stderr (2; with a terminal all is 1). p is valid until the next call.
 	ReadFrame() (stream int, p []byte, err error)
 	io.Writer
+	// CloseWrite ends the input.
 	CloseWrite() error
 	io.Closer
 }

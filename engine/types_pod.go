@@ -106,6 +106,9 @@ type PodMember struct {
 
 	SELinux *SELinux `json:"selinux,omitempty"`
 
+	// Restore is filled by the engine for a container that is made of a checkpoint.
+	Restore *PodRestore `json:"restore,omitempty"`
+
 	// User and the labels (SELinux; "" where that is off) are filled by the engine when the container is created.
 	User         *PodUser `json:"user,omitempty"`
 	ProcessLabel string   `json:"processLabel,omitempty"`

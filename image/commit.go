@@ -21,6 +21,7 @@ import (
 
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 // CommitOptions of a commit.
@@ -214,7 +215,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, o ImportOptions) (Ima
 	img, err := s.commit(ctx, CommitOptions{
 		Config: o.Config, Name: o.Name, Snapshotter: o.Snapshotter,
 		Layer: func(ctx context.Context, w io.Writer) error {
-			n, err := io.Copy(w, &cancellable{ctx, dec})
+			n, err := io.Copy(w, ctxio.Reader(ctx, dec, nil))
 			if err == nil && n == 0 {
 				err = invalid("archive", "it is empty")
 			}
@@ -225,19 +226,6 @@ func (s *Service) Import(ctx context.Context, r io.Reader, o ImportOptions) (Ima
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
 	return img, nil
-}
-
-// cancellable ends a copy with its context.
-type cancellable struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *cancellable) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	return c.r.Read(p)
 }
 
 // HistoryStep is a step of an image's history that was made now.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 	"github.com/hako-engine/hako/snapshot"
 )
 
@@ -81,7 +82,7 @@ func (s *Service) Apply(ctx context.Context, desc ocispec.Descriptor, mounts []m
 		plain = erofsLayer
 		diffID, size, err = s.applyErofs(ctx, root, ra, ra.Size(), desc, mode)
 	} else {
-		in := &reported{ctx: ctx, r: io.NewSectionReader(ra, 0, ra.Size()), tell: o.Progress}
+		in := ctxio.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size()), o.Progress)
 		diffID, size, err = s.applyStream(ctx, root, in, mode)
 	}
 	if err != nil {
@@ -112,7 +113,7 @@ func layerRoot(mounts []mount.Mount) (*os.File, unpack.Mode, error) {
 			return f, unpack.Diff, err
 		}
 	}
-	m, err := snapshot.MountDetached(mounts)
+	m, err := snapshot.MountAny(mounts)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -123,26 +124,6 @@ func layerRoot(mounts []mount.Mount) (*os.File, unpack.Mode, error) {
 		return nil, 0, fmt.Errorf("open root: %w", err)
 	}
 	return os.NewFile(uintptr(fd), "root"), unpack.Merged, nil
-}
-
-// reported tells how much was read.
-type reported struct {
-	ctx  context.Context
-	r    io.Reader
-	n    int64
-	tell func(int64)
-}
-
-func (r *reported) Read(p []byte) (int, error) {
-	if r.ctx.Err() != nil {
-		return 0, context.Cause(r.ctx)
-	}
-	n, err := r.r.Read(p)
-	r.n += int64(n)
-	if r.tell != nil {
-		r.tell(r.n)
-	}
-	return n, err
 }
 
 // applyStream decompresses, hashes and unpacks side by side.

@@ -78,7 +78,7 @@ func newRigAt(t testing.TB, root string, change ...func(*Options)) *rig {
 		Content: st.Content(), Images: st.Images(), Leases: st.Leases(),
 		Snapshotters: map[string]snapshots.Snapshotter{"overlayfs": over, "native": native}, Default: "overlayfs",
 		UserAgent: "hako/test",
-		Registry:  registry.Options{Timeout: 5 * time.Second, Backoff: 5 * time.Millisecond, DockerConfig: filepath.Join(root, "no-docker-config")},
+		Registry:  registry.Options{Timeout: 5 * time.Minute, Backoff: 5 * time.Millisecond, DockerConfig: filepath.Join(root, "no-docker-config")},
 	}
 	for _, c := range change {
 		c(&o)

@@ -31,6 +31,8 @@ type Image struct {
 	// counts with the size of its blob.
 	LayerSizes []int64
 	Labels     map[string]string
+	// Annotations are those of the manifest. They are not to be changed.
+	Annotations map[string]string
 }
 
 // Auth is what a client gave for one registry. It is never logged nor stored.

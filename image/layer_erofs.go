@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 // isErofs tells that a layer is no tar archive, but a file system.
@@ -73,12 +74,7 @@ func openErofs(ctx context.Context, ra io.ReaderAt, size int64, desc ocispec.Des
 	}
 	defer dec.Close()
 	hash := digest.SHA256.Hash()
-	n, err := io.Copy(io.MultiWriter(tmp, hash), readerFunc(func(p []byte) (int, error) {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
-		return dec.Read(p)
-	}))
+	n, err := io.Copy(io.MultiWriter(tmp, hash), ctxio.Reader(ctx, dec, nil))
 	return erofsImage{tmp, n, digest.NewDigest(digest.SHA256, hash), func() { tmp.Close() }}, err
 }
 
@@ -112,10 +108,6 @@ func nameless(dir string) (*os.File, error) {
 	}
 	return f, os.Remove(f.Name())
 }
-
-type readerFunc func([]byte) (int, error)
-
-func (r readerFunc) Read(p []byte) (int, error) { return r(p) }
 
 // chunkSink is an io.Writer before a pipe of chunks.
 type chunkSink struct {

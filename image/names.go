@@ -169,6 +169,8 @@ func (s *Service) assemble(ctx context.Context, target, chosen ocispec.Descripto
 		Layers:   slices.Clone(doc.manifest.Layers),
 		Platform: c.platform(),
 		Labels:   map[string]string{},
+
+		Annotations: doc.manifest.Annotations,
 	}
 	if n := len(c.chain); n > 0 {
 		img.ChainID = c.chain[n-1]

@@ -170,6 +170,11 @@ func (u *upload) blob(ctx context.Context, b ocispec.Descriptor, pusher remotes.
 			desc.Annotations[k] = v
 		}
 	}
+	done, err := u.repo.Turn(ctx, b.Digest)
+	if err != nil {
+		return err
+	}
+	defer done()
 	cw, err := pusher.Push(ctx, desc)
 	if errdefs.IsAlreadyExists(err) {
 		say("Layer already exists", 0, 0)

@@ -78,6 +78,9 @@ func New(o Options) *Service {
 	if o.Downloads == 0 {
 		o.Downloads = 5
 	}
+	if o.Registry.Uploads == nil {
+		o.Registry.Uploads = &registry.Uploads{}
+	}
 	ro := o.Registry
 	ro.Dir, ro.UserAgent, ro.Log = o.RegistryDir, o.UserAgent, o.Log
 	return &Service{o: o, registry: registry.New(ro)}

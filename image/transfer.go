@@ -284,6 +284,11 @@ func (s *Service) TransferPush(ctx context.Context, from Stored, to Remote, tell
 		if d == root {
 			at = tagOrDigest(named)
 		}
+		done, err := repo.Turn(ctx, d.desc.Digest)
+		if err != nil {
+			return err
+		}
+		defer done()
 		if _, err := repo.PutManifest(ctx, d.desc, d.doc.Raw, at); err != nil {
 			return err
 		}
@@ -307,6 +312,11 @@ func (s *Service) readStored(ctx context.Context, d ocispec.Descriptor) ([]byte,
 // pushBlob sends one blob unless the registry has it, or can take it from another repository.
 func (s *Service) pushBlob(ctx context.Context, repo *registry.Repository, b ocispec.Descriptor, p *progress) error {
 	id := short(b.Digest)
+	done, err := repo.Turn(ctx, b.Digest)
+	if err != nil {
+		return err
+	}
+	defer done()
 	// Asked first: what the registry has need not be here, as of platforms that were not pulled.
 	has, err := repo.HasBlob(ctx, b.Digest)
 	if err != nil {
@@ -332,11 +342,9 @@ func (s *Service) pushBlob(ctx context.Context, repo *registry.Repository, b oci
 		}
 		return &section{io.NewSectionReader(ra, offset, max(ra.Size()-offset, 0)), ra}, nil
 	}
-	var sent int64
 	p.line(Progress{ID: id, Action: "Pushing", Total: info.Size})
 	_, err = repo.PutBlob(ctx, ocispec.Descriptor{MediaType: b.MediaType, Digest: b.Digest, Size: info.Size}, mount, open, func(n int64) {
-		sent += n
-		p.line(Progress{ID: id, Action: "Pushing", Current: min(sent, info.Size), Total: info.Size})
+		p.line(Progress{ID: id, Action: "Pushing", Current: n, Total: info.Size})
 	})
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 
 	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 // TransferImport takes in an archive: an OCI layout, or what docker save makes; as tar, or
@@ -171,7 +172,7 @@ func (a *archive) compress(ctx context.Context, f *found) error {
 				return err
 			}
 			defer ra.Close()
-			_, err = io.Copy(w, &cancellable{ctx, io.NewSectionReader(ra, 0, ra.Size())})
+			_, err = io.Copy(w, ctxio.Reader(ctx, io.NewSectionReader(ra, 0, ra.Size()), nil))
 			return err
 		})
 		if err != nil {

@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 func BenchmarkConnect(b *testing.B) {
-	needRoot(b)
+	nstest.NeedRoot(b)
 	ctx := context.Background()
 	for _, bm := range []struct {
 		network string

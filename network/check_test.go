@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // kinds gives the kinds of what Check finds, sorted.
@@ -127,7 +129,7 @@ func TestCheckRecords(t *testing.T) {
 
 // TestCheckManager finds nothing wrong with what a Manager writes.
 func TestCheckManager(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	o := options(t)
 	m := manager(t, o)

@@ -152,10 +152,22 @@ func (m *Manager) startDNS(e *endpoint) error {
 	s.udp = &dns.Server{PacketConn: pc, Handler: h}
 	s.tcp = &dns.Server{Listener: netutil.LimitListener(l, dnsConns), Handler: h, ReadTimeout: dnsQuery, MaxTCPQueries: 128}
 	for _, srv := range []*dns.Server{s.udp, s.tcp} {
-		started := make(chan struct{})
+		started, failed := make(chan struct{}), make(chan error, 1)
 		srv.NotifyStartedFunc = func() { close(started) }
-		s.done.Go(func() { srv.ActivateAndServe() })
-		<-started
+		s.done.Go(func() {
+			if err := srv.ActivateAndServe(); err != nil { // nil after close
+				m.log.Error("a nameserver has ended", "netns", e.Netns, "error", err)
+				failed <- err
+			}
+		})
+		select {
+		case <-started:
+		case err := <-failed:
+			s.close()
+			pc.Close()
+			l.Close()
+			return fmt.Errorf("nameserver in %s: %w", e.Netns, err)
+		}
 	}
 	e.box.dns, e.box.port = s, s.port
 	return nil

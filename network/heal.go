@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -199,8 +200,7 @@ func (m *Manager) replug(ctx context.Context, e *endpoint) error {
 	defer ns.Close()
 	var u undo.Stack
 	if err := m.plug(e, ns, EndpointConfig{IfName: e.IfName}, &u); err != nil {
-		u.Run(ctx)
-		return err
+		return errors.Join(err, u.Run(ctx))
 	}
 	u.Release()
 	return nil

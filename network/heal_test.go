@@ -9,10 +9,12 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 func TestHeal(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	if _, err := m.Create(ctx, Config{Name: "apps"}); err != nil {
@@ -108,7 +110,7 @@ func TestHeal(t *testing.T) {
 // TestLateHealer: a look at the host's state that began while there was an endpoint makes no bridge for a network that is
 // gone by the time it comes to it.
 func TestLateHealer(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	n, err := m.Create(ctx, Config{Name: "apps"})

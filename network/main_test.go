@@ -2,67 +2,22 @@ package network
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
-const inChild = "HAKO_NETWORK_TEST_NAMESPACE"
-
-// TestMain runs the tests, where that is allowed, in a network namespace and a mount
-// namespace of their own: nothing of the host's is touched.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(inChild) != "" {
-		if os.Getenv(inChild) != "" {
-			if err := isolate(); err != nil {
-				fmt.Fprintln(os.Stderr, "network tests:", err)
-				os.Exit(1)
-			}
-		}
-		os.Exit(m.Run())
-	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), inChild+"=1")
-	c.Stdout, c.Stderr = os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		os.Exit(0)
-	case errors.As(err, &exit):
-		os.Exit(max(exit.ExitCode(), 1))
-	}
-	fmt.Fprintln(os.Stderr, "network tests: no namespaces of our own:", err)
-	os.Exit(m.Run())
-}
-
-func isolate() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return err
-	}
-	return prepareNamespace()
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Getenv(inChild) == "" {
-		t.Skip("needs root: " + t.Name())
-	}
-}
+func TestMain(m *testing.M) { nstest.Main(m, prepareNamespace) }
 
 var testNumber atomic.Int32
 
@@ -212,7 +167,7 @@ func hostOf(a net.Addr) string {
 	return h
 }
 
-const patience = 30 * time.Second
+const patience = 5 * time.Minute // ends what hangs
 
 // ask connects to addr ("tcp" or "udp") and gives what the server says.
 func ask(proto, addr string, wait time.Duration) (string, error) {

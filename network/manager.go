@@ -20,8 +20,11 @@ import (
 
 // Records keeps the networks. ForEach gives every record as the JSON that Put made of it.
 type Records interface {
+	// Put writes or replaces a record. It is on the disk when this returns.
 	Put(ctx context.Context, id string, v any) error
+	// Delete removes one, durably; of a missing one it is no error.
 	Delete(ctx context.Context, id string) error
+	// ForEach visits all of them, in the order of their ids. It goes on after one that fn refuses, and gives the errors joined.
 	ForEach(fn func(id string, raw []byte) error) error
 }
 

@@ -17,6 +17,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -216,13 +218,42 @@ func TestReachableServers(t *testing.T) {
 	}
 }
 
+// rulesText gives the table as nft(8) lists it, without elements.
+func rulesText(table string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "table inet %s {\n", table)
+	for _, s := range hostSets() {
+		kind, typ := "set", s.KeyType.Name
+		if s.IsMap {
+			kind, typ = "map", s.KeyType.Name+" : "+s.DataType.Name
+		}
+		fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.Name, typ)
+		if s.Interval {
+			b.WriteString("\t\tflags interval\n")
+		}
+		b.WriteString("\t}\n\n")
+	}
+	for i, c := range hostChains() {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s; policy accept;\n", c.name, c.label)
+		for _, r := range c.rules {
+			fmt.Fprintf(&b, "\t\t%s\n", strings.Join(r.text, " "))
+		}
+		b.WriteString("\t}\n")
+	}
+	b.WriteString("}\n")
+	return b.String()
+}
+
 func TestRules(t *testing.T) {
 	golden(t, "rules.golden", rulesText("hako"))
 }
 
 // TestRulesInKernel compares the golden text with what nft(8) says that the kernel has.
 func TestRulesInKernel(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("needs nft: " + t.Name())
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // lan gives a machine on the host's LAN: 198.51.100.2, with the host (198.51.100.1) as its router.
@@ -79,7 +81,7 @@ func lan(t *testing.T, m *Manager) *box {
 const refused = 250 * time.Millisecond // how long a packet that is dropped is waited for
 
 func TestReachability(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	m := manager(t, options(t))
 	for _, c := range []Config{{Name: "other"}, {Name: "inside", Internal: true, EnableIPv4: true, EnableIPv6: true}, {Name: "lonely", Options: map[string]string{optICC: "false"}}, {Name: "six", EnableIPv4: true, EnableIPv6: true}, {Name: "sixonly", EnableIPv6: true}} {

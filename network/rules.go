@@ -1,9 +1,6 @@
 package network
 
 import (
-	"fmt"
-	"strings"
-
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
@@ -223,33 +220,4 @@ func hostSets() []*nftables.Set {
 		{ID: 9, Name: mapAddr4, IsMap: true, KeyType: mustConcat(a4, proto, port), DataType: mustConcat(a4, port), Concatenation: true},
 		{ID: 10, Name: mapAddr6, IsMap: true, KeyType: mustConcat(a6, proto, port), DataType: mustConcat(a6, port), Concatenation: true},
 	}
-}
-
-// rulesText gives the table as nft(8) lists it, without elements.
-func rulesText(table string) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "table inet %s {\n", table)
-	for _, s := range hostSets() {
-		kind, typ := "set", s.KeyType.Name
-		if s.IsMap {
-			kind, typ = "map", s.KeyType.Name+" : "+s.DataType.Name
-		}
-		fmt.Fprintf(&b, "\t%s %s {\n\t\ttype %s\n", kind, s.Name, typ)
-		if s.Interval {
-			b.WriteString("\t\tflags interval\n")
-		}
-		b.WriteString("\t}\n\n")
-	}
-	for i, c := range hostChains() {
-		if i > 0 {
-			b.WriteString("\n")
-		}
-		fmt.Fprintf(&b, "\tchain %s {\n\t\ttype %s; policy accept;\n", c.name, c.label)
-		for _, r := range c.rules {
-			fmt.Fprintf(&b, "\t\t%s\n", strings.Join(r.text, " "))
-		}
-		b.WriteString("\t}\n")
-	}
-	b.WriteString("}\n")
-	return b.String()
 }

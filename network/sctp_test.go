@@ -12,6 +12,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // sctpInit is an SCTP packet with one chunk, INIT (1) or INIT ACK (2) (RFC 9260, sections 3.3.2 and 3.3.3).
@@ -89,7 +91,7 @@ func receiveSCTP(fd int, port uint16, wait time.Duration) (sctpPacket, error) {
 
 // TestPublishedSCTP sends an association's first packets through published ports, there and back.
 func TestPublishedSCTP(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	m := manager(t, options(t))
 	out := lan(t, m)
 	b := newBox(t, m, "b")

@@ -321,9 +321,17 @@ func (k *creation) compileFor(id string, facts plan.Facts) (*plan.Plan, error) {
 	for _, m := range k.o.Rootfs {
 		o.Root = append(o.Root, plan.Mount{Type: m.Type, Source: m.Source, Options: m.Options, UIDMappings: m.UIDMappings, GIDMappings: m.GIDMappings})
 	}
-	for _, h := range facts.Cgroup.Hierarchies {
-		if !h.V2 && k.r.CgroupDriver != "systemd" {
-			o.Doors = append(o.Doors, h.Name)
+	switch {
+	case k.r.CgroupDriver == "systemd":
+	case k.cg != nil: // in the order in which they are opened
+		for _, f := range k.cg.DoorFiles() {
+			o.Doors = append(o.Doors, filepath.Dir(f))
+		}
+	default: // to be explained
+		for _, h := range facts.Cgroup.Hierarchies {
+			if !h.V2 {
+				o.Doors = append(o.Doors, h.Name)
+			}
 		}
 	}
 	o.LateDoors = k.files == nil

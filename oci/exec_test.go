@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -81,15 +80,24 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// readConsole reads a terminal's output to its end.
-func readConsole(console *os.File) <-chan string {
-	ch := make(chan string, 1)
-	go func() {
-		var b bytes.Buffer
-		io.Copy(&b, console)
-		ch <- strings.ReplaceAll(b.String(), "\r", "")
-	}()
-	return ch
+// typed waits until a terminal shows text, types a line, and gives all that the terminal shows to its end. The
+// echo of a line that is typed before might come in the middle of another.
+func typed(t *testing.T, console *os.File, text, line string) string {
+	t.Helper()
+	var b bytes.Buffer
+	for buf := make([]byte, 4096); ; {
+		n, err := console.Read(buf)
+		b.Write(buf[:n])
+		if err != nil { // nobody has it open inside any more
+			return strings.ReplaceAll(b.String(), "\r", "")
+		}
+		if line != "" && strings.Contains(b.String(), text) {
+			if _, err := console.WriteString(line); err != nil {
+				t.Error(err)
+			}
+			line = ""
+		}
+	}
 }
 
 func TestTerminal(t *testing.T) {
@@ -104,14 +112,11 @@ func TestTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.PidFD.Close()
-	out := readConsole(c.Console)
-	if _, err := c.Console.WriteString("typed\n"); err != nil {
-		t.Error(err)
-	}
+	out := typed(t, c.Console, "0 1 2\r\n", "typed\n")
 	if code := reap(t, c.Pid()); code != 4 {
 		t.Errorf("exit code %d", code)
 	}
-	got := lines(<-out)
+	got := lines(out)
 	c.Console.Close()
 	got = slices.DeleteFunc(got, func(s string) bool { return s == "typed" }) // the echo
 	want := []string{"tty 120x40", "20620 136:0 33:5", "/dev/pts/0", "", "20620 136:0 33:5", "0 1 2", "got typed"}
@@ -141,10 +146,9 @@ func TestExecTerminal(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer proc.PidFD.Close()
-	out := readConsole(proc.Console)
-	proc.Console.WriteString("typed\n")
+	out := typed(t, proc.Console, "0 1 2\r\n", "typed\n")
 	reap(t, proc.Pid)
-	got := slices.DeleteFunc(lines(<-out), func(s string) bool { return s == "typed" })
+	got := slices.DeleteFunc(lines(out), func(s string) bool { return s == "typed" })
 	proc.Console.Close()
 	if want := []string{"tty 33x44", "/dev/pts/0", "0 1 2", "got typed"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)

@@ -4,7 +4,6 @@ package oci
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -13,12 +12,12 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/oci/cgroup"
 	"github.com/hako-engine/hako/oci/spec"
 )
@@ -39,17 +38,11 @@ func rootlessDir(t *testing.T, uid int) (dir, self string) {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	self = filepath.Join(dir, "test")
 	for to, from := range map[string]string{self: "/proc/self/exe", filepath.Join(dir, "guest"): filepath.Join(b.rootfs, "bin/guest")} {
-		in, err := os.Open(from)
+		raw, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
-		if err == nil {
-			_, err = io.Copy(out, in)
-			out.Close()
-		}
-		in.Close()
-		if err != nil {
+		if err := execfile.Write(to, raw, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -66,8 +59,7 @@ func rootlessDir(t *testing.T, uid int) (dir, self string) {
 func TestRootless(t *testing.T) {
 	t.Parallel()
 	dir, self := rootlessDir(t, rootlessUser)
-	time.Sleep(50 * time.Millisecond) // a child of another test may still hold the file open for writing
-	cmd := exec.Command(self, "-test.run=^TestRootlessInside$", "-test.v", "-test.timeout=60s")
+	cmd := exec.Command(self, "-test.run=^TestRootlessInside$", "-test.v", "-test.timeout=20m")
 	cmd.Dir = dir
 	cmd.Env = []string{"HAKO_TEST_ROOTLESS=" + dir, "PATH=/usr/bin:/bin", "TMPDIR=" + dir}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: rootlessUser, Gid: rootlessUser}}
@@ -83,10 +75,10 @@ func TestSystemdDriverOfAUser(t *testing.T) {
 	needSystemd(t)
 	dir, self := rootlessDir(t, daemon)
 	script := `/lib/systemd/systemd --user & n=0
-		until [ -S $XDG_RUNTIME_DIR/systemd/private ]; do n=$((n+1)); [ $n -lt 300 ] || exit 9; sleep 0.1; done
+		until [ -S $XDG_RUNTIME_DIR/systemd/private ]; do n=$((n+1)); [ $n -lt 3000 ] || exit 9; sleep 0.1; done
 		` + self + ` -test.run='^TestRootlessInside$' -test.v; code=$?; kill $!; exit $code`
 	id := strconv.Itoa(daemon)
-	cmd := exec.Command("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--uid="+id, "--gid="+id, "-p", "Delegate=yes", "-p", "RuntimeMaxSec=120",
+	cmd := exec.Command("systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--uid="+id, "--gid="+id, "-p", "Delegate=yes", "-p", "RuntimeMaxSec=1200",
 		"-E", "XDG_RUNTIME_DIR="+dir, "-E", "HAKO_TEST_ROOTLESS="+dir, "-E", "HAKO_TEST_DRIVER=systemd", "-E", "TMPDIR="+dir, "/bin/sh", "-c", script)
 	out, err := cmd.CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "--- PASS: TestRootlessInside") {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -313,6 +314,40 @@ func TestStepErrorsNameTheStep(t *testing.T) {
 	b.spec.Mounts[len(b.spec.Mounts)-1] = specs.Mount{Destination: "/x", Type: "tmpfs", Source: "x", Options: []string{"size=nonsense"}}
 	if _, _, err = b.tryRun("true"); err == nil || !strings.Contains(err.Error(), "mount /x: invalid argument (step ") {
 		t.Error(err)
+	}
+}
+
+// TestRefusedCgroupIsNamed: a kernel with group scheduling for real-time processes lets none into
+// a v1 cpu cgroup that has no time for them.
+func TestRefusedCgroupIsNamed(t *testing.T) {
+	b := newBox(t)
+	mount := ""
+	l, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range l.Hierarchies {
+		if !h.V2 && slices.Contains(h.Controllers, "cpu") {
+			mount = h.Mount
+		}
+	}
+	if mount == "" {
+		t.Skipf("needs cgroup v1: %s", t.Name())
+	}
+	runtime.LockOSThread() // which the container is cloned from
+	defer runtime.UnlockOSThread()
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0); err != nil {
+		t.Skipf("needs the right to be real-time: %s: %v", t.Name(), err)
+	}
+	_, _, err = b.tryRun("exit", "0")
+	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err == nil {
+		t.Skipf("needs a kernel with RT_GROUP_SCHED: %s", t.Name())
+	}
+	if !strings.Contains(err.Error(), "enter the cgroup "+mount+"/") {
+		t.Errorf("the cgroup in %s refuses real-time processes, and the error is: %v", mount, err)
 	}
 }
 

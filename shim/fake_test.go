@@ -250,7 +250,7 @@ func newHarness(t *testing.T) *harness {
 			if err != nil {
 				t.Errorf("serve: %v", err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 			t.Error("the shim does not end")
 		}
 	})
@@ -258,7 +258,7 @@ func newHarness(t *testing.T) *harness {
 }
 
 func (h *harness) call(method string, req, resp wire.Message) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	return h.rpc.Call(ctx, wire.ServiceTaskV3, method, req, resp)
 }
@@ -336,7 +336,7 @@ func frames(r io.Reader) (string, error) {
 }
 
 func eventually(f func() bool) bool {
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if f() {
 			return true
 		}

@@ -85,16 +85,23 @@ type Process struct {
 
 // Container is one created container.
 type Container interface {
+	// Init is the first process. Its pid stays when it has ended.
 	Init() Process
+	// Start lets the first process run the program.
 	Start(ctx context.Context) error
+	// Exec runs a further process, in the container's namespaces and cgroups.
 	Exec(ctx context.Context, o ExecOptions) (Process, error)
 	// Kill signals the first process, or all of them.
 	Kill(ctx context.Context, sig unix.Signal, all bool) error
+	// Pause freezes all processes, and returns when they stand still.
 	Pause(ctx context.Context) error
+	// Resume thaws them.
 	Resume(ctx context.Context) error
+	// Update changes limits; what r leaves out stays.
 	Update(ctx context.Context, r *specs.LinuxResources) error
 	// Checkpoint writes the processes to files. They end if the options say so.
 	Checkpoint(ctx context.Context, o CheckpointOptions) error
+	// Pids lists all processes by their numbers on the host.
 	Pids(ctx context.Context) ([]int, error)
 	// Stats gives containerd's metrics message of the cgroup.
 	Stats(ctx context.Context) (wire.Any, error)

@@ -13,7 +13,7 @@ import (
 
 // box calls the sandbox service.
 func (h *harness) box(method string, req, resp wire.Message) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	return h.rpc.Call(ctx, wire.ServiceSandbox, method, req, resp)
 }

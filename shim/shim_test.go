@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/log"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -129,7 +130,7 @@ func TestDeleteCreated(t *testing.T) {
 // The exit of each process is told after its start, however short it is.
 func TestEventOrder(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -188,7 +189,7 @@ func TestEventsRetry(t *testing.T) {
 
 func TestExecFails(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -219,7 +220,7 @@ func TestExecFails(t *testing.T) {
 // deleting the process.
 func TestExecFailsWithOutput(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -252,7 +253,7 @@ func TestExecFailsWithOutput(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("the output of a process that did not start has no end")
 	}
 	for _, id := range []string{"x", "y"} {
@@ -457,7 +458,7 @@ func TestFIFOs(t *testing.T) {
 func TestFileAndBinaryURIs(t *testing.T) {
 	h := newHarness(t)
 	file := filepath.Join(h.bundle, "out.txt")
-	if err := h.create("echo one; sleep 60", wire.CreateTaskRequest{Stdout: "file://" + file}); err != nil {
+	if err := h.create("echo one; sleep 600", wire.CreateTaskRequest{Stdout: "file://" + file}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -465,7 +466,7 @@ func TestFileAndBinaryURIs(t *testing.T) {
 		t.Error("nothing in the file")
 	}
 	script := filepath.Join(h.bundle, "logger")
-	os.WriteFile(script, []byte("#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_ID $CONTAINER_NAMESPACE \"$@\"; cat <&3; cat <&4) > "+h.bundle+"/logged\n"), 0o700)
+	execfile.Write(script, []byte("#!/bin/sh\nexec 5>&-\n(echo $CONTAINER_ID $CONTAINER_NAMESPACE \"$@\"; cat <&3; cat <&4) > "+h.bundle+"/logged\n"), 0o700)
 	if err := h.exec("x", wire.ExecProcessRequest{Stdout: "binary://" + script + "?key=value"}, "/bin/sh", "-c", "echo out; echo err >&2"); err != nil {
 		t.Fatal(err)
 	}
@@ -477,12 +478,12 @@ func TestFileAndBinaryURIs(t *testing.T) {
 	}
 	// In version 2 of the protocol one that dies is not taken for ready.
 	quitter := filepath.Join(h.bundle, "quitter")
-	os.WriteFile(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
+	execfile.Write(quitter, []byte("#!/bin/sh\nexit 1\n"), 0o700)
 	if err := h.exec("y", wire.ExecProcessRequest{Stdout: "binary-v2://" + quitter}, "/bin/true"); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("a logger that died: %v", err)
 	}
 	ready := filepath.Join(h.bundle, "ready")
-	os.WriteFile(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
+	execfile.Write(ready, []byte("#!/bin/sh\necho >&5; exec 5>&-\ncat <&3 > "+h.bundle+"/logged2\n"), 0o700)
 	if err := h.exec("z", wire.ExecProcessRequest{Stdout: "binary-v2://" + ready}, "/bin/sh", "-c", "echo out"); err != nil {
 		t.Fatal(err)
 	}
@@ -495,7 +496,7 @@ func TestFileAndBinaryURIs(t *testing.T) {
 
 func TestOOM(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -514,7 +515,7 @@ func TestOOM(t *testing.T) {
 
 func TestPauseAndOthers(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -564,7 +565,7 @@ func TestPauseAndOthers(t *testing.T) {
 func TestOrphans(t *testing.T) {
 	h := newHarness(t)
 	pidFile := filepath.Join(h.bundle, "orphan")
-	if err := h.create("(sleep 0.05 & echo $! > "+pidFile+"); sleep 60", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("(sleep 0.05 & echo $! > "+pidFile+"); sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()
@@ -657,7 +658,7 @@ func TestKilledBeforeStart(t *testing.T) {
 // waits for one that was added and not started is told that it will not come.
 func TestExecMeetsDelete(t *testing.T) {
 	h := newHarness(t)
-	if err := h.create("sleep 100", wire.CreateTaskRequest{}); err != nil {
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
 		t.Fatal(err)
 	}
 	h.start()

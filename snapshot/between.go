@@ -39,13 +39,13 @@ func Between(ctx context.Context, lower, upper []mount.Mount) (_ []Change, _ *sa
 		}
 	} else {
 		d.whole = true
-		f, err := MountDetached(upper)
+		f, err := MountAny(upper)
 		if err != nil {
 			return nil, nil, wrap(err, "compare file systems")
 		}
 		d.upper = safepath.NewRoot(f)
 		if len(lower) > 0 {
-			f, err := MountDetached(lower)
+			f, err := MountAny(lower)
 			if err != nil {
 				return nil, nil, wrap(err, "compare file systems")
 			}

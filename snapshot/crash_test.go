@@ -124,7 +124,7 @@ func TestCrash(t *testing.T) {
 				must(t, err)
 				must(t, cmd.Start())
 				// After some steps, however long they take, and then at any moment.
-				kill := time.AfterFunc(time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
+				kill := time.AfterFunc(5*time.Minute, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
 				left := 4 + rand.IntN(12)
 				for lines := bufio.NewScanner(out); lines.Scan(); {
 					if left--; left == 0 {

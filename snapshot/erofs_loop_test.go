@@ -29,7 +29,7 @@ func loopDevices(t testing.TB, root string) (list []string) {
 // noLoopDevices waits until the kernel has cleared the devices, which it does after the last use.
 func noLoopDevices(t testing.TB, root string) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		list := loopDevices(t, root)
 		if len(list) == 0 {
 			return

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,6 +31,10 @@ type Proxy struct {
 	mu     sync.Mutex
 	fresh  map[string]bool // names in the other program that no record has yet
 	closed bool
+
+	// targets is held for reading from where the other program says that it has a layer until a record
+	// says so, and for writing while it removes one that it named itself.
+	targets sync.RWMutex
 	wake   chan struct{}
 	done   chan struct{}
 	stop   context.CancelFunc
@@ -143,6 +148,23 @@ func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent str
 		return nil, err
 	}
 	r.ID, r.Remote = 1, remoteName(ns, key)
+	target := r.Labels[labelTarget]
+	if kind != snapshots.KindActive {
+		target = ""
+	}
+	if target != "" {
+		if err := validKey(target); err != nil {
+			return nil, err
+		}
+		if err := p.meta.refuseKnown(ctx, ns, target); err != nil {
+			return nil, err
+		}
+		p.targets.RLock()
+		defer func() {
+			p.targets.RUnlock()
+			p.nudge()
+		}()
+	}
 	var below string
 	check := func(s section) error {
 		if s.has(key) {
@@ -173,6 +195,9 @@ func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent str
 		prepare = p.remote.View
 	}
 	mounts, err := prepare(call, r.Remote, below, snapshots.WithLabels(maps.Clone(r.Labels)))
+	if target != "" && errdefs.IsAlreadyExists(err) {
+		return nil, p.adopt(call, ns, target, below, r)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -193,8 +218,58 @@ func (p *Proxy) create(ctx context.Context, kind snapshots.Kind, key, parent str
 	return mounts, nil
 }
 
+// adopt makes a record of a layer that the other program has without being given its files: it fetches them when
+// they are used. The error is errdefs.ErrAlreadyExists then, as clients expect.
+func (p *Proxy) adopt(ctx context.Context, ns, target, below string, r record) error {
+	var found *snapshots.Info
+	err := p.remote.Walk(ctx, func(_ context.Context, i snapshots.Info) error {
+		if i.Kind == snapshots.KindCommitted && i.Parent == below && i.Labels[labelTarget] == target && (found == nil || i.Created.After(found.Created)) {
+			found = &i
+		}
+		return nil
+	}, fmt.Sprintf("labels.%q==%q", labelTarget, target))
+	if err != nil {
+		return fmt.Errorf("look for layer %q: %w", target, err)
+	}
+	if found == nil || validKey(found.Name) != nil {
+		return fmt.Errorf("the snapshotter has layer %q, but does not show it: %w", target, errdefs.ErrUnavailable)
+	}
+	r.Kind, r.Remote, r.Held = snapshots.KindCommitted.String(), found.Name, false
+	made := false
+	err = p.meta.store.DB().Update(ctx, func(tx *bolt.Tx) error {
+		s, err := p.meta.makeSection(tx, ns)
+		if err != nil {
+			return err
+		}
+		if made = !s.has(target); !made {
+			return store.LeaseResource(ctx, tx, p.meta.resource(), target)
+		}
+		if r.Parent != "" {
+			if up, err := s.get(r.Parent); err != nil || up.Remote != below {
+				return errors.Join(fmt.Errorf("parent %q was removed meanwhile: %w", r.Parent, errdefs.ErrNotFound), err)
+			}
+		}
+		// Another namespace may have let go of it.
+		err = store.EachNamespace(tx, func(n string) error { return p.spare(tx, n, found.Name) })
+		return errors.Join(err, p.meta.enter(ctx, tx, s, target, r))
+	})
+	if err != nil {
+		return err
+	}
+	if made {
+		p.meta.store.Publish(ctx, "/snapshot/commit", &apievents.SnapshotCommit{Key: target, Name: target, Snapshotter: p.meta.name})
+	}
+	return fmt.Errorf("layer %q: %w", target, errdefs.ErrAlreadyExists)
+}
+
+// adopted tells whether the other program named a snapshot itself: then several namespaces may have it.
+func adopted(remote string) bool { return !strings.HasPrefix(remote, ownNames) }
+
+// ownNames is what names begin with that are given here.
+const ownNames = "hako/"
+
 // remoteName is what a snapshot is called in the other program, which may have other masters.
-func remoteName(ns, key string) string { return "hako/" + ns + "/" + rand.Text() + "/" + key }
+func remoteName(ns, key string) string { return ownNames + ns + "/" + rand.Text() + "/" + key }
 
 // announce notes, before the other program makes something, that it is to be removed unless a
 // record names it in the end. settle must be called when that is decided.
@@ -338,7 +413,27 @@ func (p *Proxy) remove(tx *bolt.Tx, ns, key string) (record, error) {
 	if s.hasChildren(key) {
 		return r, fmt.Errorf("others build upon it: %w", errdefs.ErrFailedPrecondition)
 	}
-	return r, errors.Join(s.remove(key, r), p.condemn(tx, ns, r.Remote))
+	if err := s.remove(key, r); err != nil {
+		return r, err
+	}
+	if used, err := p.used(tx, r.Remote); used || err != nil {
+		return r, err
+	}
+	return r, p.condemn(tx, ns, r.Remote)
+}
+
+// used tells whether a record of any namespace has a snapshot that the other program named.
+func (p *Proxy) used(tx *bolt.Tx, remote string) (used bool, err error) {
+	if !adopted(remote) {
+		return false, nil
+	}
+	err = store.EachNamespace(tx, func(ns string) error {
+		return p.meta.section(tx, ns).each(func(_ string, r record, err error) error {
+			used = used || err == nil && r.Remote == remote
+			return nil
+		})
+	})
+	return used, err
 }
 
 // Cleanup has the other program remove what is due, without waiting for it.
@@ -421,6 +516,9 @@ func (p *Proxy) removeDoomed(ctx context.Context) error {
 					gone++
 					continue
 				}
+				if errors.Is(err, errBusy) {
+					continue
+				}
 				errs = append(errs, err)
 				if !errdefs.IsFailedPrecondition(err) {
 					return err // it does not work now; do not wait for each
@@ -433,9 +531,29 @@ func (p *Proxy) removeDoomed(ctx context.Context) error {
 	}
 }
 
+// errBusy is of a snapshot that somebody may be getting just now; who is ready nudges.
+var errBusy = errors.New("busy")
+
 func (p *Proxy) removeRemote(ctx context.Context, ns, name string) error {
 	call, cancel := p.call(ctx, ns, proxyLimit)
 	defer cancel()
+	if adopted(name) {
+		if !p.targets.TryLock() {
+			return errBusy
+		}
+		defer p.targets.Unlock()
+		used := false
+		err := p.meta.store.DB().View(ctx, func(tx *bolt.Tx) (err error) {
+			used, err = p.used(tx, name)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if used {
+			return p.meta.store.DB().Update(ctx, func(tx *bolt.Tx) error { return p.spare(tx, ns, name) })
+		}
+	}
 	if err := p.remote.Remove(call, name); err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}

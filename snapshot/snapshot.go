@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -723,7 +722,7 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 			return info, h, err
 		}
 	}
-	info.Labels = maps.Clone(info.Labels)
+	info.Labels = store.CloneLabels(info.Labels)
 	h.synced = info.Labels[labelSynced] != ""
 	if v, ok := info.Labels[labelUsage]; ok {
 		var u snapshots.Usage
@@ -748,28 +747,23 @@ func validKey(key string) error {
 }
 
 func adapt(i snapshots.Info) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
-		}
+	return store.Adapt(i.Labels, func(p []string) string {
 		switch p[0] {
 		case "kind":
 			switch i.Kind {
 			case snapshots.KindActive:
-				return "active", true
+				return "active"
 			case snapshots.KindView:
-				return "view", true
+				return "view"
 			case snapshots.KindCommitted:
-				return "committed", true
+				return "committed"
 			}
 		case "name":
-			return i.Name, true
+			return i.Name
 		case "parent":
-			return i.Parent, i.Parent != ""
-		case "labels":
-			return store.LabelField(i.Labels, p[1:])
+			return i.Parent
 		}
-		return "", false
+		return ""
 	})
 }
 

@@ -116,30 +116,31 @@ func (s *containerStore) List(ctx context.Context, fs ...string) ([]containers.C
 
 // AdaptContainer lets containerd's filters look at a container.
 func AdaptContainer(c containers.Container) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
-		}
+	return Adapt(c.Labels, func(p []string) string {
 		switch p[0] {
 		case "id":
-			return c.ID, c.ID != ""
+			return c.ID
 		case "runtime":
-			if len(p) > 1 && p[1] == "name" {
-				return c.Runtime.Name, c.Runtime.Name != ""
-			}
+			return runtimeField(c.Runtime.Name, p)
 		case "image":
-			return c.Image, c.Image != ""
+			return c.Image
 		case "snapshotter":
-			return c.Snapshotter, c.Snapshotter != ""
+			return c.Snapshotter
 		case "snapshotkey":
-			return c.SnapshotKey, c.SnapshotKey != ""
+			return c.SnapshotKey
 		case "sandbox":
-			return c.SandboxID, c.SandboxID != ""
-		case "labels":
-			return LabelField(c.Labels, p[1:])
+			return c.SandboxID
 		}
-		return "", false
+		return ""
 	})
+}
+
+// runtimeField is the "runtime.name" part of a filter adaptor.
+func runtimeField(name string, path []string) string {
+	if len(path) > 1 && path[1] == "name" {
+		return name
+	}
+	return ""
 }
 
 func (s *containerStore) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
@@ -150,7 +151,7 @@ func (s *containerStore) Create(ctx context.Context, c containers.Container) (co
 	if err := validateContainer(c); err != nil {
 		return containers.Container{}, wrap(err, "create container %q", c.ID)
 	}
-	c.Labels, c.Extensions = maps.Clone(c.Labels), maps.Clone(c.Extensions)
+	c.Labels, c.Extensions = CloneLabels(c.Labels), maps.Clone(c.Extensions)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		b, err := MakeNamespaceBucket(tx, ns, sectionContainers)
 		if err != nil {
@@ -217,12 +218,7 @@ func (s *containerStore) Update(ctx context.Context, c containers.Container, fie
 }
 
 func updateContainerField(have *containers.Container, want containers.Container, path string) error {
-	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
-		have.Labels = l
-		return nil
-	}
-	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
-		have.Extensions = ext
+	if updateMaps(&have.Labels, &have.Extensions, want.Labels, want.Extensions, path) {
 		return nil
 	}
 	switch path {
@@ -236,6 +232,16 @@ func updateContainerField(have *containers.Container, want containers.Container,
 		return fmt.Errorf("field %q cannot be updated: %w", path, errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+// updateMaps applies the part of a field mask that containers and sandboxes share: their labels and extensions. It tells whether path
+// is one of these.
+func updateMaps(labels *map[string]string, extensions *map[string]typeurl.Any, wantLabels map[string]string, wantExtensions map[string]typeurl.Any, path string) (ok bool) {
+	if *labels, ok = UpdateLabels(*labels, wantLabels, path); ok {
+		return true
+	}
+	*extensions, ok = updateExtensions(*extensions, wantExtensions, path)
+	return ok
 }
 
 // updateExtensions is UpdateLabels of "extensions" and "extensions.KEY".
@@ -278,23 +284,23 @@ func validateContainer(c containers.Container) error {
 	if err := identifiers.Validate(c.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
 	}
-	if err := ValidateLabels(c.Labels); err != nil {
+	if err := validateMaps(c.Labels, c.Extensions); err != nil {
 		return err
-	}
-	for k := range c.Extensions {
-		if k == "" {
-			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
-		}
 	}
 	switch {
 	case c.Runtime.Name == "":
 		return fmt.Errorf("the runtime's name is missing: %w", errdefs.ErrInvalidArgument)
-	case c.Spec == nil:
-		return fmt.Errorf("the specification is missing: %w", errdefs.ErrInvalidArgument)
 	case c.SnapshotKey != "" && c.Snapshotter == "":
 		return fmt.Errorf("a snapshot without a snapshotter: %w", errdefs.ErrInvalidArgument)
 	}
 	return nil
+}
+
+func validateMaps(labels map[string]string, extensions map[string]typeurl.Any) error {
+	if _, nameless := extensions[""]; nameless {
+		return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
+	}
+	return ValidateLabels(labels)
 }
 
 // markContainers adds what containers hold.

@@ -18,13 +18,21 @@ func TestContainers(t *testing.T) {
 		"no id":               {Spec: spec, Runtime: containers.RuntimeInfo{Name: "r"}},
 		"bad id":              {ID: "a/b", Spec: spec, Runtime: containers.RuntimeInfo{Name: "r"}},
 		"no runtime":          {ID: "x", Spec: spec},
-		"no spec":             {ID: "x", Runtime: containers.RuntimeInfo{Name: "r"}},
 		"key, no snapshotter": {ID: "x", Spec: spec, Runtime: containers.RuntimeInfo{Name: "r"}, SnapshotKey: "k"},
 		"extension, no name":  {ID: "x", Spec: spec, Runtime: containers.RuntimeInfo{Name: "r"}, Extensions: map[string]typeurl.Any{"": spec}},
 	} {
 		if _, err := cs.Create(ctx, bad); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+	if c, err := cs.Create(ctx, containers.Container{ID: "bare", Labels: map[string]string{"a": "", "b": "c"}, Runtime: containers.RuntimeInfo{Name: "r"}}); err != nil || c.Spec != nil || len(c.Labels) != 1 { // it gets one later
+		t.Errorf("without a specification: %+v %v", c, err)
+	}
+	if c, err := cs.Update(ctx, containers.Container{ID: "bare", Labels: map[string]string{"b": ""}}, "labels.b"); err != nil || len(c.Labels) != 0 {
+		t.Errorf("an empty label is none: %+v %v", c, err)
+	}
+	if err := cs.Delete(ctx, "bare"); err != nil {
+		t.Error(err)
 	}
 	want := containers.Container{
 		ID: "c1", Labels: map[string]string{"k": "v", "a.b": "1"}, Image: "img", Spec: spec, Snapshotter: "overlayfs", SnapshotKey: "c1", SandboxID: "s",

@@ -251,16 +251,20 @@ func TestRecords(t *testing.T) {
 }
 
 func TestCoalescerCoversWhatCameBefore(t *testing.T) {
+	const callers = 64
 	var written, synced, runs atomic.Int64
 	c := &Coalescer{Run: func() error {
-		runs.Add(1)
+		// The first run lasts until all have come, however long that takes.
+		for first := runs.Add(1) == 1; first && written.Load() < callers; {
+			time.Sleep(time.Millisecond)
+		}
 		now := written.Load()
 		time.Sleep(2 * time.Millisecond)
 		synced.Store(now)
 		return nil
 	}}
 	var wg sync.WaitGroup
-	for range 64 {
+	for range callers {
 		wg.Go(func() {
 			mine := written.Add(1)
 			must(t, c.Do())

@@ -258,7 +258,7 @@ func TestScheduleGC(t *testing.T) {
 	_, err = s.Images().Create(ctx, images.Image{Name: "img", Target: d})
 	must(t, err)
 	must(t, s.Images().Delete(ctx, "img"))
-	for range 500 {
+	for range 30000 {
 		if !there(t, ctx, s, d) {
 			return
 		}
@@ -267,11 +267,10 @@ func TestScheduleGC(t *testing.T) {
 	t.Error("was not collected in the background")
 }
 
-// Pulls, deletions and collections side by side: an image that exists has its blobs.
-func TestGCBesideWork(t *testing.T) {
-	s := openTest(t, t.TempDir())
+// collecting collects again and again until rest is called.
+func collecting(t *testing.T, s *Store) (rest func()) {
 	stop := make(chan struct{})
-	var gc, work sync.WaitGroup
+	var gc sync.WaitGroup
 	gc.Go(func() {
 		for {
 			select {
@@ -284,6 +283,17 @@ func TestGCBesideWork(t *testing.T) {
 			}
 		}
 	})
+	return func() {
+		close(stop)
+		gc.Wait()
+	}
+}
+
+// Pulls, deletions and collections side by side: an image that exists has its blobs.
+func TestGCBesideWork(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	rest := collecting(t, s)
+	var work sync.WaitGroup
 	for w := range 4 {
 		work.Go(func() {
 			for i := range 25 {
@@ -314,8 +324,7 @@ func TestGCBesideWork(t *testing.T) {
 		})
 	}
 	work.Wait()
-	close(stop)
-	gc.Wait()
+	rest()
 	collect(t, s)
 	if left, err := os.ReadDir(s.blobs.algDir(digest.SHA256)); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)
@@ -337,20 +346,8 @@ func TestGCBesideWork(t *testing.T) {
 // under a lease that succeeds, or finds the blob there, has the blob.
 func TestCommitOfWhatIsBeingCollected(t *testing.T) {
 	s := openTest(t, t.TempDir())
-	stop := make(chan struct{})
-	var gc, work sync.WaitGroup
-	gc.Go(func() {
-		for {
-			select {
-			case <-stop:
-				return
-			default:
-				if _, err := s.GC(context.Background()); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-	})
+	rest := collecting(t, s)
+	var work sync.WaitGroup
 	for w := range 6 {
 		work.Go(func() {
 			for i := range 60 {
@@ -375,8 +372,7 @@ func TestCommitOfWhatIsBeingCollected(t *testing.T) {
 		})
 	}
 	work.Wait()
-	close(stop)
-	gc.Wait()
+	rest()
 	collect(t, s)
 	if left, err := os.ReadDir(s.blobs.algDir(digest.SHA256)); err != nil || len(left) != 0 {
 		t.Errorf("left %v, %v", left, err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -54,7 +53,7 @@ func (s *leaseManager) Create(ctx context.Context, opts ...leases.Opt) (leases.L
 	if err := ValidateLabels(l.Labels); err != nil {
 		return leases.Lease{}, wrap(err, "create lease %q", l.ID)
 	}
-	l.Labels = maps.Clone(l.Labels)
+	l.Labels = CloneLabels(l.Labels)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		all, err := MakeNamespaceBucket(tx, ns, sectionLeases)
 		if err != nil {
@@ -277,6 +276,9 @@ func validResource(r leases.Resource) error {
 		return nil
 	case r.Type == resourceIngests, r.Type == resourceImages:
 		return nil
+	}
+	if strings.TrimSuffix(r.Type, "/") == strings.TrimSuffix(resourceSnapshots, "/") {
+		return fmt.Errorf("resource type %q names no snapshotter: %w", r.Type, errdefs.ErrInvalidArgument)
 	}
 	return fmt.Errorf("resource type %q: %w", r.Type, errdefs.ErrNotImplemented)
 }

@@ -98,18 +98,25 @@ func ValidateLabels(m map[string]string) error {
 	return nil
 }
 
+// CloneLabels copies labels as containerd keeps them: an empty value is none. It is how its clients remove one.
+func CloneLabels(m map[string]string) map[string]string {
+	m = maps.Clone(m)
+	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })
+	return m
+}
+
 // UpdateLabels applies a field mask to labels: "labels" replaces all of them,
 // "labels.KEY" sets KEY, or removes it if want lacks it. ok is false for another path.
 func UpdateLabels(have, want map[string]string, path string) (_ map[string]string, ok bool) {
 	if path == "labels" {
-		return maps.Clone(want), true
+		return CloneLabels(want), true
 	}
 	key, ok := strings.CutPrefix(path, "labels.")
 	if !ok {
 		return have, false
 	}
 	out := maps.Clone(have)
-	if v, set := want[key]; set {
+	if v := want[key]; v != "" {
 		if out == nil {
 			out = map[string]string{}
 		}
@@ -134,20 +141,30 @@ func ParseFilters(fs []string) (filters.Filter, error) {
 	return filters.ParseAll(fs...) // its errors are errdefs.ErrInvalidArgument
 }
 
-func adaptBlob(i content.Info) filters.Adaptor {
+// Adapt lets containerd's filters look at an object: at its labels, and at what field gives for a path ("" where there is
+// none) of at least one element.
+func Adapt(labels map[string]string, field func(path []string) string) filters.Adaptor {
 	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
+		switch {
+		case len(p) == 0:
 			return "", false
+		case p[0] == "labels":
+			return LabelField(labels, p[1:])
 		}
+		v := field(p)
+		return v, v != ""
+	})
+}
+
+func adaptBlob(i content.Info) filters.Adaptor {
+	return Adapt(i.Labels, func(p []string) string {
 		switch p[0] {
 		case "digest":
-			return i.Digest.String(), true
+			return i.Digest.String()
 		case "size":
-			return fmt.Sprint(i.Size), true
-		case "labels":
-			return LabelField(i.Labels, p[1:])
+			return fmt.Sprint(i.Size)
 		}
-		return "", false
+		return ""
 	})
 }
 
@@ -181,16 +198,10 @@ func adaptImage(i images.Image) filters.Adaptor {
 }
 
 func adaptLease(l leases.Lease) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
+	return Adapt(l.Labels, func(p []string) string {
+		if p[0] == "id" {
+			return l.ID
 		}
-		switch p[0] {
-		case "id":
-			return l.ID, l.ID != ""
-		case "labels":
-			return LabelField(l.Labels, p[1:])
-		}
-		return "", false
+		return ""
 	})
 }

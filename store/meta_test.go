@@ -124,12 +124,12 @@ func TestLeases(t *testing.T) {
 	for _, r := range append(good, good...) {
 		must(t, m.AddResource(ctx, l, r))
 	}
-	for _, r := range []leases.Resource{{ID: "x", Type: "content"}, {ID: "", Type: "ingests"}} {
+	for _, r := range []leases.Resource{{ID: "x", Type: "content"}, {ID: "", Type: "ingests"}, {ID: "x", Type: "snapshots/"}, {ID: "x", Type: "snapshots"}} {
 		if err := m.AddResource(ctx, l, r); !errdefs.IsInvalidArgument(err) {
 			t.Error(r, err)
 		}
 	}
-	for _, r := range []leases.Resource{{ID: "x", Type: "snapshots/"}, {ID: "x", Type: "leases"}, {ID: "x", Type: "y"}} {
+	for _, r := range []leases.Resource{{ID: "x", Type: "leases"}, {ID: "x", Type: "y"}} {
 		if err := m.AddResource(ctx, l, r); !errdefs.IsNotImplemented(err) {
 			t.Error(r, err)
 		}

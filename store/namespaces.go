@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -18,10 +17,12 @@ type Namespaces Store
 
 var _ namespaces.Store = (*Namespaces)(nil)
 
+// Create makes a namespace: errdefs.ErrAlreadyExists if there is one, ErrInvalidArgument for a name or labels that cannot be.
 func (s *Namespaces) Create(ctx context.Context, ns string, labels map[string]string) error {
 	if err := errors.Join(validNamespace(ns), ValidateLabels(labels)); err != nil {
 		return wrap(err, "create namespace %q", ns)
 	}
+	labels = CloneLabels(labels)
 	err := s.db.Update(ctx, func(tx *bolt.Tx) error {
 		if Bucket(tx, string(bucketNS), ns) != nil {
 			return errdefs.ErrAlreadyExists
@@ -35,6 +36,7 @@ func (s *Namespaces) Create(ctx context.Context, ns string, labels map[string]st
 	return nil
 }
 
+// Labels gives the labels of a namespace: errdefs.ErrNotFound if there is none.
 func (s *Namespaces) Labels(ctx context.Context, ns string) (labels map[string]string, err error) {
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		labels, err = namespaceLabels(tx, ns)
@@ -63,8 +65,7 @@ func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]s
 	if len(paths) == 0 {
 		paths = []string{"labels"}
 	}
-	labels = maps.Clone(labels)
-	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	labels = CloneLabels(labels)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		have, err := namespaceLabels(tx, ns)
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -86,6 +87,7 @@ func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]s
 	return out, nil
 }
 
+// List gives the names of all namespaces, sorted.
 func (s *Namespaces) List(ctx context.Context) (list []string, err error) {
 	err = s.db.View(ctx, func(tx *bolt.Tx) error {
 		return EachNamespace(tx, func(ns string) error {

@@ -54,23 +54,16 @@ func (s *sandboxStore) List(ctx context.Context, fs ...string) ([]sandbox.Sandbo
 
 // AdaptSandbox lets containerd's filters look at a sandbox.
 func AdaptSandbox(b sandbox.Sandbox) filters.Adaptor {
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
-		}
+	return Adapt(b.Labels, func(p []string) string {
 		switch p[0] {
 		case "id":
-			return b.ID, b.ID != ""
+			return b.ID
 		case "runtime":
-			if len(p) > 1 && p[1] == "name" {
-				return b.Runtime.Name, b.Runtime.Name != ""
-			}
+			return runtimeField(b.Runtime.Name, p)
 		case "sandboxer":
-			return b.Sandboxer, b.Sandboxer != ""
-		case "labels":
-			return LabelField(b.Labels, p[1:])
+			return b.Sandboxer
 		}
-		return "", false
+		return ""
 	})
 }
 
@@ -141,12 +134,7 @@ func (s *sandboxStore) Update(ctx context.Context, b sandbox.Sandbox, fieldpaths
 }
 
 func updateSandboxField(have *sandbox.Sandbox, want sandbox.Sandbox, path string) error {
-	if l, ok := UpdateLabels(have.Labels, want.Labels, path); ok {
-		have.Labels = l
-		return nil
-	}
-	if ext, ok := updateExtensions(have.Extensions, want.Extensions, path); ok {
-		have.Extensions = ext
+	if updateMaps(&have.Labels, &have.Extensions, want.Labels, want.Extensions, path) {
 		return nil
 	}
 	switch path {
@@ -170,7 +158,7 @@ func (s *sandboxStore) Delete(ctx context.Context, id string) error {
 
 func putSandbox(bucket *bolt.Bucket, b sandbox.Sandbox) error {
 	return writeRecord(bucket, b.ID, sandboxRecord{
-		Labels: b.Labels, Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
+		Labels: CloneLabels(b.Labels), Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
 		Extensions: recordAnys(b.Extensions), Created: b.CreatedAt, Updated: b.UpdatedAt,
 	})
 }
@@ -179,12 +167,7 @@ func validateSandbox(b sandbox.Sandbox) error {
 	if err := identifiers.Validate(b.ID); err != nil {
 		return fmt.Errorf("id: %w", err)
 	}
-	for k := range b.Extensions {
-		if k == "" {
-			return fmt.Errorf("an extension has no name: %w", errdefs.ErrInvalidArgument)
-		}
-	}
-	return ValidateLabels(b.Labels)
+	return validateMaps(b.Labels, b.Extensions)
 }
 
 // markSandboxes adds what the labels of sandboxes name.

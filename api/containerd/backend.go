@@ -72,7 +72,7 @@ type Differ interface {
 	diff.Comparer
 }
 
-// Backend is what the services of containers, tasks and sandboxes need of the engine.
+// Backend is what the services of containers, tasks and sandboxes need of the engine, which documents each call.
 type Backend interface {
 	// ContainerStore are the records of all containers.
 	ContainerStore() containers.Store

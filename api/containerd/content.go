@@ -148,7 +148,7 @@ func (s *contentService) Write(conn api.Content_WriteServer) (err error) {
 	if req.GetRef() == "" {
 		return invalidf("first message must have a reference")
 	}
-	in := &ingest{ctx: conn.Context(), ref: req.GetRef(), total: req.GetTotal(), expected: digest.Digest(req.GetExpected())}
+	in := &ingest{store: s.opt.Content, ctx: conn.Context(), ref: req.GetRef(), total: req.GetTotal(), expected: digest.Digest(req.GetExpected())}
 	if in.expected != "" {
 		if _, err := toDigest(req.GetExpected()); err != nil {
 			return err
@@ -183,6 +183,7 @@ func endOf(err error) error {
 
 // ingest is one stream's writer.
 type ingest struct {
+	store    content.Store
 	ctx      context.Context
 	w        content.Writer
 	ref      string
@@ -194,11 +195,8 @@ func (in *ingest) handle(req *api.WriteContentRequest) (*api.WriteContentRespons
 	if r := req.GetRef(); r != "" && r != in.ref {
 		return nil, invalidf("ref cannot be changed from %q to %q", in.ref, r)
 	}
-	// What is known may be said again, and later, but not differently.
+	// Of what is known the latest counts (content.proto).
 	if t := req.GetTotal(); t > 0 {
-		if in.total > 0 && t != in.total {
-			return nil, fmt.Errorf("commit of %d bytes to an ingest of %d: %w", t, in.total, errdefs.ErrFailedPrecondition)
-		}
 		in.total = t
 	}
 	if e := req.GetExpected(); e != "" {
@@ -207,7 +205,9 @@ func (in *ingest) handle(req *api.WriteContentRequest) (*api.WriteContentRespons
 			return nil, err
 		}
 		if in.expected != "" && d != in.expected {
-			return nil, fmt.Errorf("digest %s is expected, not %s: %w", in.expected, d, errdefs.ErrFailedPrecondition)
+			if _, err := in.store.Info(in.ctx, d); err == nil {
+				return nil, fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+			}
 		}
 		in.expected = d
 	}

@@ -26,7 +26,12 @@ func (s *diffService) Apply(ctx context.Context, req *api.ApplyRequest) (*api.Ap
 	for k, v := range req.GetPayloads() {
 		payloads[k] = v
 	}
-	d, err := s.opt.Differ.Apply(ctx, toDescriptor(req.GetDiff()), toMounts(req.GetMounts()), diff.WithPayloads(payloads), diff.WithSyncFs(req.GetSyncFs()))
+	mounts, drop, err := s.made(ctx, toMounts(req.GetMounts()))
+	if err != nil {
+		return nil, err
+	}
+	defer drop()
+	d, err := s.opt.Differ.Apply(ctx, toDescriptor(req.GetDiff()), mounts, diff.WithPayloads(payloads), diff.WithSyncFs(req.GetSyncFs()))
 	if err != nil {
 		return nil, err
 	}
@@ -42,7 +47,17 @@ func (s *diffService) Diff(ctx context.Context, req *api.DiffRequest) (*api.Diff
 		at := t.AsTime()
 		opts = append(opts, diff.WithSourceDateEpoch(&at))
 	}
-	d, err := s.opt.Differ.Compare(ctx, toMounts(req.GetLeft()), toMounts(req.GetRight()), opts...)
+	left, drop, err := s.made(ctx, toMounts(req.GetLeft()))
+	if err != nil {
+		return nil, err
+	}
+	defer drop()
+	right, dropRight, err := s.made(ctx, toMounts(req.GetRight()))
+	if err != nil {
+		return nil, err
+	}
+	defer dropRight()
+	d, err := s.opt.Differ.Compare(ctx, left, right, opts...)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"time"
 
 	api "github.com/containerd/containerd/api/services/events/v1"
 	ttrpcapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -62,7 +63,11 @@ func (t ttrpcEvents) Forward(ctx context.Context, req *ttrpcapi.ForwardRequest) 
 }
 
 func (s *Server) forward(ctx context.Context, e *types.Envelope) error {
-	in := &events.Envelope{Timestamp: timeOf(e.GetTimestamp()), Namespace: e.GetNamespace(), Topic: e.GetTopic()}
+	at := time.Now().UTC()
+	if e.GetTimestamp() != nil {
+		at = timeOf(e.GetTimestamp())
+	}
+	in := &events.Envelope{Timestamp: at, Namespace: e.GetNamespace(), Topic: e.GetTopic()}
 	if e.GetEvent() != nil {
 		in.Event = e.GetEvent()
 	}

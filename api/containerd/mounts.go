@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"strings"
@@ -81,12 +82,30 @@ func activationOf(i mount.ActivationInfo) *types.ActivationInfo {
 	return out
 }
 
+// needActivation tells whether not every system can make these mounts.
+func needActivation(ms []mount.Mount) bool {
+	return slices.ContainsFunc(ms, func(m mount.Mount) bool { return m.Type == "loop" || strings.Contains(m.Type, "/") })
+}
+
+// made gives mounts as the kernel knows them, for one call: what has to be made before is there until drop.
+func (s *Server) made(ctx context.Context, ms []mount.Mount) (_ []mount.Mount, drop func(), err error) {
+	if s.opt.Mounts == nil || !needActivation(ms) {
+		return ms, func() {}, nil
+	}
+	name := "diff-" + rand.Text()
+	info, err := s.opt.Mounts.Activate(ctx, name, ms)
+	if err != nil {
+		return nil, nil, err
+	}
+	return info.System, func() { s.deactivateFor(context.WithoutCancel(ctx), name) }, nil
+}
+
 // activateFor makes those of a task's mounts that its shim could not (own tells what it can), and gives what is left. undo
 // takes them back.
 func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount, own func() engine.MountAbilities) (_ []mount.Mount, undo func(), err error) {
 	undo = func() {}
-	if !slices.ContainsFunc(ms, func(m mount.Mount) bool { return m.Type == "loop" || strings.Contains(m.Type, "/") }) {
-		return ms, undo, nil // what every system can
+	if !needActivation(ms) {
+		return ms, undo, nil
 	}
 	able := own()
 	opts := []mount.ActivateOpt{
@@ -110,12 +129,12 @@ func (s *Server) activateFor(ctx context.Context, id string, ms []mount.Mount, o
 	return info.System, func() { s.deactivateFor(context.WithoutCancel(ctx), id) }, nil
 }
 
-// deactivateFor is for when a task is gone.
+// deactivateFor is for when a task is gone, or a call is over.
 func (s *Server) deactivateFor(ctx context.Context, id string) {
 	if s.opt.Mounts == nil {
 		return
 	}
 	if err := s.opt.Mounts.Deactivate(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		s.log.Warn("mounts of a task stay", "task", id, "error", err)
+		s.log.Warn("mounts stay", "for", id, "error", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	api "github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
@@ -13,8 +14,9 @@ type namespaceService struct {
 }
 
 func (s *namespaceService) Get(ctx context.Context, req *api.GetNamespaceRequest) (*api.GetNamespaceResponse, error) {
+	// One that nobody has written to has no labels. Clients ask for defaults in the first namespace that they use.
 	labels, err := s.opt.Namespaces.Labels(ctx, req.GetName())
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) {
 		return nil, err
 	}
 	return &api.GetNamespaceResponse{Namespace: &api.Namespace{Name: req.GetName(), Labels: labels}}, nil

@@ -40,7 +40,7 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 		CapAdd:         sec.GetCapabilities().GetAddCapabilities(),
 		CapDrop:        sec.GetCapabilities().GetDropCapabilities(),
 		ReadonlyRootfs: sec.GetReadonlyRootfs(),
-		MaskedPaths:    sec.GetMaskedPaths(), ReadonlyPaths: sec.GetReadonlyPaths(),
+		MaskedPaths:    exactly(sec.GetMaskedPaths()), ReadonlyPaths: exactly(sec.GetReadonlyPaths()),
 		OOMScoreAdj: int(w.GetLinux().GetResources().GetOomScoreAdj()),
 		Resources:   resources(w.GetLinux().GetResources()),
 		Pod: &engine.PodMember{
@@ -89,6 +89,15 @@ func containerConfig(w *api.ContainerConfig, pod engine.SandboxConfig) (engine.C
 	opts, err := profiles(sec)
 	c.SecurityOpt = append(c.SecurityOpt, opts...)
 	return c, err
+}
+
+// exactly gives what was asked for, and not the default where that is nothing: the wire does not tell an empty list from none. The kubelet
+// sends its defaults in full, and nothing for a container with procMount Unmasked.
+func exactly(paths []string) []string {
+	if paths == nil {
+		return []string{}
+	}
+	return paths
 }
 
 // selinux gives nil where nothing is asked for.

@@ -147,7 +147,7 @@ func fill(m protoreflect.Message, depth int) {
 }
 
 func invoke(conn *grpc.ClientConn, name string, m protoreflect.MethodDescriptor, req proto.Message) error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	resp := dynamicpb.NewMessage(m.Output())
 	if !m.IsStreamingServer() {
@@ -310,7 +310,7 @@ func TestCreateContainer(t *testing.T) {
 	var uid int64
 	want := engine.Config{
 		Image: "sha256:x", Entrypoint: []string{"sh"}, Cmd: []string{"-c", "true"}, WorkingDir: "/w", Env: []string{"A=b=c"}, StopSignal: "SIGRTMIN+3",
-		OpenStdin: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, CapAdd: []string{"NET_RAW"}, MaskedPaths: []string{"/proc/x"}, OOMScoreAdj: 9,
+		OpenStdin: true, AttachStdin: true, AttachStdout: true, AttachStderr: true, CapAdd: []string{"NET_RAW"}, MaskedPaths: []string{"/proc/x"}, ReadonlyPaths: []string{}, OOMScoreAdj: 9,
 		SecurityOpt: []string{"no-new-privileges", `seccomp={"defaultAction":"SCMP_ACT_ALLOW"}`},
 		Resources: engine.Resources{CPUShares: 2, Memory: 3, Unified: map[string]string{"a.b": "1"}, Hugepages: map[string]uint64{"2MB": 4},
 			Devices: []engine.Device{{HostPath: "/dev/null", ContainerPath: "/dev/x", Permissions: "rw"}}},

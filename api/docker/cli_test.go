@@ -87,7 +87,7 @@ func (b *cliBackend) RemoveImage(context.Context, string, bool, bool) ([]engine.
 // docker runs the real command line against a server.
 func (n *node) docker(stdin string, args ...string) (stdout, stderr string, code int) {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+n.socket, "DOCKER_CONFIG="+n.t.TempDir())
@@ -112,7 +112,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	ctr := sampleContainer(t)
 	ctr.Config.TTY = false
-	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-time.Minute)}
+	ctr.State = engine.State{Status: engine.StatusRunning, Pid: 7, StartedAt: time.Now().Add(-3 * time.Hour)}
 	detail := engine.ImageDetail{Image: engine.ImageRecord{ID: "sha256:" + "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd", Names: []string{"docker.io/library/alpine:3"}, Size: 5000000, Created: time.Now()}}
 	b := &cliBackend{}
 	b.fake = &fake{
@@ -146,12 +146,7 @@ func TestCommandLine(t *testing.T) {
 	}
 	b.start = func(ref string) error {
 		go func() {
-			in := ""
-			select {
-			case in = <-p.stdin:
-			case <-time.After(200 * time.Millisecond):
-			}
-			p.frames <- frame{1, "out:" + in}
+			p.frames <- frame{1, "out:" + <-p.stdin}
 			p.frames <- frame{2, "err"}
 			close(p.frames)
 			exited <- engine.WaitResult{ExitCode: 3}
@@ -168,7 +163,7 @@ func TestCommandLine(t *testing.T) {
 		{"version --format {{.Server.Version}}", "0.1.0"},
 		{"info", "Storage Driver: overlayfs|Default Runtime: hako|Cgroup Driver: cgroupfs|seccomp"},
 		{"info --format {{json_.}}", `"Driver":"overlayfs"`},
-		{"ps", "web|Up About a minute|alpine:3|0.0.0.0:8080->80/tcp"},
+		{"ps", "web|Up 3 hours|alpine:3|0.0.0.0:8080->80/tcp"},
 		{"ps -a --no-trunc --format {{.ID}}_{{.Names}}_{{.State}}_{{.Mounts}}_{{.Networks}}", ctr.ID + " web running"},
 		{"ps -q --filter status=running", "abababababab"},
 		{"inspect web", `"Name": "/web"`},

@@ -192,7 +192,7 @@ func serve(t *testing.T, b Backend) *node {
 	go func() { done <- n.server.Serve(l) }()
 	t.Cleanup(func() {
 		n.client.CloseIdleConnections()
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if err := n.server.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)

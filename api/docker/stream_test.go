@@ -30,7 +30,7 @@ func (n *node) dial() *net.UnixConn {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { c.Close() })
-	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(5 * time.Minute)); err != nil {
 		n.t.Fatal(err)
 	}
 	return c.(*net.UnixConn)
@@ -104,7 +104,7 @@ func TestWaitEndsWithItsClient(t *testing.T) {
 	cancel()
 	select {
 	case <-ended:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("the engine was not told that the client left")
 	}
 }
@@ -359,7 +359,7 @@ func TestLogsFollowIsPrompt(t *testing.T) {
 			}, nil
 		},
 	})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, "GET", "http://docker/containers/x/logs?stdout=1&follow=1", nil)
 	if err != nil {
@@ -380,7 +380,7 @@ func TestLogsFollowIsPrompt(t *testing.T) {
 	cancel()
 	select {
 	case <-ended:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("still following after the client left")
 	}
 }
@@ -624,7 +624,7 @@ func TestEventsBeginAtOnceAndEndAtShutdown(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if err := n.server.Shutdown(ctx); err != nil {
 		t.Error(err)

@@ -22,10 +22,11 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/hako-engine/hako/engine"
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // limit is the time limit of all tests here: the library has one per process.
-const limit = time.Second
+const limit = 5 * time.Second
 
 // TestMain is a plugin when the server has started it as one.
 func TestMain(m *testing.M) {
@@ -246,7 +247,7 @@ func connect(t *testing.T, s *Server, index string, p *plugin, more ...stub.Opti
 	t.Cleanup(st.Stop)
 	select {
 	case <-p.synced:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("the plugin was not brought up to date")
 	}
 	s.Hold()() // after the synchronization it is in the list
@@ -575,7 +576,7 @@ func TestEvictions(t *testing.T) {
 			if got != "victim: test" {
 				t.Errorf("%s: evicted %s", what, got)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 			t.Errorf("%s: nothing was evicted", what)
 		}
 	}
@@ -680,7 +681,7 @@ func TestHold(t *testing.T) {
 	release()
 	select {
 	case <-p.synced:
-	case <-time.After(5 * limit):
+	case <-time.After(5 * time.Minute):
 		t.Error("the plugin was held off for ever")
 	}
 }
@@ -700,7 +701,7 @@ func TestPreinstalledPlugin(t *testing.T) {
 	for _, err := range []error{
 		os.Symlink(exe, filepath.Join(plugins, "10-self")),
 		os.WriteFile(filepath.Join(configs, "10-self.conf"), []byte(witness), 0o600),
-		os.WriteFile(filepath.Join(plugins, "20-broken"), []byte("#!/bin/false\n"), 0o700),
+		execfile.Write(filepath.Join(plugins, "20-broken"), []byte("#!/bin/false\n"), 0o700),
 		os.WriteFile(filepath.Join(plugins, "README"), nil, 0o600),
 	} {
 		if err != nil {

@@ -17,7 +17,7 @@ const (
 
 const (
 	headerSize = 8
-	// maxFrame bounds what a Reader accepts as one frame.
+	// maxFrame bounds what a Reader accepts as one frame, in bytes.
 	maxFrame = 16 << 20
 )
 

@@ -31,6 +31,7 @@ type Client interface {
 
 // Sink takes the frames for a client: a Framer, or Raw for a terminal.
 type Sink interface {
+	// WriteFrame sends output of stdout (1) or stderr (2).
 	WriteFrame(stream int, p []byte) error
 }
 

@@ -112,7 +112,7 @@ func TestExport(t *testing.T) {
 	if _, err := tr.Unary(t.Context(), nil, &grpc.UnaryServerInfo{FullMethod: "/a.B/C"}, func(context.Context, any) (any, error) { return nil, nil }); err != nil {
 		t.Error(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := tr.Shutdown(ctx); err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // command runs the program that make build makes, and tells whether the Go runtime has
@@ -106,7 +108,7 @@ func TestEarly(t *testing.T) {
 	}
 
 	// No file of a format that can be executed.
-	if err := os.WriteFile(filepath.Join(c.bundle, "rootfs/guest"), []byte("?"), 0o755); err != nil {
+	if err := execfile.Write(filepath.Join(c.bundle, "rootfs/guest"), []byte("?"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	create()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // A plain user's state is in $XDG_RUNTIME_DIR, in a directory that nobody clears away.
@@ -24,9 +26,7 @@ func TestStateOfPlainUser(t *testing.T) {
 	}
 	dir := t.TempDir()
 	program, home := filepath.Join(dir, "hako-oci"), filepath.Join(dir, "run")
-	syscall.ForkLock.RLock() // see newCLI
-	err = os.WriteFile(program, raw, 0o755)
-	syscall.ForkLock.RUnlock()
+	err = execfile.Write(program, raw, 0o755)
 	const user = 12345
 	if err := errors.Join(err, os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o755), os.Mkdir(home, 0o700), os.Chown(home, user, user)); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/spec"
 	"github.com/hako-engine/hako/shim"
@@ -63,7 +64,7 @@ func TestNativeCheckpoint(t *testing.T) {
 	}
 	raw, err := os.ReadFile(busybox)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(dir, "lower/bin/busybox"), raw, 0o755)
+		err = execfile.Write(filepath.Join(dir, "lower/bin/busybox"), raw, 0o755)
 	}
 	if err != nil {
 		t.Fatal(err)

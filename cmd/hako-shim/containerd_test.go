@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/wire"
 )
 
@@ -49,7 +50,7 @@ func newContainerd(t *testing.T) *ctd {
 	for _, d := range []string{"bin", "proc", "dev", "sys", "tmp", "run", "etc"} {
 		os.MkdirAll(filepath.Join(c.rootfs, d), 0o755)
 	}
-	os.WriteFile(filepath.Join(c.rootfs, "bin/busybox"), busybox, 0o755)
+	execfile.Write(filepath.Join(c.rootfs, "bin/busybox"), busybox, 0o755)
 	for _, name := range []string{"sh", "echo", "cat", "sleep", "true"} {
 		os.Symlink("busybox", filepath.Join(c.rootfs, "bin", name))
 	}
@@ -64,6 +65,9 @@ address = %q
 	t.Cleanup(c.close)
 	return c
 }
+
+// hangLimit ends what hangs. Nothing is measured by it.
+const hangLimit = 5 * time.Minute
 
 func (c *ctd) socket() string { return filepath.Join(c.dir, "c.sock") }
 
@@ -80,11 +84,10 @@ func (c *ctd) start() {
 	if err := c.cmd.Start(); err != nil {
 		c.t.Fatal(err)
 	}
-	for range 200 {
+	for deadline := time.Now().Add(hangLimit); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if _, _, err := c.ctr("version"); err == nil {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	b, _ := os.ReadFile(log.Name())
 	c.t.Fatalf("containerd does not start: %s", b)
@@ -102,12 +105,12 @@ func (c *ctd) close() {
 		c.ctr("task", "rm", "-f", id)
 		c.ctr("containers", "rm", id)
 	}
-	for i := 0; ; i++ {
+	for deadline := time.Now().Add(hangLimit); ; {
 		left := c.shims()
 		if len(left) == 0 {
 			break
 		}
-		if i == 100 {
+		if time.Now().After(deadline) {
 			c.t.Errorf("shims are left: %v", left)
 			for pid := range left {
 				syscall.Kill(pid, syscall.SIGKILL)
@@ -141,12 +144,12 @@ func (c *ctd) shims() map[int]string {
 }
 
 func (c *ctd) ctr(args ...string) (stdout, stderr string, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "ctr", append([]string{"-a", c.socket(), "-n", c.ns}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	err = cmd.Run()
 	return out.String(), errs.String(), err
 }
@@ -178,7 +181,7 @@ func TestUnderContainerd(t *testing.T) {
 	}
 	c.ctr("containers", "rm", "a")
 
-	c.must(append(run, "-d", "--memory-limit", "33554432", "--rootfs", c.rootfs, "b", "/bin/sleep", "600")...)
+	c.must(append(run, "-d", "--memory-limit", "33554432", "--rootfs", c.rootfs, "b", "/bin/sleep", "100000")...)
 	if out := c.must("task", "exec", "--exec-id", "x", "b", "/bin/echo", "from exec"); out != "from exec\n" {
 		t.Errorf("exec %q", out)
 	}
@@ -206,8 +209,8 @@ func TestUnderContainerd(t *testing.T) {
 
 	// A container of the same group shares the shim.
 	before := len(c.shims())
-	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p1", "/bin/sleep", "600")...)
-	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p2", "/bin/sleep", "600")...)
+	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p1", "/bin/sleep", "100000")...)
+	c.must(append(run, "-d", "--annotation", "io.containerd.runc.v2.group=pod", "--rootfs", c.rootfs, "p2", "/bin/sleep", "100000")...)
 	if n := len(c.shims()); n != before+1 {
 		t.Errorf("%d shims, %d before: %v", n, before, c.shims())
 	}
@@ -221,22 +224,23 @@ func TestUnderContainerd(t *testing.T) {
 		}
 	}
 	syscall.Kill(pid, syscall.SIGKILL)
-	for i := 0; ; i++ {
+	deadline := time.Now().Add(hangLimit)
+	for {
 		if out, _, _ := c.ctr("task", "ls"); !strings.Contains(out, "b ") {
 			break
 		}
-		if i == 100 {
+		if time.Now().After(deadline) {
 			t.Errorf("task of a dead shim stays: %s", c.must("task", "ls"))
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
-	for i := 0; ; i++ {
+	for {
 		_, err := os.Stat(strings.TrimPrefix(string(address), "unix://"))
 		if len(address) > 0 && errors.Is(err, os.ErrNotExist) {
 			break
 		}
-		if i == 100 {
+		if time.Now().After(deadline) {
 			t.Errorf("socket %q of the dead shim: %v", address, err)
 			break
 		}
@@ -298,7 +302,7 @@ func TestBootstrap(t *testing.T) {
 	c := wire.NewClient(conn, "")
 	defer c.Close()
 	call := func(method string, req, resp wire.Message) error {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		return c.Call(ctx, wire.ServiceTaskV3, method, req, resp)
 	}
@@ -314,7 +318,7 @@ func TestBootstrap(t *testing.T) {
 	call("Shutdown", &wire.ShutdownRequest{Now: true}, nil) // the second start has reserved the shim
 	select {
 	case <-c.Done():
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Error("the shim does not end")
 		syscall.Kill(int(who.ShimPid), syscall.SIGKILL)
 	}
@@ -333,7 +337,7 @@ func TestBootstrap(t *testing.T) {
 	}
 	// Of a program that the options name.
 	other := filepath.Join(t.TempDir(), "other")
-	if err := os.WriteFile(other, []byte("#!/bin/sh\necho '{\"mountOptions\":[\"'$1'\"]}'\n"), 0o700); err != nil {
+	if err := execfile.Write(other, []byte("#!/bin/sh\necho '{\"mountOptions\":[\"'$1'\"]}'\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(bin, "-info")

@@ -171,6 +171,10 @@ func printReport(w io.Writer, r engine.CheckReport) error {
 		_, err := fmt.Fprintln(w, "clean")
 		return err
 	}
-	_, err := fmt.Fprintf(w, "%d problems\n", left)
+	word := "problems"
+	if left == 1 {
+		word = "problem"
+	}
+	_, err := fmt.Fprintf(w, "%d %s\n", left, word)
 	return err
 }

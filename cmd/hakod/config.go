@@ -19,6 +19,7 @@ import (
 
 	"github.com/hako-engine/hako/api/cri/streaming"
 	"github.com/hako-engine/hako/api/trace"
+	"github.com/hako-engine/hako/engine"
 	"github.com/hako-engine/hako/image/verify"
 )
 
@@ -48,6 +49,7 @@ type config struct {
 	StreamKey        string                 `toml:"stream-key" comment:"Key of the certificate, a PEM file."`
 	CNIConfDir       string                 `toml:"cni-conf-dir" comment:"CNI configurations for pods; the first by name counts. The folder may be missing, and is watched."`
 	CNIBinDir        string                 `toml:"cni-bin-dir" comment:"CNI plugins, a list separated by colons."`
+	Restore          string                 `toml:"restore-checkpoints" comment:"What containers of pods may be restored from: none, archives (files on this machine that only root can write), or images, too. CRIU reads them as root: with images, whoever may name an image hands it what it reads."`
 	Snapshotter      string                 `toml:"snapshotter" comment:"auto, erofs, overlayfs, or native: plain copies, for where overlayfs does not work. auto: erofs where the kernel has it (Linux 6.12) and the root was not begun with overlayfs."`
 	ErofsMergeLayers int                    `toml:"erofs-merge-layers" comment:"From how many layers on the snapshotter erofs puts those of an image into one file system: containers look names up faster, and images do not share memory for the files of common layers. 0: where that was measured to pay; -1: never."`
 	CgroupDriver     string                 `toml:"cgroup-driver" comment:"cgroupfs, or systemd: a scope for each container. Default: systemd where that is PID 1."`
@@ -71,7 +73,7 @@ func defaultConfig() config {
 		Root: "/var/lib/hako", State: "/run/hako", DockerSocket: unset, ContainerdSocket: unset, CRISocket: unset,
 		RegistryDir: "/etc/hako/certs.d", PullTimeout: "30s", RestartInterval: "10s", Network: networkCNI, StreamAddress: "127.0.0.1:0", TraceRatio: 1, CNIConfDir: "/etc/cni/net.d", CNIBinDir: "/opt/cni/bin:/usr/lib/cni",
 		NRIPluginDir: "/opt/nri/plugins", NRIConfigDir: "/etc/nri/conf.d", NRITimeout: 5,
-		CDISpecDirs: "/etc/cdi:/var/run/cdi",
+		CDISpecDirs: "/etc/cdi:/var/run/cdi", Restore: engine.RestoreArchives,
 		Snapshotter: autoSnapshotter, LogLevel: "info", LogFormat: "text", BridgeName: "hako0", MTU: 1500,
 		ProxyPlugins: map[string]proxyPlugin{}, Runtimes: map[string]string{}, Verify: map[string]verify.Rule{},
 	}
@@ -207,6 +209,7 @@ func (c *config) complete() error {
 		return fmt.Errorf("%s: %q is not one of %s", key, value, strings.Join(allowed, ", "))
 	}
 	for _, err := range []error{
+		oneOf("restore-checkpoints", c.Restore, engine.RestoreNone, engine.RestoreArchives, engine.RestoreImages),
 		oneOf("network", c.Network, networkCNI, networkBuiltin),
 		oneOf("snapshotter", c.Snapshotter, append(slices.Sorted(maps.Keys(c.ProxyPlugins)), autoSnapshotter, "erofs", "overlayfs", "native")...),
 		checkProxyPlugins(c.ProxyPlugins),

@@ -124,8 +124,8 @@ func serve(ctx context.Context, cfg config, r *reloader, log *slog.Logger) (err 
 		ContainerRecords: st.Containers(), SandboxRecords: st.Sandboxes(), Content: st.Content(), Publisher: bus, GRPCAddress: cfg.ContainerdSocket, TTRPCAddress: ttrpcSocket(cfg),
 		Snapshotters: snapshotters, Snapshotter: cfg.Snapshotter, CgroupDriver: cfg.CgroupDriver,
 		ShimBinary: cfg.ShimBinary, InitBinary: cfg.InitBinary, Runtimes: cfg.Runtimes,
-		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs),
-		Checked:     checked(st, images, snapshotters, newCheckedNetworks(cfg, st, false)), Garbage: st,
+		CDISpecDirs: filepath.SplitList(cfg.CDISpecDirs), RestoreCheckpoints: cfg.Restore,
+		Checked: checked(st, images, snapshotters, newCheckedNetworks(cfg, st, false)), Garbage: st,
 		Version: version.Version, RegistryDir: cfg.RegistryDir, Pulled: observers.pulled(), Log: log,
 	})
 	if err != nil {

@@ -36,10 +36,10 @@ Usage:
                              cgroups, networks
   hakod check [--deep] [--repair] [--format text|json] [flags]
                              check a root that no daemon has open: records,
-                             blobs, snapshots. --deep reads everything, --repair
-                             mends. A daemon that runs is asked with
-                             hako system check. Exit codes: 0 clean, 1 problems,
-                             3 not checked
+                             blobs, snapshots, volumes, networks. --deep reads
+                             everything, --repair mends. A daemon that runs is
+                             asked with hako system check. Exit codes: 0 clean,
+                             1 problems, 3 not checked
 
 Each flag is also a key of the configuration file, without the dashes. SIGHUP
 makes the daemon read the file again; log level, runtimes and verify change at

@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 const (
@@ -81,7 +82,7 @@ func (n *node) clone() *node {
 
 // Add lays a layer over the tree. blob is compressed or not.
 func (t *Tree) Add(ctx context.Context, blob io.Reader) error {
-	dec, err := unpack.NewDecoder(&interruptible{ctx, blob}, unpack.Limits{Size: maxLayer})
+	dec, err := unpack.NewDecoder(ctxio.Reader(ctx, blob, nil), unpack.Limits{Size: maxLayer})
 	if err != nil {
 		return err
 	}
@@ -106,18 +107,6 @@ func (t *Tree) Add(ctx context.Context, blob io.Reader) error {
 	}
 	_, err = io.Copy(io.Discard, blob)
 	return err
-}
-
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if i.ctx.Err() != nil {
-		return 0, context.Cause(i.ctx)
-	}
-	return i.r.Read(p)
 }
 
 func (t *Tree) entry(h *tar.Header, r io.Reader) error {

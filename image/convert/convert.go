@@ -25,6 +25,7 @@ import (
 	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/transport"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 // Form of a layer.
@@ -128,7 +129,7 @@ func (c *Converter) Layer(ctx context.Context, from transport.Source, d ocispec.
 		return copier.Layer{}, err
 	}
 	defer rc.Close()
-	in := &counted{ctx: ctx, r: transport.Checked(rc, d), tell: tell}
+	in := ctxio.Reader(ctx, transport.Checked(rc, d), tell)
 	dec, err := unpack.NewDecoder(in, unpack.Limits{Size: maxLayer})
 	if err != nil {
 		return copier.Layer{}, err
@@ -148,24 +149,6 @@ func (c *Converter) Layer(ctx context.Context, from transport.Source, d ocispec.
 		_, err = io.Copy(io.Discard, in)
 	}
 	return l, err
-}
-
-// counted tells how much was read, and ends with the context.
-type counted struct {
-	ctx  context.Context
-	r    io.Reader
-	n    int64
-	tell func(int64)
-}
-
-func (c *counted) Read(p []byte) (int, error) {
-	if c.ctx.Err() != nil {
-		return 0, context.Cause(c.ctx)
-	}
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	c.tell(c.n)
-	return n, err
 }
 
 // compress writes a tar archive as gzip, zstd or as it is.

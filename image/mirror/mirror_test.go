@@ -182,7 +182,7 @@ func serve(t *testing.T, before func(http.ResponseWriter, *http.Request) bool, n
 
 func kit(t *testing.T) *tools.Tools {
 	t.Helper()
-	return tools.New(tools.Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: time.Millisecond, Attempts: 2, DockerConfig: t.TempDir()}})
+	return tools.New(tools.Options{Registry: registry.Options{Timeout: 5 * time.Minute, Backoff: time.Millisecond, Attempts: 2, DockerConfig: t.TempDir()}})
 }
 
 // run gives the sorted lines "SOURCE TAG: action".
@@ -280,6 +280,99 @@ registries:
 	for _, bad := range []string{"", "dir:x", "docker://UPPER", "docker://" + dst + "/x:1", "oci:"} {
 		if err := Run(context.Background(), kit(t), c, Options{Destination: bad}); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("destination %q: %v", bad, err)
+		}
+	}
+}
+
+// keeper is a registry that knows which repository has which blob, and counts what it was sent.
+type keeper struct {
+	mu    sync.Mutex
+	sent  map[string]int // by repository and digest, with blobs that were mounted as "mounted ..."
+	under map[string]int
+	twice []string // were sent again before the first had come
+}
+
+func (k *keeper) serve(inner http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		repo, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/blobs/")
+		what, q := "", r.URL.Query()
+		switch {
+		case r.Method == http.MethodHead && rest != "":
+			k.mu.Lock()
+			n := k.sent[repo+" "+rest] + k.sent["mounted "+repo+" "+rest]
+			k.mu.Unlock()
+			if n == 0 {
+				w.WriteHeader(http.StatusNotFound)
+				return
+			}
+		case r.Method == http.MethodPost && q.Get("mount") != "":
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			if k.sent[q.Get("from")+" "+q.Get("mount")] == 0 {
+				w.WriteHeader(http.StatusForbidden)
+				return
+			}
+			k.sent["mounted "+repo+" "+q.Get("mount")]++
+			w.WriteHeader(http.StatusCreated)
+			return
+		case r.Method == http.MethodPatch:
+			time.Sleep(10 * time.Millisecond) // so that others come meanwhile
+		case r.Method == http.MethodPut && rest != "":
+			what = repo + " " + q.Get("digest")
+		case r.Method == http.MethodPut:
+			what, _, _ = strings.Cut(repo, "/manifests/")
+			what += " manifest"
+		}
+		if what != "" {
+			k.mu.Lock()
+			k.sent[what]++
+			if k.under[what]++; k.under[what] > 1 {
+				k.twice = append(k.twice, what)
+			}
+			k.mu.Unlock()
+			defer func() {
+				k.mu.Lock()
+				k.under[what]--
+				k.mu.Unlock()
+			}()
+		}
+		inner.ServeHTTP(w, r)
+	})
+}
+
+// TestSharedUploads: what images share goes to a repository once, also when they are copied side
+// by side, and to a second repository of the registry not at all.
+func TestSharedUploads(t *testing.T) {
+	t.Parallel()
+	src := serve(t, nil, "team/app:1", "team/tool:1") // their blobs are the same
+	for _, tag := range []string{"2", "3", "4"} {
+		if _, err := kit(t).Copy(t.Context(), "docker://"+src+"/team/app:1", "docker://"+src+"/team/app:"+tag, tools.CopyOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, jobs := range []int{1, 4} {
+		k := &keeper{sent: map[string]int{}, under: map[string]int{}}
+		dst := httptest.NewServer(k.serve(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))))
+		t.Cleanup(dst.Close)
+		text := fmt.Sprintf("destination: docker://%s/m\nregistries: {%q: {repositories: {team/app: {}, team/tool: {}}}}\n", strings.TrimPrefix(dst.URL, "http://"), src)
+		if got := run(t, text, src, Options{Jobs: jobs}); len(got) != 5 || slices.ContainsFunc(got, func(l string) bool { return !strings.HasSuffix(l, ": copied") }) {
+			t.Errorf("%d jobs: %q", jobs, got)
+		}
+		if len(k.twice) > 0 {
+			t.Errorf("%d jobs: sent twice at the same time: %q", jobs, k.twice)
+		}
+		mounted := 0
+		for what, n := range k.sent {
+			if n != 1 && !strings.HasSuffix(what, " manifest") {
+				t.Errorf("%d jobs: %s: %d times", jobs, what, n)
+			}
+			if strings.HasPrefix(what, "mounted m/team/tool ") {
+				mounted++
+			}
+		}
+		// Who asks while the first repository is getting a blob sends it, too.
+		if jobs == 1 && mounted != 2 {
+			t.Errorf("%d blobs mounted of 2: %v", mounted, k.sent)
 		}
 	}
 }

@@ -66,7 +66,7 @@ func TestLogin(t *testing.T) {
 	})
 	s := httptest.NewServer(mux)
 	defer s.Close()
-	c := New(Options{Timeout: 5 * time.Second, Attempts: 1})
+	c := New(Options{Timeout: 5 * time.Minute, Attempts: 1})
 	host := strings.TrimPrefix(s.URL, "http://")
 	for _, challenge := range []string{"Basic", "Bearer"} {
 		asks.Store(challenge)

@@ -99,7 +99,9 @@ type Options struct {
 	// which a blob has a note; 0: 1 MiB.
 	UploadDir string
 	UploadMin int64
-	Log       *slog.Logger
+	// Uploads is shared by clients that send to the same repositories; nil: this client's own.
+	Uploads *Uploads
+	Log     *slog.Logger
 }
 
 // Client makes repositories. It is safe for concurrent use.
@@ -124,6 +126,9 @@ func New(o Options) *Client {
 	}
 	if o.UploadMin == 0 {
 		o.UploadMin = noteMin
+	}
+	if o.Uploads == nil {
+		o.Uploads = &Uploads{}
 	}
 	return &Client{o: o}
 }

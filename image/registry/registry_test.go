@@ -19,6 +19,8 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 const manifestBody = `{"schemaVersion":2}`
@@ -173,7 +175,7 @@ func TestCredentialsOfConfig(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	helper := filepath.Join(dir, "docker-credential-test")
-	if err := os.WriteFile(helper, []byte("#!/bin/sh\nread host\ncase $host in\n*helped*) echo '{\"ServerURL\":\"x\",\"Username\":\"u\",\"Secret\":\"s\"}';;\n*token*) echo '{\"ServerURL\":\"x\",\"Username\":\"<token>\",\"Secret\":\"t\"}';;\n*broken*) echo boom; exit 1;;\n*) echo 'credentials not found in native keychain'; exit 1;;\nesac\n"), 0o700); err != nil {
+	if err := execfile.Write(helper, []byte("#!/bin/sh\nread host\ncase $host in\n*helped*) echo '{\"ServerURL\":\"x\",\"Username\":\"u\",\"Secret\":\"s\"}';;\n*token*) echo '{\"ServerURL\":\"x\",\"Username\":\"<token>\",\"Secret\":\"t\"}';;\n*broken*) echo boom; exit 1;;\n*) echo 'credentials not found in native keychain'; exit 1;;\nesac\n"), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	auth := base64.StdEncoding.EncodeToString([]byte("me:pass:word"))

@@ -118,6 +118,7 @@ func (r *Repository) HasBlob(ctx context.Context, d digest.Digest) (bool, error)
 	resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
+		r.c.o.Uploads.has(h.Host, r.path, d)
 		return true, nil
 	case http.StatusNotFound:
 		return false, nil
@@ -131,8 +132,8 @@ func (r *Repository) Domain() string { return r.domain }
 // Open gives the bytes of a blob from an offset on. It may be called several times.
 type Open func(ctx context.Context, offset int64) (io.ReadCloser, error)
 
-// PutBlob sends a blob. If mount names another repository of the same registry that has it,
-// the registry is asked to take it from there first. An upload that breaks is taken up
+// PutBlob sends a blob. If mount names another repository of the same registry that has it, or
+// one is known from earlier uploads, the registry is asked to take it from there first. An upload that breaks is taken up
 // where the registry says that it is, and begun anew where it does not say; one that an
 // earlier process left is taken up, too (Options.UploadDir). tell hears of the bytes that
 // were sent and may be nil.
@@ -146,6 +147,14 @@ func (r *Repository) PutBlob(ctx context.Context, desc ocispec.Descriptor, mount
 	if tell == nil {
 		tell = func(int64) {}
 	}
+	if mount == "" {
+		mount = r.c.o.Uploads.place(h.Host, r.path, desc.Digest)
+	}
+	defer func() {
+		if err == nil {
+			r.c.o.Uploads.has(h.Host, r.path, desc.Digest)
+		}
+	}()
 	u := &uploading{r: r, h: h, desc: desc, open: open, tell: tell}
 	r.c.sweep.Do(r.c.sweepNotes)
 	u.note = u.openNote()
@@ -217,6 +226,9 @@ func (u *uploading) begin(ctx context.Context, mount string) (mounted bool, err 
 	address := u.r.address(u.h, "blobs/uploads/", query)
 	resp, err := u.r.request(u.r.scoped(ctx, "pull,push", others...), u.h, http.MethodPost, address, nil, nothing, u.r.pushAuthError)
 	if err != nil {
+		if mount != "" && (errdefs.IsPermissionDenied(err) || errdefs.IsUnauthorized(err)) {
+			return u.begin(ctx, "") // a token server that gives nothing where it does not give all
+		}
 		return false, err
 	}
 	defer resp.Body.Close()

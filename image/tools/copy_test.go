@@ -224,7 +224,7 @@ func TestUploadOfEarlierProcess(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
 			process := func() *Tools {
-				return New(Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: dir, UploadDir: filepath.Join(dir, "uploads"), UploadMin: 1000}})
+				return New(Options{Registry: registry.Options{Timeout: 5 * time.Minute, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: dir, UploadDir: filepath.Join(dir, "uploads"), UploadMin: 1000}})
 			}
 			ctx, kill := context.WithCancel(context.Background())
 			defer kill()

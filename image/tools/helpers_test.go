@@ -30,7 +30,7 @@ import (
 
 func kit(t testing.TB) *Tools {
 	t.Helper()
-	return New(Options{Registry: registry.Options{Timeout: 5 * time.Second, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: t.TempDir()}})
+	return New(Options{Registry: registry.Options{Timeout: 5 * time.Minute, Backoff: 5 * time.Millisecond, Attempts: 3, DockerConfig: t.TempDir()}})
 }
 
 // newRegistry serves an empty registry, and gives its host. before looks at each request and

@@ -46,7 +46,12 @@ type Options struct {
 type Tools struct{ o Options }
 
 // New gives the tools. It connects to nothing.
-func New(o Options) *Tools { return &Tools{o} }
+func New(o Options) *Tools {
+	if o.Registry.Uploads == nil {
+		o.Registry.Uploads = &registry.Uploads{}
+	}
+	return &Tools{o}
+}
 
 // Access says how to get at a registry.
 type Access struct {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/hako-engine/hako/image/manifest"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/ctxio"
 )
 
 const (
@@ -110,20 +111,8 @@ func (t *tarball) spool(ctx context.Context, r io.Reader) error {
 	if err := os.Remove(f.Name()); err != nil {
 		return err
 	}
-	_, err = io.Copy(f, &interruptible{ctx, dec})
+	_, err = io.Copy(f, ctxio.Reader(ctx, dec, nil))
 	return err
-}
-
-type interruptible struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (i *interruptible) Read(p []byte) (int, error) {
-	if i.ctx.Err() != nil {
-		return 0, context.Cause(i.ctx)
-	}
-	return i.r.Read(p)
 }
 
 // index notes where each file lies.
@@ -324,7 +313,7 @@ func (a *dockerArchive) layer(ctx context.Context, name string) (ocispec.Descrip
 	if _, err := io.CopyN(io.MultiWriter(&head, hash), rc, min(4, size)); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if _, err := io.Copy(hash, &interruptible{ctx, rc}); err != nil {
+	if _, err := io.Copy(hash, ctxio.Reader(ctx, rc, nil)); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	d := ocispec.Descriptor{MediaType: manifest.DockerLayer, Digest: digest.NewDigest(digest.SHA256, hash), Size: size}

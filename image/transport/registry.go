@@ -80,6 +80,11 @@ func (t *registryDestination) Current(ctx context.Context) (digest.Digest, error
 }
 
 func (t *registryDestination) Put(ctx context.Context, d ocispec.Descriptor, from Source, tell func(int64)) (Outcome, error) {
+	done, err := t.r.Turn(ctx, d.Digest)
+	if err != nil {
+		return Sent, err
+	}
+	defer done()
 	have, err := t.r.HasBlob(ctx, d.Digest)
 	if err != nil {
 		return Sent, err
@@ -120,6 +125,14 @@ func (t *registryDestination) PutTop(ctx context.Context, d ocispec.Descriptor, 
 }
 
 func (t *registryDestination) put(ctx context.Context, tag string, d ocispec.Descriptor, raw []byte) error {
+	done, err := t.r.Turn(ctx, d.Digest)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if tag == d.Digest.String() && t.Complete(ctx, d) {
+		return nil // another image has the document, too, and had its turn
+	}
 	listed, err := t.r.PutManifest(ctx, d, raw, tag)
 	if err != nil || listed {
 		return err

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -248,19 +249,12 @@ func (a *applier) owner(fd int, hdr *tar.Header, has uint32) error {
 		}
 	}
 	// After chown as well: it drops security.capability.
-	for key, value := range hdr.PAXRecords {
-		attr, ok := strings.CutPrefix(key, xattrPrefix)
-		if !ok {
-			continue
-		}
-		keep, err := allowXattr(hdr.Name, attr)
-		if err != nil {
-			return err
-		}
-		if !keep {
-			continue
-		}
-		if err := unix.Fsetxattr(fd, attr, []byte(value), 0); err != nil {
+	kept, err := keptXattrs(hdr)
+	if err != nil {
+		return err
+	}
+	for _, attr := range kept {
+		if err := unix.Fsetxattr(fd, attr, []byte(hdr.PAXRecords[xattrPrefix+attr]), 0); err != nil {
 			if errors.Is(err, unix.EOPNOTSUPP) && attr != "security.capability" {
 				continue
 			}
@@ -268,6 +262,25 @@ func (a *applier) owner(fd int, hdr *tar.Header, has uint32) error {
 		}
 	}
 	return nil
+}
+
+// keptXattrs are the names of the extended attributes that an entry sets, in order.
+func keptXattrs(hdr *tar.Header) (names []string, err error) {
+	for key := range hdr.PAXRecords {
+		attr, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		keep, err := allowXattr(hdr.Name, attr)
+		if err != nil {
+			return nil, err
+		}
+		if keep {
+			names = append(names, attr)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
 }
 
 // allowXattr says which extended attributes an image may set. Those of overlayfs

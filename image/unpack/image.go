@@ -23,6 +23,7 @@ import (
 // Pieces is a stream that hands out its own buffers: b until done is called. After
 // the last one it gives io.EOF.
 type Pieces interface {
+	// Next gives the next buffer.
 	Next() (b []byte, done func(), err error)
 }
 
@@ -229,19 +230,12 @@ func (m *imager) attributes(n *erofs.Node, hdr *tar.Header) error {
 	if t := n.Type(); t != unix.S_IFREG && t != unix.S_IFDIR {
 		return nil // Apply sets none on others either
 	}
-	for _, key := range slices.Sorted(maps.Keys(hdr.PAXRecords)) {
-		attr, ok := strings.CutPrefix(key, xattrPrefix)
-		if !ok {
-			continue
-		}
-		keep, err := allowXattr(hdr.Name, attr)
-		if err != nil {
-			return err
-		}
-		if !keep {
-			continue
-		}
-		value := hdr.PAXRecords[key]
+	kept, err := keptXattrs(hdr)
+	if err != nil {
+		return err
+	}
+	for _, attr := range kept {
+		value := hdr.PAXRecords[xattrPrefix+attr]
 		if len(attr) > 255 || attr == "user." || len(value) >= erofs.MaxXattrs/2 {
 			return refused(hdr.Name, "extended attribute of %d and %d bytes", len(attr), len(value))
 		}

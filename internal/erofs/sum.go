@@ -1,7 +1,6 @@
 package erofs
 
 import (
-	"errors"
 	"fmt"
 	"io"
 
@@ -85,7 +84,7 @@ func readHead(f io.ReaderAt) (block []byte, meta, end int64, err error) {
 	}
 	s := block[superOffset:]
 	if le.Uint32(s) != magic || s[12] != blockBits || le.Uint32(s[4:]) != checksum(s) {
-		return nil, 0, 0, errors.New("not an EROFS image")
+		return nil, 0, 0, damaged("no superblock of an image that hako has made")
 	}
 	return block, int64(le.Uint32(s[40:])) * BlockSize, int64(le.Uint32(s[36:])) * BlockSize, nil
 }

@@ -232,6 +232,14 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (_ Result, err error) {
 	return res, nil
 }
 
+// hold takes the ticket of a sandbox, whose id nobody has looked at yet.
+func (m *Manager) hold(ctx context.Context, id string) (release func(), err error) {
+	if e := utils.ValidateContainerID(id); e != nil {
+		return nil, fmt.Errorf("%w: %w", e, errdefs.ErrInvalidArgument)
+	}
+	return m.tickets.acquire(ctx, id)
+}
+
 // Teardown detaches a pod. It is idempotent, asks neither for the configuration of now nor for the namespace, and
 // may be tried again after an error.
 func (m *Manager) Teardown(ctx context.Context, id string) (err error) {
@@ -240,10 +248,7 @@ func (m *Manager) Teardown(ctx context.Context, id string) (err error) {
 			err = fmt.Errorf("tear down network of sandbox %s: %w", id, classify(err))
 		}
 	}()
-	if e := utils.ValidateContainerID(id); e != nil {
-		return fmt.Errorf("%w: %w", e, errdefs.ErrInvalidArgument)
-	}
-	release, err := m.tickets.acquire(ctx, id)
+	release, err := m.hold(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -320,10 +325,7 @@ func (m *Manager) Check(ctx context.Context, id string) (err error) {
 			err = fmt.Errorf("check network of sandbox %s: %w", id, classify(err))
 		}
 	}()
-	if e := utils.ValidateContainerID(id); e != nil {
-		return fmt.Errorf("%w: %w", e, errdefs.ErrInvalidArgument)
-	}
-	release, err := m.tickets.acquire(ctx, id)
+	release, err := m.hold(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -19,13 +19,14 @@ import (
 
 	"github.com/hako-engine/hako/internal/durable"
 	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
 
 // TestLifeGolden holds all that plugins are given in the life of a pod.
 func TestLifeGolden(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	w := newWorld(t, "main", "chained", "ipam")
 	w.write("10-x.conflist", "1.1.0", "testnet",
@@ -83,7 +84,7 @@ func TestLifeGolden(t *testing.T) {
 }
 
 func TestSetupTakesBackWhatFailed(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	for name, x := range map[string]struct {
 		second fake
 		class  func(error) bool
@@ -149,7 +150,7 @@ func TestSetupTakesBackWhatFailed(t *testing.T) {
 }
 
 func TestCancelTakesBack(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	w := newWorld(t, "main", "chained")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes}, fake{Type: "chained", Dir: w.fakes, Hang: "ADD"})
 	m := w.open(nil)
@@ -188,7 +189,7 @@ func TestCancelTakesBack(t *testing.T) {
 
 // TestTeardownNeedsNothing: neither the configuration, nor the namespace, nor our record.
 func TestTeardownNeedsNothing(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	w := newWorld(t, "main", "chained")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes})
@@ -273,7 +274,7 @@ func TestTeardownNeedsNothing(t *testing.T) {
 
 // TestKilledInTheMiddle: the daemon dies while a plugin works, and the plugin lives on.
 func TestKilledInTheMiddle(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	w := newWorld(t, "main", "chained")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes})
@@ -314,7 +315,7 @@ func TestKilledInTheMiddle(t *testing.T) {
 
 // TestFirstDelFails: a plugin fails once on what another daemon left half done, and removes it nevertheless.
 func TestFirstDelFails(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	w := newWorld(t, "main")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes, FailFirst: true})
 	first := w.open(nil)
@@ -329,7 +330,7 @@ func TestFirstDelFails(t *testing.T) {
 }
 
 func TestOwedIsTriedAgain(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	w := newWorld(t, "main", "chained")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes, Fail: "DEL"}, fake{Type: "chained", Dir: w.fakes, Fail: "ADD"})
 	m := w.open(func(o *Options) { o.Poll = 50 * time.Millisecond })
@@ -356,7 +357,7 @@ func TestOwedIsTriedAgain(t *testing.T) {
 }
 
 func TestGC11(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx := context.Background()
 	w := newWorld(t, "main", "other")
 	w.write("10-x.conflist", "1.1.0", "testnet", fake{Type: "main", Dir: w.fakes})
@@ -401,7 +402,7 @@ func TestGC11(t *testing.T) {
 
 // TestStuckPluginDelaysOnlyItsPod: while one ADD hangs, others, and even a GC, do not wait for it forever.
 func TestStuckPluginDelaysOnlyItsPod(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	w := newWorld(t, "main")
 	w.write("10-x.conflist", "1.0.0", "testnet", fake{Type: "main", Dir: w.fakes, Hang: "ADD"})
@@ -435,7 +436,7 @@ func TestStuckPluginDelaysOnlyItsPod(t *testing.T) {
 
 // TestNamespaceIsPrepared: plugins find IPv6 allowed in it.
 func TestNamespaceIsPrepared(t *testing.T) {
-	needRoot(t)
+	nstest.NeedRoot(t)
 	w := newWorld(t)
 	p := w.pod("web")
 	for range 2 {

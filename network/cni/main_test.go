@@ -18,51 +18,19 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
-const inChild = "HAKO_CNI_TEST_NAMESPACE"
-
-// TestMain is also the fake plugin, and the daemon that is killed. Tests run, where that is allowed, in a network and a
-// mount namespace of their own: nothing of the host's is touched.
+// TestMain is also the fake plugin, and the daemon that is killed.
 func TestMain(m *testing.M) {
 	switch {
 	case os.Getenv("CNI_COMMAND") != "":
 		os.Exit(fakePlugin())
 	case os.Getenv("HAKO_CNI_TEST_VICTIM") != "":
 		runVictim(os.Getenv("HAKO_CNI_TEST_VICTIM"))
-	case os.Getenv(inChild) != "":
-		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-			fmt.Fprintln(os.Stderr, "cni tests:", err)
-			os.Exit(1)
-		}
-		os.Exit(m.Run())
-	case os.Geteuid() != 0:
-		os.Exit(m.Run())
 	}
-	c := exec.Command("/proc/self/exe", os.Args[1:]...)
-	c.Env = append(os.Environ(), inChild+"=1")
-	c.Stdout, c.Stderr = os.Stdout, os.Stderr
-	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := c.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		os.Exit(0)
-	case errors.As(err, &exit):
-		os.Exit(max(exit.ExitCode(), 1))
-	}
-	fmt.Fprintln(os.Stderr, "cni tests: no namespaces of our own:", err)
-	os.Exit(m.Run())
-}
-
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Getenv(inChild) == "" {
-		t.Skip("needs root: " + t.Name())
-	}
+	nstest.Main(m, nil)
 }
 
 // fake is the configuration of a fake plugin. Fields that name a command apply to that one.
@@ -342,7 +310,7 @@ func (w *world) nothingLeft() {
 
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}

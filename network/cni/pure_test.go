@@ -13,6 +13,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containernetworking/cni/pkg/types"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 func TestParseRate(t *testing.T) {
@@ -134,7 +136,7 @@ func TestRunner(t *testing.T) {
 		"is killed":                      {"kill -9 $$", "", "signal: killed"},
 	} {
 		path := filepath.Join(dir, "plugin")
-		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+x.script+"\n"), 0o700); err != nil {
+		if err := execfile.Write(path, []byte("#!/bin/sh\n"+x.script+"\n"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		out, err := r.ExecPlugin(context.Background(), path, make([]byte, 1<<20), os.Environ())

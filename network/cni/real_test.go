@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/network"
+	"github.com/hako-engine/hako/network/internal/nstest"
 )
 
 // debianPlugins is where Debian's containernetworking-plugins are; .ci/run installs them.
@@ -31,7 +32,7 @@ const debianPlugins = "/usr/lib/cni"
 // real is a world of Debian's plugins, with a bridge and addresses of its own.
 func real(t testing.TB) *world {
 	t.Helper()
-	needRoot(t)
+	nstest.NeedRoot(t)
 	for _, p := range []string{"bridge", "host-local", "portmap", "bandwidth", "loopback"} {
 		if _, err := os.Stat(filepath.Join(debianPlugins, p)); err != nil {
 			t.Skip("needs containernetworking-plugins: " + t.Name())
@@ -345,7 +346,7 @@ func TestDebianPluginsSubnetExhausted(t *testing.T) {
 		t.Errorf("leases are left: %v", left)
 	}
 	w.nothingLeft()
-	eventually(t, "the cables' end", func() bool { return hostVeths(t) == before })
+	eventually(t, "the cables' end", func() bool { return hostVeths(t) <= before })
 }
 
 // TestDebianPluginsDaemonKilled kills the daemon at random moments of ADD and DEL of many pods.
@@ -387,7 +388,7 @@ func TestDebianPluginsDaemonKilled(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%v: %s", err, nat)
 		}
-		if strings.Contains(string(nat), "10.218.0.") || strings.Contains(string(nat), "181") {
+		if strings.Contains(string(nat), "10.218.0.") || strings.Contains(string(nat), "--dport 181") {
 			t.Errorf("rules are left:\n%s", nat)
 		}
 		eventually(t, "the cables' end", func() bool { return hostVeths(t) == before })

@@ -126,6 +126,11 @@ func (e *Early) live(parent uintptr) {
 			syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&action)), 0, 8, 0, 0)
 		}
 	}
+	// The kernel makes a scheduler's group for the session, and waits with it for the cgroups
+	// that the parent makes later.
+	if _, _, errno := syscall.RawSyscall(syscall.SYS_SETSID, 0, 0, 0); errno != 0 {
+		exit()
+	}
 	if e.flags&unix.CLONE_NEWNET != 0 && !makeNet() {
 		exit()
 	}
@@ -194,7 +199,7 @@ func tell(word *uint32, v uint32) {
 	syscall.RawSyscall(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWake, 1)
 }
 
-// makeNet does what plan.Plan.Made stands for.
+// makeNet makes a network namespace and brings its loopback device up.
 func makeNet() bool {
 	if _, _, errno := syscall.RawSyscall(syscall.SYS_UNSHARE, unix.CLONE_NEWNET, 0, 0); errno != 0 {
 		return false

@@ -8,7 +8,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -35,22 +34,6 @@ type compiler struct {
 	procMounted                    bool
 	entered                        bool // the child has been told that it is in its cgroup
 	devpts                         *mount
-}
-
-var namespaceFlags = []Namespace{
-	{"user", unix.CLONE_NEWUSER, ""}, {"pid", unix.CLONE_NEWPID, ""}, {"ipc", unix.CLONE_NEWIPC, ""},
-	{"uts", unix.CLONE_NEWUTS, ""}, {"network", unix.CLONE_NEWNET, ""}, {"cgroup", unix.CLONE_NEWCGROUP, ""},
-	{"mount", unix.CLONE_NEWNS, ""}, {"time", unix.CLONE_NEWTIME, ""},
-}
-
-// NamespaceFlag gives the CLONE_NEW flag of a namespace type, 0 if there is none.
-func NamespaceFlag(typ string) uint64 {
-	for _, n := range namespaceFlags {
-		if n.Type == typ {
-			return n.Flag
-		}
-	}
-	return 0
 }
 
 // Container compiles the plan that creates a container. The specification must have
@@ -153,208 +136,17 @@ func (c *compiler) prologue() {
 	b.call(sysUmask, num(0))
 }
 
-func (c *compiler) namespaces() error {
-	var fresh, joined []Namespace
-	for _, n := range c.spec.Linux.Namespaces {
-		flag := NamespaceFlag(string(n.Type))
-		ns := Namespace{string(n.Type), flag, n.Path}
-		if n.Path != "" {
-			joined = append(joined, ns)
-		} else {
-			fresh = append(fresh, ns)
-		}
-		switch n.Type {
-		case specs.UserNamespace:
-			c.userns = true
-		case specs.CgroupNamespace:
-			c.cgroupns = n.Path == ""
-		case specs.NetworkNamespace:
-			c.netns = n.Path == ""
-		case specs.PIDNamespace:
-			c.pidns = true
-		case specs.MountNamespace:
-			c.joinsMounts = n.Path != ""
-		}
-	}
-	c.noMountns = !slices.ContainsFunc(c.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
-	if c.userns {
-		var ok1, ok2 bool
-		c.rootUID, ok1 = hostID(c.spec.Linux.UIDMappings, 0)
-		c.rootGID, ok2 = hostID(c.spec.Linux.GIDMappings, 0)
-		if len(c.spec.Linux.UIDMappings) > 0 && (!ok1 || !ok2) {
-			return errors.New("linux.uidMappings, gidMappings: the container's root is not mapped")
-		}
-	}
-	// The user namespace first: it owns those that follow.
-	order := func(a, b Namespace) int {
-		i := slices.IndexFunc(namespaceFlags, func(n Namespace) bool { return n.Type == a.Type })
-		j := slices.IndexFunc(namespaceFlags, func(n Namespace) bool { return n.Type == b.Type })
-		return i - j
-	}
-	slices.SortFunc(fresh, order)
-	slices.SortFunc(joined, order)
-	c.prologue()
-	c.at("linux.namespaces")
-	var late uint64
-	var ownTime bool
-	for _, n := range fresh {
-		switch n.Type {
-		case "cgroup": // made once the child is in its cgroup
-		case "time":
-			c.p.NewTime = !c.f.Rootless
-			ownTime = c.f.Rootless
-		default:
-			c.p.CloneFlags |= n.Flag
-		}
-	}
-	newUser := c.p.CloneFlags&unix.CLONE_NEWUSER != 0
-	if joinsUser := c.userns && !newUser; joinsUser || newUser && len(joined) > 0 {
-		// What is joined may belong to the host: it is entered before the rights are gone.
-		// What is new belongs to the user namespace: it is made behind it.
-		late, c.p.CloneFlags = c.p.CloneFlags, 0
-		if joinsUser && !c.f.Rootless {
-			slices.Reverse(joined)
-		}
-	}
-	// It takes as long as everything else that the clone makes. The child does it while the
-	// parent goes on, which may not look for it before it waits for a word: it moves devices
-	// before.
-	ownNet := c.p.CloneFlags&unix.CLONE_NEWNET != 0 && len(c.spec.Linux.NetDevices) == 0
-	if ownNet {
-		c.p.CloneFlags &^= unix.CLONE_NEWNET
-	}
-	refork := late&unix.CLONE_NEWPID != 0
-	b := c.child
-	for _, n := range joined {
-		c.atNamespace(n.Type)
-		h := c.host
-		h.do("open the %s namespace %s", n.Type, n.Path)
-		slot := h.slot("ns-" + n.Type)
-		h.call(sysOpenat, atCwd, str(n.Path), openFlag(unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC), none).into(slot)
-		b.do("join the %s namespace %s", n.Type, n.Path)
-		b.call(sysSetns, in(slot), flags(n.Flag, "CLONE_NEW"+strings.ToUpper(shortName(n.Type))))
-		switch {
-		case n.Type == "pid" && c.f.ProcOfOthers && defence.LateFork && !c.userns && !c.f.Rootless:
-			// Whoever is in that namespace with CAP_SYS_PTRACE reaches through /proc what a
-			// process in it has open, and its root: it enters as the loader, when there is
-			// nothing of the host left.
-			c.p.LoaderForks, c.p.Waits, b.pidns = true, !c.o.Hold, slot
-		case n.Type == "pid":
-			refork = true
-		}
-		if n.Type == "user" {
-			c.becomeRoot()
-		}
-	}
-	c.at("linux.namespaces")
-	if late != 0 {
-		b.do("make namespaces")
-		b.call(sysUnshare, flags(late, cloneText(late)))
-	}
-	if refork {
-		c.refork()
-	}
-	c.own()
-	c.session()
-	if newUser {
-		c.at("linux.uidMappings")
-		c.p.IDMaps = true
-		first := b.n
-		c.meet(MsgMaps, "wait for the maps of the user namespace")
-		c.p.Made = append(c.p.Made, Span{first, b.n})
-		c.becomeRoot()
-	}
-	if ownTime {
-		c.at("linux.timeOffsets")
-		c.makeTime()
-	}
-	c.own()
-	if c.f.Rootless {
-		b.do("hide from ptrace")
-		b.call(sysPrctl, flags(unix.PR_SET_DUMPABLE, "PR_SET_DUMPABLE"), num(0), none, none, none)
-	}
-	if c.netns {
-		c.atNamespace("network")
-		first := b.n
-		c.p.OwnNet = ownNet
-		if ownNet {
-			b.do("make the network namespace")
-			b.call(sysUnshare, flags(unix.CLONE_NEWNET, "CLONE_NEWNET"))
-		}
-		sock := b.slot("socket")
-		b.do("bring loopback up")
-		b.call(sysSocket, flags(unix.AF_INET, "AF_INET"), flags(unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, "SOCK_DGRAM|CLOEXEC"), none).into(sock)
-		ifreq := make([]byte, 40)
-		copy(ifreq, "lo")
-		copy(ifreq[16:], words(unix.IFF_UP | unix.IFF_RUNNING)[:2])
-		b.call(sysIoctl, in(sock), flags(unix.SIOCSIFFLAGS, "SIOCSIFFLAGS"), data(ifreq, "{lo, IFF_UP}"))
-		c.p.Made = append(c.p.Made, Span{first, b.n})
-	}
-	return nil
-}
-
 // session makes the process the leader of a session. It comes after the last clone:
 // when a leader exits, the kernel hangs its terminal up.
 func (c *compiler) session() {
 	if c.p.LoaderForks {
 		return // the loader does it
 	}
-	c.child.do("start a session")
-	c.child.call(sysSetsid)
-}
-
-// refork clones once more: only a child is inside a PID namespace that was joined, and
-// only there does a new procfs show it. The parent takes over that child
-// (CLONE_PARENT), whose pid it learns from the one that exits here.
-func (c *compiler) refork() {
 	b := c.child
-	b.do("clone into the PID namespace")
-	pid, buf := b.slot("pid"), b.buffer()
-	exit, inside := b.label(), b.label()
-	b.call(sysClone, flags(unix.CLONE_PARENT|uint64(unix.SIGCHLD), "CLONE_PARENT|SIGCHLD"), none, none, none, none).into(pid)
-	b.next(Branch, []Arg{in(pid)}).onOK(inside).onFail(exit)
-	b.here(exit)
-	b.poke(buf, 0, flags(uint64(1<<64-1+MsgPid+1), "PID"))
-	b.poke(buf, 4, in(pid))
-	b.call(sysWrite, in(SlotSync), buf, num(8))
-	b.call(sysExitGroup, num(0))
-	b.here(inside)
-	c.p.Refork = true
-}
-
-func shortName(typ string) string {
-	switch typ {
-	case "network":
-		return "net"
-	case "mount":
-		return "ns"
-	}
-	return typ
-}
-
-func cloneText(v uint64) string {
-	var names []flagName
-	for _, n := range namespaceFlags {
-		names = append(names, flagName{n.Flag, "CLONE_NEW" + strings.ToUpper(shortName(n.Type))})
-	}
-	return flagText(v, names)
-}
-
-func (c *compiler) becomeRoot() {
-	b := c.child
-	b.do("become root of the user namespace")
-	b.call(sysSetresgid, num(0), num(0), num(0))
-	b.call(sysSetresuid, num(0), num(0), num(0))
-}
-
-// hostID translates an id of the container.
-func hostID(maps []specs.LinuxIDMapping, id uint32) (uint32, bool) {
-	for _, m := range maps {
-		if id >= m.ContainerID && uint64(id) < uint64(m.ContainerID)+uint64(m.Size) {
-			return m.HostID + (id - m.ContainerID), true
-		}
-	}
-	return 0, false
+	first := b.n
+	b.do("start a session")
+	b.call(sysSetsid)
+	c.p.Made = append(c.p.Made, Span{first, b.n})
 }
 
 // Propagation parses linux.rootfsPropagation.
@@ -611,128 +403,6 @@ func (c *compiler) propagate() {
 		c.child.do("set the propagation of / to %s", s)
 		c.child.setattr(c.root, p&unix.MS_REC != 0, 0, 0, p&^unix.MS_REC)
 	}
-}
-
-// protect makes read-only what must be, and masks paths.
-func (c *compiler) protect() {
-	b, l := c.child, c.spec.Linux
-	for _, m := range c.mounted {
-		if m.readOnlyLater {
-			c.atMount(m)
-			b.do("make %s read-only", m.dest)
-			if c.noMountns {
-				// Only the root of a detached tree takes attributes: a read-only copy goes on top.
-				again := b.slot("again")
-				b.clone(in(m.slot), "", true, again)
-				b.setattr(again, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
-				b.attach(again, m.slot)
-				continue
-			}
-			b.setattr(m.slot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
-		}
-	}
-	if c.spec.Root.Readonly {
-		c.at("root.readonly")
-		b.do("make / read-only")
-		b.setattr(c.root, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
-	}
-	target, copySlot := b.slot("target"), b.slot("copy")
-	for i, p := range l.ReadonlyPaths {
-		c.at("linux.readonlyPaths", i)
-		skip := b.label()
-		b.do("make %s read-only", p)
-		dir, name := c.within(p)
-		b.openIn(dir, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT).onFail(skip)
-		b.clone(in(target), "", true, copySlot)
-		b.setattr(copySlot, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
-		b.attach(copySlot, target)
-		b.here(skip)
-	}
-	if len(l.MaskedPaths) == 0 {
-		return
-	}
-	h := c.host
-	if c.f.Rootless {
-		h = b
-	}
-	c.at("linux.maskedPaths")
-	// The host's own /dev/null, and verified: never that of the image (CVE-2025-31133).
-	null, empty := h.slot("null"), h.slot("empty")
-	h.do("take /dev/null as a mask")
-	c.cloneDevice(h, "/dev/null", null)
-	c.isDevice(h, null, unix.S_IFCHR, 1, 3)
-	h.do("make an empty directory as a mask")
-	h.create("tmpfs", "tmpfs", []string{"mode=755", "nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY, empty)
-	b.do("mask paths")
-	b.set(b.slot("null-used"), num(0))
-	b.set(b.slot("empty-used"), num(0))
-	buf := b.buffer()
-	var st unix.Stat_t
-	for i, p := range l.MaskedPaths {
-		c.at("linux.maskedPaths", i)
-		skip, file := b.label(), b.label()
-		b.do("mask %s", p)
-		at, name := c.within(p)
-		b.openIn(at, name, unix.O_PATH, inRoot, target).accept(unix.ENOENT, unix.ENOTDIR).onFail(skip)
-		// Asked first: a copy that does not fit would stay detached, and the kernel waits when
-		// it gives that back.
-		b.call(sysFstat, in(target), buf)
-		b.check(buf, unsafe.Offsetof(st.Mode), unix.S_IFMT, unix.S_IFDIR, 0).onFail(file).Any = true
-		c.cover(empty, target, skip)
-		b.here(file)
-		c.cover(null, target, skip)
-		b.here(skip)
-	}
-}
-
-// within gives the mount that a path to protect lies on, and the name there. A path of
-// procfs or sysfs is looked up from that mount: who can exchange directories of the root
-// meanwhile would else make it seem to be missing, and it would stay unprotected.
-func (c *compiler) within(p string) (Slot, string) {
-	p = path.Clean(p)
-	if !defence.OwnProc {
-		return c.root, p
-	}
-	for _, m := range slices.Backward(c.mounted) {
-		if rel, ok := strings.CutPrefix(p, m.dest+"/"); ok {
-			if !m.bind && (m.typ == "proc" || m.typ == "sysfs") {
-				return m.slot, rel
-			}
-			break
-		}
-	}
-	return c.root, p
-}
-
-// cover attaches a mask. The first use takes the detached mount itself: only an
-// attached mount can be cloned (before Linux 6.15).
-func (c *compiler) cover(mask, target Slot, done label) {
-	b := c.child
-	used, copySlot := b.slot(c.p.Slots[mask]+"-used"), b.slot("copy")
-	again := b.label()
-	b.next(Branch, []Arg{in(used)}).onFail(again)
-	b.attach(mask, target)
-	b.set(used, num(1)).onOK(done)
-	b.here(again)
-	b.clone(in(mask), "", false, copySlot)
-	b.attach(copySlot, target).onOK(done)
-}
-
-// cloneDevice makes a detached copy of a device node of the host. A copy of a shared mount
-// is in the peer group of /dev: what the container mounted on it would cover the host's
-// node as well.
-func (c *compiler) cloneDevice(b *builder, path string, slot Slot) {
-	b.clone(atCwd, path, false, slot)
-	b.setattr(slot, false, 0, 0, unix.MS_PRIVATE)
-}
-
-// isDevice fails unless the descriptor in slot is this device.
-func (c *compiler) isDevice(b *builder, slot Slot, typ uint32, major, minor uint32) {
-	buf := b.buffer()
-	var st unix.Stat_t
-	b.call(sysFstat, in(slot), buf)
-	b.check(buf, unsafe.Offsetof(st.Mode), unix.S_IFMT, typ, unix.ENODEV)
-	b.check64(buf, unsafe.Offsetof(st.Rdev), unix.Mkdev(major, minor), unix.ENODEV)
 }
 
 // names sets what the UTS namespace holds.

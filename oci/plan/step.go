@@ -208,9 +208,9 @@ type Plan struct {
 
 	// OwnNet: the program makes the network namespace, which is not in CloneFlags.
 	OwnNet bool
-	// Made are those steps of the program that a child which is made ahead has behind it: it has
-	// the network namespace, with its loopback device up, and its id maps are written before it
-	// begins.
+	// Made are those steps of the program that a child which is made ahead has behind it: it leads
+	// a session, has the network namespace with its loopback device up, and its id maps are
+	// written before it begins.
 	Made []Span
 
 	// Console tells where the master of the terminal is: in a slot of the parent, or

@@ -140,6 +140,9 @@ func (g *Group) Stats(root string) (*Stats, error) {
 		return nil, fmt.Errorf("linux.intelRdt: %w", err)
 	}
 	for _, d := range domains {
+		if !strings.HasPrefix(d.Name(), "mon_L3_") { // others have none of these files
+			continue
+		}
 		dir := filepath.Join(monitor, "mon_data", d.Name())
 		var counts MBM
 		var bandwidth bool

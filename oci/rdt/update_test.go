@@ -78,6 +78,7 @@ func TestStats(t *testing.T) {
 		"gold/mon_data/mon_L3_00/mbm_total_bytes":                "1\n",
 		"gold/mon_groups/box/mon_data/mon_L3_00/x":               "",
 		"gold/mon_groups/box/mon_data/mon_L3_01/x":               "",
+		"gold/mon_groups/box/mon_data/mon_PERF_PKG_00/x":         "",
 		"gold/mon_groups/box/mon_data/mon_L3_00/mbm_total_bytes": "100\n",
 		"gold/mon_groups/box/mon_data/mon_L3_00/mbm_local_bytes": "60\n",
 		"gold/mon_groups/box/mon_data/mon_L3_00/llc_occupancy":   "4096\n",

@@ -63,6 +63,8 @@ type CreateOptions struct {
 	Bundle string
 	Rootfs []Mount
 	Stdio  Stdio
+	// Checkpoint is a folder that Checkpoint has written: the container runs on from there when it is started. "": it is a new one.
+	Checkpoint string
 }
 
 // ExecOptions adds a process to a container.
@@ -126,15 +128,4 @@ type RunStream interface {
 	Stream
 	// ExitStatus is how the process ended, valid after io.EOF: its exit code, or 128 and the signal.
 	ExitStatus() int
-}
-
-// Event is a task event forwarded by a shim.
-type Event struct {
-	Namespace string
-	Topic     string // containerd's: /tasks/exit, /tasks/oom, ...
-	Time      time.Time
-	ID        string // container
-	ExecID    string
-	Pid       int
-	Status    uint32 // of an exit
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -87,7 +88,7 @@ var rootfs = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), data, 0o755); err != nil {
+	if err := execfile.Write(filepath.Join(root, "bin/busybox"), data, 0o755); err != nil {
 		return "", err
 	}
 	for _, name := range []string{"sh", "cat", "echo", "sleep", "true", "false", "yes", "head", "seq", "stty", "dd", "tail", "printf"} {
@@ -137,7 +138,7 @@ type env struct {
 	rootfs []client.Mount
 
 	mu     sync.Mutex
-	events []client.Event
+	events []event
 }
 
 var counter atomic.Int64
@@ -161,10 +162,10 @@ func prepare(t *testing.T, runtime string) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute) // ends what hangs
 	t.Cleanup(cancel)
 	e := &env{t: t, ctx: ctx, bundle: t.TempDir(), id: fmt.Sprintf("shimtest-%d-%d", os.Getpid(), counter.Add(1))}
-	server, err := client.ListenEvents(filepath.Join(t.TempDir(), "events.sock"), func(ev client.Event) error {
+	server, err := listenEvents(filepath.Join(t.TempDir(), "events.sock"), func(ev event) error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.events = append(e.events, ev)
@@ -173,10 +174,10 @@ func prepare(t *testing.T, runtime string) *env {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { server.Close() })
+	t.Cleanup(server.close)
 	e.opts = client.StartOptions{
 		Binary: binary, Namespace: "test", ID: e.id, Bundle: e.bundle, Runtime: runtime,
-		EventsAddress: server.Address(),
+		EventsAddress: server.path,
 	}
 	e.rootfs = []client.Mount{{Type: "bind", Source: root, Options: []string{"rbind", "ro"}}}
 	e.spec = spec(e.id)
@@ -242,11 +243,11 @@ func (e *env) start() {
 
 // cleanup ends whatever a test left, and checks that nothing stays.
 func (e *env) cleanup(shimPid int) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	if s, err := (client.Manager{}).Connect(ctx, e.bundle); err == nil {
 		s.Kill(ctx, e.id, "", 9, true)
-		waitCtx, done := context.WithTimeout(ctx, time.Minute)
+		waitCtx, done := context.WithTimeout(ctx, 5*time.Minute)
 		s.Wait(waitCtx, e.id, "")
 		done()
 		s.Delete(ctx, e.id, "")
@@ -273,7 +274,7 @@ func (e *env) cleanup(shimPid int) {
 
 // eventually waits for what another process brings about. The limit ends a hang, no more.
 func eventually(f func() bool) bool {
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if f() {
 			return true
 		}

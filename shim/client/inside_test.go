@@ -15,7 +15,7 @@ func TestInherited(t *testing.T) {
 	const script = `for f in /proc/$$/fd/*; do [ -e $f ] && echo fd ${f##*/}; done; cat /proc/self/status | while read -r key value; do case $key in SigIgn:|SigBlk:) echo $key $value;; esac; done`
 	const want = "fd 0\nfd 1\nfd 2\nSigBlk: 0000000000000000\nSigIgn: 0000000000000000\n"
 	each(t, func(t *testing.T, e *env) {
-		e.create(client.Stdio{}, script+"; read x < /dev/zero & sleep 60")
+		e.create(client.Stdio{}, script+"; read x < /dev/zero & sleep 600")
 		st := e.attach(client.AttachOptions{Stdout: true})
 		e.begin()
 		var got strings.Builder
@@ -40,7 +40,7 @@ func TestInherited(t *testing.T) {
 
 func TestExecTerminal(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
-		e.create(client.Stdio{}, "sleep 60")
+		e.create(client.Stdio{}, "sleep 600")
 		e.begin()
 		p := &specs.Process{
 			Args: []string{"/bin/sh", "-c", "read x; stty size; echo got $x; sleep 30 & exit 6"}, Cwd: "/", Env: []string{"PATH=/bin"},

@@ -16,7 +16,7 @@ const maxPSS = 5 << 10
 func TestMemory(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
 		conf, _ := e.jsonLog()
-		e.create(client.Stdio{OpenStdin: true, Log: conf}, "seq 100000; sleep 60")
+		e.create(client.Stdio{OpenStdin: true, Log: conf}, "seq 100000; sleep 600")
 		e.begin()
 		pid, err := e.shim.Pid(e.ctx)
 		e.check(err)

@@ -22,7 +22,7 @@ func sh(script string) *specs.Process {
 // TestRun: a process is added, attached to, started and forgotten in one exchange.
 func TestRun(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
-		e.create(client.Stdio{}, "sleep 60")
+		e.create(client.Stdio{}, "sleep 600")
 		e.begin()
 		st, pid, err := e.shim.Run(e.ctx, client.ExecOptions{ID: e.id, ExecID: "r1", Spec: sh("echo out; echo err >&2; exit 3")})
 		e.check(err)

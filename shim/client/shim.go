@@ -43,7 +43,7 @@ func (s Stdio) uri() string {
 
 // Create makes a container whose process waits to be started, and gives its pid.
 func (s *Shim) Create(ctx context.Context, o CreateOptions) (pid int, err error) {
-	req := wire.CreateTaskRequest{ID: o.ID, Bundle: o.Bundle, Terminal: o.Stdio.Terminal, Stdout: o.Stdio.uri()}
+	req := wire.CreateTaskRequest{ID: o.ID, Bundle: o.Bundle, Terminal: o.Stdio.Terminal, Stdout: o.Stdio.uri(), Checkpoint: o.Checkpoint}
 	for _, m := range o.Rootfs {
 		req.Rootfs = append(req.Rootfs, wire.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}

@@ -160,7 +160,7 @@ func TestShimKilledAfterExit(t *testing.T) {
 // The shim of a running container is killed: what is left of the container is, too.
 func TestShimKilledWhileRunning(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
-		e.create(client.Stdio{}, "sleep 60 & sleep 60")
+		e.create(client.Stdio{}, "sleep 600 & sleep 6000")
 		e.begin()
 		st, err := e.shim.State(e.ctx, e.id, "")
 		e.check(err)
@@ -296,7 +296,7 @@ func TestBadRequests(t *testing.T) {
 // Two containers of a pod share a shim; each has its own state in its own bundle.
 func TestPod(t *testing.T) {
 	each(t, func(t *testing.T, e *env) {
-		e.create(client.Stdio{}, "sleep 60")
+		e.create(client.Stdio{}, "sleep 600")
 		e.begin()
 		second := e.t.TempDir()
 		s := spec(e.id + "-b")

@@ -82,68 +82,89 @@ func call[T any, P interface {
 	return resp, nil
 }
 
-// The methods of the task service.
+// The methods of the task service. Errors are those of the shim, of whoever made it; the classes named here are what hako's gives.
 
+// State tells of a process (ExecID "": the first) its pid, status, streams and, once it has ended, its exit:
+// errdefs.ErrNotFound for one that the shim does not know.
 func (t *Task) State(ctx context.Context, r *task.StateRequest) (*task.StateResponse, error) {
 	return call[task.StateResponse](ctx, t, t.service, "State", r)
 }
 
+// Create makes a container whose first process waits for Start, and gives the pid: errdefs.ErrAlreadyExists if the shim has
+// one of that id.
 func (t *Task) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
 	return call[task.CreateTaskResponse](ctx, t, t.service, "Create", r)
 }
 
+// Start starts the first process, or one that Exec added (ExecID), and gives the pid: errdefs.ErrFailedPrecondition for one that
+// has been started.
 func (t *Task) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
 	return call[task.StartResponse](ctx, t, t.service, "Start", r)
 }
 
+// Delete releases a process that has ended, or a container that was never started, and gives its exit (status 0 to 255,
+// time): errdefs.ErrFailedPrecondition while it runs.
 func (t *Task) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
 	return call[task.DeleteResponse](ctx, t, t.service, "Delete", r)
 }
 
+// Pids lists the processes of a container by their numbers on the host; those that Exec added have their ExecID beside them.
 func (t *Task) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
 	return call[task.PidsResponse](ctx, t, t.service, "Pids", r)
 }
 
+// Pause freezes all processes of a container (freezer cgroup).
 func (t *Task) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Pause", r)
 }
 
+// Resume thaws what Pause froze.
 func (t *Task) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Resume", r)
 }
 
+// Checkpoint has CRIU write the processes of a container to files at Path: errdefs.ErrNotImplemented where there is none. Whether they end
+// is said in the options, which are the runtime's.
 func (t *Task) Checkpoint(ctx context.Context, r *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Checkpoint", r)
 }
 
+// Kill sends a signal (its number) to a process or, with All, to all of the container: errdefs.ErrNotFound if it has ended.
 func (t *Task) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Kill", r)
 }
 
+// Exec adds a process (Spec: an OCI process as JSON), which waits for Start.
 func (t *Task) Exec(ctx context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Exec", r)
 }
 
+// ResizePty sets the size of a terminal, in characters.
 func (t *Task) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "ResizePty", r)
 }
 
+// CloseIO lets a process read the end of its input.
 func (t *Task) CloseIO(ctx context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "CloseIO", r)
 }
 
+// Update changes the limits of a container. Resources is an OCI LinuxResources as JSON; what it leaves out stays.
 func (t *Task) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
 	return call[emptypb.Empty](ctx, t, t.service, "Update", r)
 }
 
+// Wait blocks until a process has ended and gives its exit. It may be called before Start.
 func (t *Task) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
 	return call[task.WaitResponse](ctx, t, t.service, "Wait", r)
 }
 
+// Stats gives the metrics of a container's cgroup: containerd's message for cgroups v1 or v2, whichever the machine has.
 func (t *Task) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
 	return call[task.StatsResponse](ctx, t, t.service, "Stats", r)
 }
 
+// Connect gives the pids of the shim and of a container's first process.
 func (t *Task) Connect(ctx context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
 	return call[task.ConnectResponse](ctx, t, t.service, "Connect", r)
 }
@@ -162,42 +183,54 @@ func (t *Task) Reserve(ctx context.Context) error {
 
 // The methods of the sandbox service. Of a shim without it they are errdefs.ErrNotImplemented.
 
+// CreateSandbox makes a sandbox of a bundle, with the mounts and the network namespace that are given. It does not run yet.
 func (t *Task) CreateSandbox(ctx context.Context, r *sandbox.CreateSandboxRequest) (*sandbox.CreateSandboxResponse, error) {
 	return call[sandbox.CreateSandboxResponse](ctx, t, wire.ServiceSandbox, "CreateSandbox", r)
 }
 
+// StartSandbox starts it, and gives the pid that stands for it and when that was.
 func (t *Task) StartSandbox(ctx context.Context, r *sandbox.StartSandboxRequest) (*sandbox.StartSandboxResponse, error) {
 	return call[sandbox.StartSandboxResponse](ctx, t, wire.ServiceSandbox, "StartSandbox", r)
 }
 
+// Platform tells what the sandbox's containers run on: OS and architecture.
 func (t *Task) Platform(ctx context.Context, r *sandbox.PlatformRequest) (*sandbox.PlatformResponse, error) {
 	return call[sandbox.PlatformResponse](ctx, t, wire.ServiceSandbox, "Platform", r)
 }
 
+// StopSandbox asks the tasks of the sandbox to end, and kills them TimeoutSecs seconds later (0: at once). It may be called
+// again.
 func (t *Task) StopSandbox(ctx context.Context, r *sandbox.StopSandboxRequest) (*sandbox.StopSandboxResponse, error) {
 	return call[sandbox.StopSandboxResponse](ctx, t, wire.ServiceSandbox, "StopSandbox", r)
 }
 
+// WaitSandbox blocks until the sandbox has stopped, and gives its exit.
 func (t *Task) WaitSandbox(ctx context.Context, r *sandbox.WaitSandboxRequest) (*sandbox.WaitSandboxResponse, error) {
 	return call[sandbox.WaitSandboxResponse](ctx, t, wire.ServiceSandbox, "WaitSandbox", r)
 }
 
+// SandboxStatus tells pid, state and times of the sandbox and, if Verbose, whatever else the shim has to say.
 func (t *Task) SandboxStatus(ctx context.Context, r *sandbox.SandboxStatusRequest) (*sandbox.SandboxStatusResponse, error) {
 	return call[sandbox.SandboxStatusResponse](ctx, t, wire.ServiceSandbox, "SandboxStatus", r)
 }
 
+// PingSandbox asks whether the sandbox answers.
 func (t *Task) PingSandbox(ctx context.Context, r *sandbox.PingRequest) (*sandbox.PingResponse, error) {
 	return call[sandbox.PingResponse](ctx, t, wire.ServiceSandbox, "PingSandbox", r)
 }
 
+// ShutdownSandbox stops the sandbox and ends the shim, at the latest when its last task is deleted. Its end may come before
+// the answer.
 func (t *Task) ShutdownSandbox(ctx context.Context, r *sandbox.ShutdownSandboxRequest) (*sandbox.ShutdownSandboxResponse, error) {
 	return call[sandbox.ShutdownSandboxResponse](ctx, t, wire.ServiceSandbox, "ShutdownSandbox", r)
 }
 
+// SandboxMetrics gives the metrics of the sandbox as a whole, in the form of Stats.
 func (t *Task) SandboxMetrics(ctx context.Context, r *sandbox.SandboxMetricsRequest) (*sandbox.SandboxMetricsResponse, error) {
 	return call[sandbox.SandboxMetricsResponse](ctx, t, wire.ServiceSandbox, "SandboxMetrics", r)
 }
 
+// UpdateSandbox changes the limits, and the annotations, of the sandbox.
 func (t *Task) UpdateSandbox(ctx context.Context, r *sandbox.UpdateSandboxRequest) (*sandbox.UpdateSandboxResponse, error) {
 	return call[sandbox.UpdateSandboxResponse](ctx, t, wire.ServiceSandbox, "UpdateSandbox", r)
 }

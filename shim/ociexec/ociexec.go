@@ -31,7 +31,9 @@ import (
 type Cgroup interface {
 	// OOM sends for each kill for want of memory; closed when ctx ends.
 	OOM(ctx context.Context) (<-chan struct{}, error)
+	// OOMKilled asks whether there has been such a kill.
 	OOMKilled() bool
+	// Stats gives containerd's metrics message of the cgroup.
 	Stats() (wire.Any, error)
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim"
 )
 
@@ -40,12 +41,7 @@ for a; do
 done
 fail() { echo '{"level":"info","msg":"x"}' >> $log; echo "{\"level\":\"error\",\"msg\":\"$1\"}" >> $log; exit 1; }
 ` + script
-	// Not os.WriteFile: a fork elsewhere in this process could hold the file open for
-	// writing (ETXTBSY).
-	if err := os.WriteFile(path+".txt", []byte(text), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(path+".txt", path); err != nil {
+	if err := execfile.Write(path, []byte(text), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	return &Runtime{Binary: path, Root: filepath.Join(dir, "state")}, dir

@@ -457,17 +457,10 @@ func (m *Manager) List(ctx context.Context, fs ...string) ([]mount.ActivationInf
 }
 
 func adapt(a activation) filters.Adaptor {
-	labels := maps.Clone(a.Labels)
-	return filters.AdapterFunc(func(p []string) (string, bool) {
-		if len(p) == 0 {
-			return "", false
+	return store.Adapt(maps.Clone(a.Labels), func(p []string) string {
+		if p[0] == "name" {
+			return a.Name
 		}
-		switch p[0] {
-		case "name":
-			return a.Name, true
-		case "labels":
-			return store.LabelField(labels, p[1:])
-		}
-		return "", false
+		return ""
 	})
 }

@@ -136,11 +136,12 @@ func clientsAndKills(t *testing.T, snapshotter string, flags ...string) {
 	journal := NewJournal(io.Discard)
 	journal.Note = model.Add
 	load := &Load{Socket: filepath.Join(n.dir, "run", "docker.sock"), Registry: host, Images: images, Clients: 16, Journal: journal}
+	const enough = 100 // operations acknowledged: fewer prove little
 	end := time.Now().Add(env(t, "HAKO_CHAOS_TIME", 10*time.Second))
 	every := env(t, "HAKO_CHAOS_KILL", 3*time.Second)
-	for round := 0; time.Now().Before(end) && !t.Failed(); round++ {
+	for round := 0; (time.Now().Before(end) || load.Done.Load() < enough) && !t.Failed(); round++ {
 		n.start()
-		limit, cancel := context.WithTimeout(t.Context(), time.Minute)
+		limit, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		if err := load.Ready(limit); err != nil {
 			t.Fatalf("round %d: the daemon does not answer: %v", round, err)
 		}
@@ -174,7 +175,7 @@ func clientsAndKills(t *testing.T, snapshotter string, flags ...string) {
 		stop()
 	}
 	n.start()
-	limit, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	limit, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	if err := load.Ready(limit); err != nil {
 		t.Fatal(err)
@@ -200,8 +201,5 @@ func clientsAndKills(t *testing.T, snapshotter string, flags ...string) {
 	}
 	for _, f := range torn {
 		t.Errorf("torn: %s", f)
-	}
-	if load.Done.Load() < 100 {
-		t.Errorf("only %d operations: this proves little", load.Done.Load())
 	}
 }

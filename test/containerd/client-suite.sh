@@ -37,6 +37,7 @@ before() {
 }
 touch "$3"
 [ -z "${RUNC:-}" ] || RUNC=$(realpath "$RUNC")
+[ -z "${EXPECT:-}" ] || { EXPECT=$(realpath "$EXPECT"); export EXPECT; }
 enter "$0" "$(realpath "$1")" "$(realpath "$2")" "$(realpath "$3")" "${@:4}"
 bin=$2 results=$3 log=${LOG:-$w/log}; shift 3
 PATH=$bin:$PATH

@@ -31,10 +31,10 @@ export CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=1
 up() { # starts containerd, again
 	containerd --config "$w/config.toml" >>"$w/log" 2>&1 &
 	pid=$!
-	for _ in $(seq 100); do ctr_ version >/dev/null 2>&1 && break; sleep 0.1; done
+	for _ in $(seq 3000); do ctr_ version >/dev/null 2>&1 && break; sleep 0.1; done
 }
 down() { kill "-${1:-TERM}" "$pid"; wait "$pid" 2>/dev/null || true; }
-ctr_() { timeout 60 ctr --address "$w/sock" --namespace "$ns" "$@"; }
+ctr_() { timeout 600 ctr --address "$w/sock" --namespace "$ns" "$@"; }
 cleanup() {
 	for id in $(ctr_ container ls -q 2>/dev/null); do
 		ctr_ task rm -f "$id" >/dev/null 2>&1 || true
@@ -56,14 +56,18 @@ status() { ctr_ task ls | awk -v id="$1" '$1==id{print $3}'; }
 # events CONTAINER TOPIC...: the topics of its task, in order, when there are as many
 events() {
 	local id=$1; shift
-	for _ in $(seq 40); do
+	for _ in $(seq 600); do
 		grep -E "\"(container_id|id)\": ?\"$id\"" "$w/events" 2>/dev/null | grep -oE ' /tasks/[a-z-]+' | sed 's/.*\///' >"$w/topics"
 		[ "$(wc -l <"$w/topics")" -ge $# ] && break
 		sleep 0.05
 	done
 	tr '\n' ' ' <"$w/topics"
 }
-watch_() { ctr_events & watch=$!; sleep 0.5; }
+watch_() { # until it hears something
+	: >>"$w/events"; local n; n=$(wc -c <"$w/events")
+	ctr_events & watch=$!
+	until [ "$(wc -c <"$w/events")" -gt "$n" ]; do ctr_ image label "$box" heard=yes >/dev/null; sleep 0.1; done
+}
 ctr_events() { exec ctr --address "$w/sock" --namespace "$ns" events >>"$w/events" 2>/dev/null; }
 # shim_of CONTAINER: its shim's process
 shim_of() {
@@ -74,7 +78,11 @@ shim_of() {
 		esac
 	done
 }
-until_() { for _ in $(seq 100); do [ "$(status "$1")" = "$2" ] && break; sleep 0.05; done; status "$1"; }
+until_() { # CONTAINER STATUS: what it is in the end, nothing when there is no task any more
+	local s
+	for _ in $(seq 3000); do s=$(status "$1"); [ "$s" = "$2" ] || [ -z "$s" ] && break; sleep 0.05; done
+	echo "$s"
+}
 # An image made by hand: a layer, a configuration, a manifest, an index.
 mkdir -p "$w/img/bin" "$w/img/etc" "$w/img/tmp" "$w/oci/blobs/sha256" "$w/volume"
 cp "$busybox" "$w/img/bin/busybox"
@@ -113,16 +121,16 @@ is "read-only root" "$(run --rm --read-only $box r sh -c 'echo x 2>/dev/null >/x
 is "volume" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:rw" $box v sh -c 'echo x >/v/file'; cat "$w/volume/file")" x
 is "volume: read-only" "$(run --rm --mount "type=bind,src=$w/volume,dst=/v,options=rbind:ro" $box vr sh -c 'cat /v/file; touch /v/y 2>/dev/null || echo refused' | tr '\n' ' ')" "x refused "
 is "privileged" "$(run --rm --privileged $box p sh -c 'touch /proc/sys/kernel/hostname && echo writable')" writable
-is "terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns run ${runtime[*]} --rm -t $box t sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "terminal" "$(script -qec "timeout --foreground 600 ctr --address $w/sock --namespace $ns run ${runtime[*]} --rm -t $box t sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 is "user namespace" "$(run --rm --uidmap 0:100000:1000 --gidmap 0:100000:1000 $box ns sh -c 'id -u; cat /proc/self/uid_map' 2>&1 | tr -s ' \n' ' ')" "0 0 100000 1000 "
 
-run -d --memory-limit 67108864 $box w sleep 100
+run -d --memory-limit 67108864 $box w sleep 100000
 is "limits" "$(cat /sys/fs/cgroup/memory/"$ns"/w/memory.limit_in_bytes /sys/fs/cgroup/"$ns"/w/memory.max 2>/dev/null)" 67108864
 c=0; out=$(ctr_ task exec --exec-id e1 w sh -c 'echo inside; exit 3') || c=$?
 is "exec: output" "$out" inside
 is "exec: exit code" "$c" 3
 is "exec: user and directory" "$(ctr_ task exec --exec-id e2 --user 5 --cwd /tmp w sh -c 'echo "$(id -u) $PWD"')" "5 /tmp"
-is "exec: terminal" "$(script -qec "timeout --foreground 60 ctr --address $w/sock --namespace $ns task exec -t --exec-id e3 w sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "exec: terminal" "$(script -qec "timeout --foreground 600 ctr --address $w/sock --namespace $ns task exec -t --exec-id e3 w sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 like "exec: command not found" "$(ctr_ task exec --exec-id e4 w nosuch 2>&1 || true)" 'executable file not found'
 ctr_ task pause w; is "pause" "$(status w)" PAUSED
 ctr_ task resume w; is "resume" "$(status w)" RUNNING
@@ -149,7 +157,7 @@ like "out of memory: event" "$(events o create start oom exit delete)" '^create 
 
 # The daemon goes, politely and not; the containers do not notice, and it finds them again.
 run -d $box d sh -c 'while :; do sleep 0.1; done'
-run -d $box q sleep 100
+run -d $box q sleep 100000
 kill "$watch" 2>/dev/null; wait "$watch" 2>/dev/null || true
 before=$(ctr_ task ls | awk '$1=="d"{print $2}')
 for signal in TERM KILL; do
@@ -175,10 +183,10 @@ before=$(ctr_ task ls | awk '$1=="d"{print $2}')
 shim=$(shim_of d)
 is "the shim is found" "$([ -n "$shim" ] && echo yes)" yes
 kill -9 "$shim"
-for _ in $(seq 100); do [ -d "/proc/$before" ] || break; sleep 0.05; done
+for _ in $(seq 3000); do [ -d "/proc/$before" ] || break; sleep 0.05; done
 is "shim killed: the process is gone" "$([ -d "/proc/$before" ] || echo gone)" gone
 like "shim killed: events" "$(events d 1 2 3 4)" 'exit delete $'
-for _ in $(seq 100); do [ -z "$(status d)" ] && break; sleep 0.05; done
+for _ in $(seq 3000); do [ -z "$(status d)" ] && break; sleep 0.05; done
 is "shim killed: no task" "$(status d)" ""
 ctr_ task start -d d; is "shim killed: start again" "$(status d)" RUNNING
 ctr_ task kill -s KILL d; is "shim killed: kill again" "$(until_ d STOPPED)" STOPPED
@@ -186,9 +194,9 @@ ctr_ task rm d >/dev/null 2>&1 || true; ctr_ container rm d
 
 mkfifo "$w/in"; exec 9<>"$w/in"
 run --rm $box i cat <"$w/in" >"$w/cat" & job=$!
-echo typed >&9; for _ in $(seq 100); do [ -s "$w/cat" ] && break; sleep 0.05; done
+echo typed >&9; for _ in $(seq 6000); do [ -s "$w/cat" ] && break; sleep 0.05; done
 is "attach: streams" "$(cat "$w/cat")" typed
-for _ in $(seq 20); do ctr_ task kill -s KILL i >/dev/null 2>&1 && break; sleep 0.1; done
+for _ in $(seq 600); do ctr_ task kill -s KILL i >/dev/null 2>&1 && break; sleep 0.1; done
 wait $job || true
 exec 9>&-
 

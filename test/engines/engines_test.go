@@ -34,11 +34,11 @@ func script(t *testing.T, name string, args ...string) {
 	t.Helper()
 	one.Lock()
 	defer one.Unlock()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "./"+name, args...)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it cleans up
-	cmd.WaitDelay = 20 * time.Second
+	cmd.WaitDelay = time.Minute
 	var errs bytes.Buffer
 	cmd.Stderr = &errs
 	out, err := cmd.Output()

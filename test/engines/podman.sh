@@ -15,7 +15,7 @@ export CONTAINERS_CONF=$w/containers.conf
 printf '#!/bin/sh\nexec "%s" --root "%s/oci" "$@"\n' "$oci" "$w" >"$w/hako-oci"
 chmod +x "$w/hako-oci"
 args=(--root "$w/root" --runroot "$w/run" --tmpdir "$w/tmp" --storage-driver vfs --cgroup-manager cgroupfs --runtime "$w/hako-oci")
-podman_() { timeout 60 podman "${args[@]}" "$@"; }
+podman_() { timeout 600 podman "${args[@]}" "$@"; }
 cleanup() { podman_ rm -fa -t 0 >/dev/null 2>&1; cd /; rm -rf "$w"; }
 trap cleanup EXIT
 opts=(--network none --ulimit nofile=1000:2000 --ulimit nproc=1000:2000)
@@ -51,18 +51,18 @@ is "user namespace" "$(run --uidmap 0:100000:1000 --gidmap 0:200000:1000 box sh 
 limits=$(run -m 64m --cpus 0.5 --pids-limit 50 box sh -c 'cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids/pids.max /sys/fs/cgroup/pids.max /sys/fs/cgroup/cpu/cpu.cfs_quota_us 2>/dev/null || true')
 is "limits: memory and pids" "$(head -n 2 <<<"$limits" | tr '\n' ' ')" "67108864 50 "
 
-podman_ run -d --name w "${opts[@]}" box sleep 100 >/dev/null
+podman_ run -d --name w "${opts[@]}" box sleep 100000 >/dev/null
 c=0; out=$(podman_ exec w sh -c 'echo inside; exit 3') || c=$?
 is "exec: output" "$out" inside
 is "exec: exit code" "$c" 3
 is "exec: input" "$(echo text | podman_ exec -i w cat)" text
 is "exec: user, directory, environment" "$(podman_ exec -u 5:6 -w /tmp -e A=b w sh -c 'echo $(id -u) $(id -g) $PWD $A')" "5 6 /tmp b"
 is "exec: command not found" "$(code podman_ exec w nosuch)" 127
-is "exec: terminal" "$(script -qec "timeout --foreground 60 podman ${args[*]} exec -it w sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "exec: terminal" "$(script -qec "timeout --foreground 600 podman ${args[*]} exec -it w sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 podman_ pause w >/dev/null; is "pause" "$(status w)" paused
 is "pause: exec is refused" "$(code podman_ exec w true)" 255
 podman_ unpause w >/dev/null; is "unpause" "$(status w)" running
-is "top" "$(podman_ top w args | tail -n 1 | sed 's/ *$//')" "sleep 100"
+is "top" "$(podman_ top w args | tail -n 1 | sed 's/ *$//')" "sleep 100000"
 like "stats" "$(podman_ stats --no-stream --format '{{.PIDs}} {{.MemUsage}}' w)" '^1 [0-9.]+[kM]?B / '
 podman_ update --cpus 0.25 w >/dev/null 2>&1 || true # from podman 4.3 on
 is "ps" "$(podman_ ps --format '{{.Names}}')" w
@@ -81,7 +81,7 @@ podman_ wait a >/dev/null
 is "logs" "$(podman_ logs a 2>&1 | sort | tr '\n' ' ')" "got hello oops "
 podman_ rm a >/dev/null
 # Of a program that has ended at once, engine and terminal may lose the output, whatever the runtime.
-is "terminal" "$(script -qec "timeout --foreground 60 podman ${args[*]} run --rm -it ${opts[*]} box sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
+is "terminal" "$(script -qec "timeout --foreground 600 podman ${args[*]} run --rm -it ${opts[*]} box sh -c 'tty; sleep 1'" /dev/null | grep -o '/dev/pts/[0-9]*' | head -n 1)" /dev/pts/0
 
 for i in $(seq 20); do (c=0; run box sh -c "exit $i" >/dev/null 2>&1 || c=$?; echo $c >"$w/life$i") & done
 wait

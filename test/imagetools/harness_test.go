@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -140,7 +141,7 @@ func start(t *testing.T, ready func() bool, name string, args ...string) (*os.Pr
 		}
 		log.Close()
 	})
-	for end := time.Now().Add(20 * time.Second); !ready(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); !ready(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%s does not come up", name)
 		}
@@ -167,6 +168,9 @@ func registry(t *testing.T) string {
 	return addr
 }
 
+// daemons are numbered, for names on the machine.
+var daemons atomic.Int32
+
 // hakod runs a daemon with further lines of configuration, and gives its Docker socket.
 func hakod(t *testing.T, config string) string {
 	t.Helper()
@@ -187,13 +191,19 @@ func reloadable(t *testing.T, config string) (host string, reload func(config st
 	}
 	sock := filepath.Join(dir, "run", "docker.sock")
 	// No containers run: a bridge is never made.
-	flags := []string{"--config", file, "--root", filepath.Join(dir, "lib"), "--state", filepath.Join(dir, "run"), "--bridge-name", "hki" + filepath.Base(dir)[1:6], "--network", "builtin"}
+	flags := []string{"--config", file, "--root", filepath.Join(dir, "lib"), "--state", filepath.Join(dir, "run"), "--bridge-name", fmt.Sprintf("hki%dx%d", os.Getpid()%100000, daemons.Add(1)), "--network", "builtin"}
 	t.Cleanup(func() { // after the daemon's end: mounts of layers, too
 		if out, err := exec.Command(filepath.Join(workDir, "hakod"), append(flags, "cleanup")...).CombinedOutput(); err != nil {
 			t.Errorf("hakod cleanup: %v\n%s", err, out)
 		}
 	})
-	daemon, log := start(t, func() bool { _, err := os.Stat(sock); return err == nil }, filepath.Join(workDir, "hakod"), flags...)
+	daemon, log := start(t, func() bool {
+		c, err := net.Dial("unix", sock) // it is there a moment before somebody listens
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	}, filepath.Join(workDir, "hakod"), flags...)
 	reloads := func() int {
 		b, err := os.ReadFile(log)
 		if err != nil {
@@ -210,7 +220,7 @@ func reloadable(t *testing.T, config string) (host string, reload func(config st
 		if err := daemon.Signal(syscall.SIGHUP); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(60 * time.Second); reloads() == before; time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); reloads() == before; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("hakod does not reload its configuration")
 			}

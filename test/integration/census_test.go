@@ -214,14 +214,14 @@ func (n *node) expectCensus(before census) error {
 	deadline := time.Now().Add(hangLimit)
 	for {
 		now, err := n.census()
-		if err != nil {
-			return err
-		}
 		left := now.diff(before)
-		if len(left) == 0 {
+		if err == nil && len(left) == 0 {
 			return nil
 		}
 		if time.Now().After(deadline) {
+			if err != nil { // at first only because something went while it was looked at
+				return err
+			}
 			const most = 40
 			if len(left) > most {
 				left = append(left[:most], "…")

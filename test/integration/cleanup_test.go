@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // TestCleanup runs `hakod cleanup` after a daemon that was killed: running, paused and
@@ -118,7 +120,7 @@ func TestCleanupHungShim(t *testing.T) {
 	updated := filepath.Join(n.dir, "hako-shim")
 	binary, err := os.ReadFile(filepath.Join(workDir, "hako-shim"))
 	if err == nil {
-		err = os.WriteFile(updated, binary, 0o755)
+		err = execfile.Write(updated, binary, 0o755)
 	}
 	if err != nil {
 		t.Fatal(err)

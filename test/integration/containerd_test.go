@@ -119,7 +119,7 @@ func args(a ...string) []oci.SpecOpts { return []oci.SpecOpts{oci.WithProcessArg
 // sleeping makes a container that sleeps, and starts it.
 func (c *ctrd) sleeping(id string, more ...client.NewContainerOpts) (client.Container, client.Task) {
 	c.t.Helper()
-	ctr := c.container(id, args("sleep", "600"), more...)
+	ctr := c.container(id, args("sleep", "100000"), more...)
 	task := c.task(ctr, cio.NullIO)
 	if err := task.Start(c.shared()); err != nil {
 		c.t.Fatal(err)
@@ -316,7 +316,7 @@ func TestContainerdTask(t *testing.T) {
 	}
 	ts.expect(t, "long/x", "exec-added", "exec-started", "exit")
 
-	p.Args, p.Terminal = []string{"sh", "-c", "stty size; sleep 600"}, true
+	p.Args, p.Terminal = []string{"sh", "-c", "stty size; sleep 100000"}, true
 	var tty syncBuffer
 	y, err := task.Exec(cx, "y", &p, cio.NewCreator(cio.WithStreams(new(bytes.Buffer), &tty, nil), cio.WithTerminal))
 	if err != nil {
@@ -371,6 +371,7 @@ func TestContainerdTask(t *testing.T) {
 	if s, err := task.Status(cx); err != nil || s.Status != client.Running {
 		t.Errorf("after the restart: %v, %v", s, err)
 	}
+	eventually(t, "the end to be known", func() bool { s, err := other.Status(cx); return err == nil && s.Status == client.Stopped })
 	if s, err := other.Status(cx); err != nil || s.Status != client.Stopped || s.ExitStatus != 137 {
 		t.Errorf("what ended meanwhile: %+v, %v", s, err)
 	}
@@ -452,7 +453,7 @@ func TestContainerdShimOverGRPC(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, program := range programs {
-		ctr := c.container("g-"+name, args("sleep", "600"), client.WithRuntime(program, nil))
+		ctr := c.container("g-"+name, args("sleep", "100000"), client.WithRuntime(program, nil))
 		mounts, err := c.SnapshotService(snapshotterName()).Mounts(cx, "g-"+name)
 		if err != nil {
 			t.Fatal(err)
@@ -585,9 +586,9 @@ func TestThreeViews(t *testing.T) {
 	name := func(by string) string { count++; return fmt.Sprint(by, count) }
 	makers := map[string]func() string{
 		"docker": func() string {
-			return strings.TrimSpace(n.docker(t, "run", "-d", "--name", name("docker"), testImage, "sleep", "600"))
+			return strings.TrimSpace(n.docker(t, "run", "-d", "--name", name("docker"), testImage, "sleep", "100000"))
 		},
-		"cri":        func() string { return k.run(pod, config, name("cri"), "sleep", "600") },
+		"cri":        func() string { return k.run(pod, config, name("cri"), "sleep", "100000") },
 		"containerd": func() string { id := name("containerd"); c.sleeping(id); return id },
 	}
 	load := func(id string) client.Container {

@@ -94,7 +94,7 @@ func TestContainerPath(t *testing.T) {
 	t.Parallel()
 	n, c := ownContainerd(t)
 	cx := c.shared()
-	docker := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "600"))
+	docker := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "100000"))
 	c.sleeping("guest")
 	for by, id := range map[string]string{"docker": docker, "containerd": "guest"} {
 		n.docker(t, "exec", id, "sh", "-c", "mkdir -p /d/e && echo one >/d/one && echo two >/d/e/two && ln -s /etc/hostname /d/link")

@@ -2,7 +2,9 @@ package integration
 
 import (
 	"encoding/json"
+	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -105,7 +107,8 @@ func TestErrorTexts(t *testing.T) {
 		}
 		return code, strings.TrimSpace(text)
 	}
-	const published = `{"Image":"` + testImage + `","Cmd":["sleep","100"],"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"20991"}]}}}`
+	port := strconv.Itoa(30000 + os.Getpid()%2000) // below those that the kernel gives away
+	published := `{"Image":"` + testImage + `","Cmd":["sleep","1000000"],"HostConfig":{"PortBindings":{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":"` + port + `"}]}}}`
 	for _, c := range []string{name, taken} {
 		if code, text := post("/containers/create?name="+c, published); code != 201 {
 			t.Fatal(code, text)
@@ -125,7 +128,7 @@ func TestErrorTexts(t *testing.T) {
 		want               string
 	}{
 		{"POST", "/containers/" + taken + "/start", "", 500, `failed to set up container networking: driver failed programming external connectivity on endpoint ` + taken +
-			` (ID): Bind for 127.0.0.1:20991 failed: port is already allocated`},
+			` (ID): Bind for 127.0.0.1:` + port + ` failed: port is already allocated`},
 		{"POST", "/containers/create", `{"Image":"UPPER:x"}`, 400, upper},
 		{"POST", "/containers/create", `{"Image":"nope:x"}`, 404, "No such image: nope:x"},
 		{"POST", "/images/create?fromImage=UPPER&tag=x", "", 400, upper},

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -143,13 +144,27 @@ func own(t *testing.T, flags ...string) *node {
 	return n
 }
 
+// freeSubnet gives the i-th daemon of this run one of the /24s of 10.200.0.0/13, which are apart from what engines choose by default:
+// another one than all others have, also those of other runs on this machine.
+func freeSubnet(i int) string {
+	const runs, each = 32, 64
+	used, _ := net.InterfaceAddrs()
+	for run := range runs {
+		k := (os.Getpid()+run)%runs*each + i%each
+		_, subnet, _ := net.ParseCIDR(fmt.Sprintf("10.%d.%d.0/24", 200+k/256, k%256))
+		if !slices.ContainsFunc(used, func(a net.Addr) bool { n, ok := a.(*net.IPNet); return ok && subnet.Contains(n.IP) }) {
+			return subnet.String()
+		}
+	}
+	panic("all subnets are used")
+}
+
 func newNode(flags ...string) (*node, error) {
 	i := int(nodes.Add(1)) - 1
 	n := &node{
 		dir:    filepath.Join(workDir, fmt.Sprint("n", i)),
 		bridge: fmt.Sprintf("hkt%dx%d", os.Getpid()%100000, i),
-		// 10.200.0.0/13 in /24s: apart from what engines choose by default.
-		subnet: fmt.Sprintf("10.%d.%d.0/24", 200+i%8, os.Getpid()%250),
+		subnet: freeSubnet(i),
 		flags:  flags,
 	}
 	n.socket = filepath.Join(n.dir, "run", "docker.sock")
@@ -329,7 +344,7 @@ const commandTimeout = hangLimit
 func (n *node) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+n.socket, "DOCKER_CONFIG="+n.dir, "DOCKER_CLI_HINTS=false")
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = time.Minute
 	return cmd
 }
 

@@ -44,14 +44,31 @@ func TestKilledAtRandom(t *testing.T) {
 		n.docker(t, "run", "-d", "--name", name, testImage, "sleep", "1000")
 		pids[name] = (persist{t, n}).inspect(name).State.Pid
 	}
+	n.killAtRandom(t, kills, clients, func(name string, exit int) bool {
+		(persist{t, n}).live(name, exit, life)
+		return true
+	}, func(kill int) {
+		for name, pid := range pids {
+			if s := (persist{t, n}).inspect(name).State; s.Status != "running" || s.Pid != pid {
+				t.Errorf("after kill %d %s is %s with pid %d, was %d", kill, name, s.Status, s.Pid, pid)
+			}
+		}
+	})
+}
+
+// killAtRandom kills the daemon at random points and starts it again, while clients call live again and again, each with a
+// name and an exit code of its own; live tells whether what it made has lived. look is called after each start.
+func (n *node) killAtRandom(t *testing.T, kills, clients int, live func(name string, exit int) bool, look func(kill int)) {
+	t.Helper()
 	var over atomic.Bool
 	var lives atomic.Int32
 	var wg sync.WaitGroup
 	for c := range clients {
 		wg.Go(func() {
 			for i := 0; !over.Load() && !t.Failed(); i++ {
-				(persist{t, n}).live(fmt.Sprintf("c%d-%d", c, i), (c*31+i)%120+1, life)
-				lives.Add(1)
+				if live(fmt.Sprintf("c%d-%d", c, i), (c*31+i)%120+1) {
+					lives.Add(1)
+				}
 			}
 		})
 	}
@@ -69,15 +86,11 @@ func TestKilledAtRandom(t *testing.T) {
 			break
 		}
 		t.Logf("ready %v after kill %d", time.Since(began), i)
-		for name, pid := range pids {
-			if s := (persist{t, n}).inspect(name).State; s.Status != "running" || s.Pid != pid {
-				t.Errorf("after kill %d %s is %s with pid %d, was %d", i, name, s.Status, s.Pid, pid)
-			}
-		}
+		look(i)
 	}
 	over.Store(true)
 	wg.Wait()
-	t.Logf("%d containers lived", lives.Load())
+	t.Logf("%d lived", lives.Load())
 }
 
 // persist is a client that asks again when the daemon goes away.
@@ -88,7 +101,7 @@ type persist struct {
 
 // ask repeats a request until it has an answer.
 func (p persist) ask(method, path, body string) (int, string) {
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(hangLimit)
 	for {
 		code, text, err := p.n.request(method, path, strings.NewReader(body), "Content-Type", "application/json")
 		if err == nil && code != 503 {
@@ -120,7 +133,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 		return
 	}
 	acknowledged := false
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		v := p.inspect(name)
 		if v.State.Status == "created" && !acknowledged {
 			code, text, err := p.n.request("POST", path+"/start", nil)
@@ -133,7 +146,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 		}
 		if v.State.Status == "exited" {
 			ran := v.State.FinishedAt.Sub(v.State.StartedAt)
-			if v.State.ExitCode != exit || ran < life || ran > life+5*time.Second {
+			if v.State.ExitCode != exit || ran < life || ran > life+hangLimit {
 				p.t.Errorf("%s ended with %d after %v (%s), want %d after %v", name, v.State.ExitCode, ran, v.State.Error, exit, life)
 			}
 			break
@@ -143,7 +156,7 @@ func (p persist) live(name string, exit int, life time.Duration) {
 			return
 		}
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		code, text := p.ask("DELETE", path+"?v=1", "")
 		if code == 204 || code == 404 {
 			break

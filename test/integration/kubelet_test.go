@@ -149,12 +149,12 @@ func TestKubeletClient(t *testing.T) {
 
 func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 	endpoint := "unix://" + filepath.Join(n.dir, "run", "cri.sock")
-	rt, err := remote.NewRemoteRuntimeService(ctx(t), endpoint, time.Minute, nil, streaming)
+	rt, err := remote.NewRemoteRuntimeService(ctx(t), endpoint, hangLimit, nil, streaming)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer rt.Close(ctx(t))
-	images, err := remote.NewRemoteImageService(ctx(t), endpoint, time.Minute, nil, streaming)
+	images, err := remote.NewRemoteImageService(ctx(t), endpoint, hangLimit, nil, streaming)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,13 +226,13 @@ func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 	main := run("main", `trap "exit 4" TERM; i=0; while :; do echo line $i; i=$((i+1)); sleep 0.05; done`)
 	short := run("short", "sleep 1; exit 9")
 
-	out, errs, err := rt.ExecSync(ctx(t), main, []string{"sh", "-c", "echo out; echo err >&2"}, 10*time.Second)
+	out, errs, err := rt.ExecSync(ctx(t), main, []string{"sh", "-c", "echo out; echo err >&2"}, hangLimit)
 	if string(out) != "out\n" || string(errs) != "err\n" || err != nil {
 		t.Errorf("exec: %q, %q, %v", out, errs, err)
 	}
 	// The kubelet's probes look at the code of the error.
 	var code exec.CodeExitError
-	if _, _, err := rt.ExecSync(ctx(t), main, []string{"sh", "-c", "exit 6"}, 10*time.Second); !errors.As(err, &code) || code.Code != 6 {
+	if _, _, err := rt.ExecSync(ctx(t), main, []string{"sh", "-c", "exit 6"}, hangLimit); !errors.As(err, &code) || code.Code != 6 {
 		t.Errorf("exec with an exit code: %v", err)
 	}
 	start := time.Now()
@@ -259,6 +259,10 @@ func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 	if err != nil || len(containers) != 2 {
 		t.Errorf("containers: %v, %v", containers, err)
 	}
+	eventually(t, "the end to be known", func() bool {
+		s, err := rt.ContainerStatus(ctx(t), short, false)
+		return err == nil && s.Status.State == cri.ContainerState_CONTAINER_EXITED
+	})
 	if s, err := rt.ContainerStatus(ctx(t), short, false); err != nil || s.Status.State != cri.ContainerState_CONTAINER_EXITED || s.Status.ExitCode != 9 {
 		t.Errorf("what ended meanwhile: %v, %v", s, err)
 	}
@@ -271,7 +275,7 @@ func testKubeletClient(t *testing.T, n *node, ref string, streaming bool) {
 	must(os.Rename(file, file+".1"))
 	must(rt.ReopenContainerLog(ctx(t), main))
 	eventually(t, "lines in the new log", func() bool { st, err := os.Stat(file); return err == nil && st.Size() > 0 })
-	must(rt.StopContainer(ctx(t), main, 10))
+	must(rt.StopContainer(ctx(t), main, 200))
 	if s, err := rt.ContainerStatus(ctx(t), main, false); err != nil || s.Status.ExitCode != 4 {
 		t.Errorf("stopped: %v, %v", s, err)
 	}

@@ -155,10 +155,26 @@ func TestAttachAndStartAttached(t *testing.T) {
 		t.Error(r)
 	}
 	second := n.name(t, "-second")
-	n.docker(t, "run", "-d", "--name", second, testImage, "sh", "-c", "sleep 1; echo late; exit 3")
-	r = n.run(nil, "attach", second)
-	if r.out != "late\n" || r.code != 3 {
-		t.Error(r)
+	n.docker(t, "run", "-d", "--name", second, testImage, "sh", "-c", "until [ -e /tmp/go ]; do echo early; sleep 0.1; done; echo late; exit 3")
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout)
+	defer cancel()
+	cmd := n.command(ctx, "attach", second)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	if line, err := lines.ReadString('\n'); line != "early\n" {
+		t.Errorf("%q, %v", line, err)
+	}
+	n.docker(t, "exec", second, "touch", "/tmp/go")
+	rest, err := io.ReadAll(lines)
+	_ = cmd.Wait()
+	if !strings.HasSuffix(string(rest), "late\n") || err != nil || cmd.ProcessState.ExitCode() != 3 {
+		t.Errorf("%q, %v, exit %d", rest, err, cmd.ProcessState.ExitCode())
 	}
 }
 
@@ -208,7 +224,7 @@ func TestExec(t *testing.T) {
 
 func TestTopStatsAndEvents(t *testing.T) {
 	t.Parallel()
-	n := shared(t)
+	n := own(t) // a daemon keeps 256 events, which tests beside it would use up
 	name := n.name(t, "")
 	since := fmt.Sprint(time.Now().Add(-time.Second).Unix())
 	n.docker(t, "run", "-d", "--name", name, "--memory", "64m", testImage, "sh", "-c", "sleep 1000 & wait")
@@ -218,6 +234,7 @@ func TestTopStatsAndEvents(t *testing.T) {
 	if got := n.docker(t, "top", name, "-o", "pid,comm"); !strings.Contains(got, "COMMAND") {
 		t.Error(got)
 	}
+	eventually(t, "its second process", func() bool { return len(strings.Split(n.docker(t, "top", name), "\n")) == 3 })
 	if got := n.docker(t, "stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", name); !strings.HasPrefix(got, name+" ") || !strings.Contains(got, "/ 64MiB") || !strings.HasSuffix(got, " 2") {
 		t.Error(got)
 	}

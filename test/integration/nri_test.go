@@ -112,7 +112,7 @@ func (p *nriPlugin) join(t *testing.T, socket, index string) {
 	t.Cleanup(p.stub.Stop)
 	select {
 	case <-p.ready:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("the plugin was not brought up to date")
 	}
 }
@@ -128,7 +128,7 @@ func ownWithNRI(t *testing.T) (n *node, k *kubelet, socket string) {
 		t.Fatal(err)
 	}
 	socket = filepath.Join(cdi, "nri.sock")
-	n = own(t, "--nri-socket", socket, "--nri-plugin-dir", t.TempDir(), "--cdi-spec-dirs", cdi, "--nri-timeout", "2")
+	n = own(t, "--nri-socket", socket, "--nri-plugin-dir", t.TempDir(), "--cdi-spec-dirs", cdi, "--nri-timeout", "8")
 	return n, newKubelet(t, n), socket
 }
 
@@ -288,11 +288,13 @@ func TestNRISynchronization(t *testing.T) {
 		p.join(t, socket, fmt.Sprint(10+i))
 		plugins = append(plugins, p)
 	}
+	eventually(t, "some containers", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(made) >= 5
+	})
 	close(stop)
 	makers.Wait()
-	if len(made) < 5 {
-		t.Errorf("only %d containers were made meanwhile", len(made))
-	}
 	for i, p := range plugins {
 		for _, id := range made {
 			if got := len(slices.DeleteFunc(slices.Clone(p.known), func(k string) bool { return k != id })); got != 1 {

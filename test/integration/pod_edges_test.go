@@ -23,6 +23,8 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // request is for a container in a pod of pc, to be filled in by a test.
@@ -265,7 +267,7 @@ func TestPodLogs(t *testing.T) {
 	}
 	var b []byte
 	eventually(t, "lines where there is space again", func() bool { b, _ = os.ReadFile(path); return bytes.Contains(b, []byte(" stdout F again\n")) })
-	for line := range bytes.Lines(b) {
+	for line := range bytes.Lines(b[:bytes.LastIndexByte(b, '\n')+1]) { // the last line may be on its way
 		if !bytes.Contains(line, []byte(" stdout F ")) {
 			t.Errorf("half a line: %q", line)
 		}
@@ -353,7 +355,7 @@ func TestPodWithAHungMount(t *testing.T) {
 // TestPodRefusals: what cannot be given is refused with the code, and the beginning of the text, that the kubelet acts on.
 func TestPodRefusals(t *testing.T) {
 	runtime := filepath.Join(t.TempDir(), "other")
-	if err := os.WriteFile(runtime, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
+	if err := execfile.Write(runtime, []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	n := own(t, "--runtime", "other="+runtime)
@@ -575,5 +577,56 @@ func TestDamagedRecords(t *testing.T) {
 	}
 	for _, p := range sandboxes {
 		k.end(p)
+	}
+}
+
+// TestPodProc: paths of /proc are hidden as the client says, and none where it names none: so the kubelet asks for procMount Unmasked. An
+// ambient capability reaches a program of another user; no quota and a grace for ever are no errors.
+func TestPodProc(t *testing.T) {
+	k := newKubelet(t, shared(t))
+	pc := k.config("proc", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	t.Cleanup(func() { k.end(pod) })
+	const script = "grep -c ' /proc/' /proc/mounts; grep -e CapAmb -e CapBnd /proc/self/status; id -u"
+	c := k.request(pc, "unmasked", "sleep", "1000")
+	c.Linux.Resources.CpuQuota = -1
+	c.Linux.SecurityContext.RunAsUser = &cri.Int64Value{Value: 1000}
+	c.Linux.SecurityContext.Capabilities = &cri.Capability{AddAmbientCapabilities: []string{"SYS_TIME"}, DropCapabilities: []string{"ALL"}}
+	id := k.launch(pod, pc, c)
+	if got := k.sh(id, script); got != "0\nCapBnd:\t0000000002000000\nCapAmb:\t0000000002000000\n1000" {
+		t.Errorf("without a path that is hidden, with an ambient capability: %q", got)
+	}
+	c = k.request(pc, "masked", "sleep", "1000")
+	c.Linux.SecurityContext.MaskedPaths, c.Linux.SecurityContext.ReadonlyPaths = []string{"/proc/interrupts"}, []string{"/proc/sys"}
+	if got := k.sh(k.launch(pod, pc, c), "grep -o ' /proc/[a-z]*' /proc/mounts | sort | xargs"); got != "/proc/interrupts /proc/sys" {
+		t.Errorf("hidden and read-only: %q", got)
+	}
+	c = k.request(pc, "trap", "sh", "-c", "trap 'sleep 1; exit 5' TERM; echo ready; while :; do sleep 0.05; done")
+	id = k.launch(pod, pc, c)
+	eventually(t, "the trap", func() bool { return strings.Contains(k.log("trap"), "ready") })
+	if _, err := k.StopContainer(ctx(t), &cri.StopContainerRequest{ContainerId: id, Timeout: 18446744074}); err != nil || k.status(id).ExitCode != 5 {
+		t.Errorf("with a grace of centuries it ended with %v, %v", k.status(id), err)
+	}
+}
+
+// TestPodNetFiles: the files that tell of the pod's network lie on top of a volume at /etc, and are not written to where nothing of the root is.
+func TestPodNetFiles(t *testing.T) {
+	k := newKubelet(t, shared(t))
+	pc := k.config("netfiles", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	t.Cleanup(func() { k.end(pod) })
+	etc := t.TempDir()
+	if err := os.WriteFile(filepath.Join(etc, "own"), []byte("own"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := k.request(pc, "etc", "sleep", "1000")
+	c.Mounts = []*cri.Mount{{HostPath: etc, ContainerPath: "/etc"}}
+	if got := k.sh(k.launch(pod, pc, c), "cat /etc/own /etc/hostname; grep -o 10.9.9.9 /etc/resolv.conf; grep -c netfiles-host /etc/hosts"); got != "own"+pc.Hostname+"\n10.9.9.9\n1" {
+		t.Errorf("with a volume at /etc: %q", got)
+	}
+	c = k.request(pc, "readonly", "sleep", "1000")
+	c.Linux.SecurityContext.ReadonlyRootfs = true
+	if got := k.sh(k.launch(pod, pc, c), "for f in hosts hostname resolv.conf; do { echo x >>/etc/$f; } 2>/dev/null && echo $f; done; true"); got != "" {
+		t.Errorf("a container whose root is read-only can write %q", got)
 	}
 }

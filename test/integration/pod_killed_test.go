@@ -3,11 +3,7 @@ package integration
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -36,44 +32,16 @@ func TestPodsKilledAtRandom(t *testing.T) {
 		r.started = k.status(r.container).StartedAt
 		residents = append(residents, r)
 	}
-	var over atomic.Bool
-	var lives atomic.Int32
-	var wg sync.WaitGroup
-	for c := range clients {
-		wg.Go(func() {
-			for i := 0; !over.Load() && !t.Failed(); i++ {
-				if k.live(fmt.Sprintf("c%d-%d", c, i), (c*31+i)%120+1) {
-					lives.Add(1)
-				}
-			}
-		})
-	}
-	for i := range kills {
-		time.Sleep(time.Duration(50+rand.IntN(900)) * time.Millisecond)
-		if t.Failed() {
-			break
-		}
-		if err := n.signal(syscall.SIGKILL); err != nil {
-			t.Error(err)
-		}
-		began := time.Now()
-		if err := n.start(); err != nil {
-			t.Errorf("start %d: %v", i, err)
-			break
-		}
-		t.Logf("ready %v after kill %d", time.Since(began), i)
+	n.killAtRandom(t, kills, clients, k.live, func(kill int) {
 		for _, r := range residents {
 			if s := k.podStatus(r.pod); s.State != cri.PodSandboxState_SANDBOX_READY {
-				t.Errorf("after kill %d: %v", i, s)
+				t.Errorf("after kill %d: %v", kill, s)
 			}
 			if s := k.status(r.container); s.State != cri.ContainerState_CONTAINER_RUNNING || s.StartedAt != r.started {
-				t.Errorf("after kill %d: %v", i, s)
+				t.Errorf("after kill %d: %v", kill, s)
 			}
 		}
-	}
-	over.Store(true)
-	wg.Wait()
-	t.Logf("%d pods lived", lives.Load())
+	})
 	for _, r := range residents {
 		k.end(r.pod)
 	}
@@ -90,8 +58,8 @@ func lost(err error) bool {
 
 // ask repeats a call until it has an answer.
 func ask[Q, A any](k *kubelet, call func(context.Context, *Q, ...grpc.CallOption) (*A, error), q *Q) (*A, error) {
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		c, cancel := context.WithTimeout(context.Background(), time.Minute)
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
+		c, cancel := context.WithTimeout(context.Background(), hangLimit)
 		a, err := call(c, q)
 		cancel()
 		if err == nil || !lost(err) || time.Now().After(deadline) {
@@ -112,7 +80,7 @@ func (k *kubelet) live(name string, exit int) bool {
 	}
 	// A run whose answer was lost may have ended well: the kubelet looks at the list first.
 	var pod string
-	for deadline := time.Now().Add(time.Minute); pod == ""; {
+	for deadline := time.Now().Add(hangLimit); pod == ""; {
 		l, err := ask(k, k.ListPodSandbox, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: pc.Labels}})
 		if err != nil || time.Now().After(deadline) {
 			return fail("list: %v", err)
@@ -142,7 +110,7 @@ func (k *kubelet) live(name string, exit int) bool {
 		return fail("containers: %v, %v", l, err)
 	}
 	id := l.Containers[0].Id
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(hangLimit); ; time.Sleep(20 * time.Millisecond) {
 		r, err := ask(k, k.ContainerStatus, &cri.ContainerStatusRequest{ContainerId: id})
 		if err != nil || time.Now().After(deadline) {
 			return fail("status: %v, %v", r, err)

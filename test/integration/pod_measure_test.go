@@ -59,15 +59,10 @@ func TestPodMeasured(t *testing.T) {
 	k := newKubelet(t, n)
 	pc := k.config("measured", cri.NamespaceMode_CONTAINER)
 	pod := k.runPod(pc)
-	busy := k.run(pod, pc, "busy", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; sleep 1000")
+	busy := k.run(pod, pc, "busy", "sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; echo done; exec sleep 1000")
 	idle := k.run(pod, pc, "idle", "sleep", "1000")
 	k.sh(idle, "g=$(busybox ip route | busybox awk '/default/ {print $3}'); busybox nc -w 1 $g 1 </dev/null; true") // a packet, at least
-	for range 600 {
-		if strings.Contains(k.log("busy"), "done") {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
+	eventually(t, "the end of the work", func() bool { return strings.Contains(k.log("busy"), "done") })
 	info, err := k.ContainerStatus(ctx(t), &cri.ContainerStatusRequest{ContainerId: busy, Verbose: true})
 	if err != nil {
 		t.Fatal(err)
@@ -201,9 +196,9 @@ func TestPodCheckpoint(t *testing.T) {
 		t.Fatal(err)
 	}
 	count := k.sh(id, "cat /dev/shm/count")
-	time.Sleep(2 * time.Second)
-	if after := k.sh(id, "cat /dev/shm/count"); after == count || k.status(id).State != cri.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("the container does not go on: it counted to %s, and to %s two seconds later", count, after)
+	eventually(t, "the container to go on", func() bool { after := k.sh(id, "cat /dev/shm/count"); return after != "" && after != count })
+	if s := k.status(id).State; s != cri.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("after the checkpoint it is %v", s)
 	}
 	f, err := os.Open(archive)
 	if err != nil {

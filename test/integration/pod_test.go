@@ -140,7 +140,7 @@ func (k *kubelet) podStatus(id string) *cri.PodSandboxStatus {
 
 func (k *kubelet) sh(id, script string) string {
 	k.t.Helper()
-	resp, err := k.ExecSync(ctx(k.t), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 20})
+	resp, err := k.ExecSync(ctx(k.t), &cri.ExecSyncRequest{ContainerId: id, Cmd: []string{"sh", "-c", script}, Timeout: 300})
 	if err != nil {
 		k.t.Fatal(err)
 	}
@@ -303,6 +303,7 @@ func TestPodOutlivesDaemon(t *testing.T) {
 		if s := k.status(p.runs); s.State != cri.ContainerState_CONTAINER_RUNNING {
 			t.Errorf("running: %v", s)
 		}
+		eventually(t, "the end to be known", func() bool { return k.status(p.ends).State == cri.ContainerState_CONTAINER_EXITED })
 		if s := k.status(p.ends); s.State != cri.ContainerState_CONTAINER_EXITED || s.ExitCode != 7 || s.Reason != "Error" {
 			t.Errorf("ended: %v", s)
 		}

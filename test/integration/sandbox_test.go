@@ -34,7 +34,7 @@ func TestSandboxShutdown(t *testing.T) {
 		ts := c.watch()
 		in := []client.NewContainerOpts{client.WithRuntime(program, nil), client.WithSandbox(box.ID())}
 		_, runs := c.sleeping("runs-"+name, in...)
-		waits := c.task(c.container("waits-"+name, args("sleep", "600"), in...), cio.NullIO)
+		waits := c.task(c.container("waits-"+name, args("sleep", "100000"), in...), cio.NullIO)
 		ts.expect(t, "runs-"+name, "create", "start")
 		var ends []<-chan client.ExitStatus
 		for _, task := range []client.Task{runs, waits} {
@@ -75,6 +75,7 @@ func TestSandboxShutdown(t *testing.T) {
 		}
 		c.back()
 		for _, task := range []client.Task{runs, waits} {
+			eventually(t, "the end to be known", func() bool { s, err := task.Status(cx); return err == nil && s.Status == client.Stopped })
 			if s, err := task.Status(cx); err != nil || s.Status != client.Stopped || s.ExitStatus != 137 {
 				t.Errorf("%s: %s after a restart: %+v, %v", name, task.ID(), s, err)
 			}
@@ -98,7 +99,7 @@ func TestPodShutdown(t *testing.T) {
 	cx := c.shared()
 	config := k.config("down", cri.NamespaceMode_POD)
 	pod := k.runPod(config)
-	id := k.run(pod, config, "in", "sleep", "600")
+	id := k.run(pod, config, "in", "sleep", "100000")
 	ctr, err := c.LoadContainer(cx, id)
 	if err != nil {
 		t.Fatal(err)

@@ -45,7 +45,7 @@ func TestStopWhileRequestsRun(t *testing.T) {
 		err  error
 	}
 	answers := make(chan answer, 2)
-	for _, path := range []string{"/containers/lives/stop?t=60", "/containers/lives/restart?t=60"} {
+	for _, path := range []string{"/containers/lives/stop?t=1000", "/containers/lives/restart?t=1000"} {
 		go func() {
 			code, body, err := n.request("POST", path, http.NoBody)
 			answers <- answer{code, body, err}

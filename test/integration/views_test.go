@@ -47,7 +47,7 @@ func (h *heard) expect(t *testing.T, who, id string, want ...string) {
 			t.Errorf("%s hears of %s: %v, want %v", who, id, got, want)
 		}
 	}()
-	for range 3000 {
+	for range 15000 {
 		h.mu.Lock()
 		got = slices.Clone(h.by[id])
 		h.mu.Unlock()
@@ -126,7 +126,7 @@ func TestViewsHearAll(t *testing.T) {
 	k := newKubelet(t, n)
 	byContainerd, byDocker := c.hearContainerd(), n.hearDocker(t)
 
-	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "600"))
+	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "100000"))
 	n.docker(t, "pause", id)
 	n.docker(t, "unpause", id)
 	n.docker(t, "rm", "-f", id)
@@ -135,7 +135,7 @@ func TestViewsHearAll(t *testing.T) {
 
 	config := k.config("hear", cri.NamespaceMode_CONTAINER)
 	pod := k.runPod(config)
-	id = k.run(pod, config, "c", "sleep", "600")
+	id = k.run(pod, config, "c", "sleep", "100000")
 	k.end(pod)
 	byContainerd.expect(t, "containerd's client", pod, "/containers/create", "/sandboxes/create", "/sandboxes/start", "/sandboxes/exit", "/containers/delete")
 	byContainerd.expect(t, "containerd's client", id, "/containers/create", "/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete", "/containers/delete")
@@ -232,7 +232,7 @@ func TestCgroupPath(t *testing.T) {
 		}
 	}
 	inside()
-	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "600"))
+	id := strings.TrimSpace(n.docker(t, "run", "-d", testImage, "sleep", "100000"))
 	pid := strings.TrimSpace(n.docker(t, "inspect", "-f", "{{.State.Pid}}", id))
 	if raw, err := os.ReadFile("/proc/" + pid + "/cgroup"); err != nil || bytes.Contains(raw, []byte(path)) {
 		t.Errorf("the container is in the daemon's cgroup: %s, %v", raw, err)

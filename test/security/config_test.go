@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -88,13 +87,12 @@ func TestA18HugeNumbers(t *testing.T) {
 			b := newBundle(t, "true")
 			change(b.spec.Linux.Resources)
 			b.writeConfig()
-			cmd := b.command(e, "run", b.id)
-			err := cmd.Run()
+			rss, cpu, err := b.took(e, "run", b.id)
 			b.remove(e)
-			if d := cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(); d > 5*time.Second {
-				return fmt.Sprintf("%s: took %v of the CPU", name, d)
+			if cpu > 5*time.Second {
+				return fmt.Sprintf("%s: took %v of the CPU", name, cpu)
 			}
-			if rss := cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss; rss > 64<<10 {
+			if rss > 64<<10 {
 				return fmt.Sprintf("%s: took %d KiB", name, rss)
 			}
 			if err == nil && name != "memory" {
@@ -109,7 +107,7 @@ func TestA18HugeNumbers(t *testing.T) {
 func TestB1InheritableCapabilities(t *testing.T) {
 	ours := hako(t)
 	sets := func(inheritable bool) string {
-		b := newBundle(t, "sleep 100")
+		b := newBundle(t, "sleep 100000")
 		if inheritable {
 			b.spec.Process.Capabilities.Inheritable = capabilities
 		}
@@ -135,7 +133,7 @@ func TestB1InheritableCapabilities(t *testing.T) {
 // CVE-2024-40635, CVE-2026-30892: a user id that overflows becomes 0.
 func TestB2UserOverflow(t *testing.T) {
 	battery(t, "B2 CVE-2024-40635 user overflow", false, peers(t, "runc", "crun"), func(t *testing.T, e engine) string {
-		b := newBundle(t, "sleep 100")
+		b := newBundle(t, "sleep 100000")
 		must(t, os.WriteFile(filepath.Join(b.rootfs, "etc/passwd"), []byte("1000:x:0:0::/:/bin/sh\nroot:x:0:0::/:/bin/sh\n"), 0o644))
 		must(t, os.Mkdir(filepath.Join(b.rootfs, "dev"), 0o755))
 		b.spec.Process.User = specs.User{UID: 7, GID: 7}

@@ -46,7 +46,7 @@ func newKubelet(t *testing.T) *kubelet {
 
 func limited(t *testing.T) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -68,7 +68,7 @@ func (k *kubelet) pod(t *testing.T, change func(*cri.PodSandboxConfig)) (id stri
 	}
 	id = resp.PodSandboxId
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		_, err := k.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: id})
 		_, rerr := k.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: id})
@@ -214,7 +214,7 @@ func TestD3LeaksOfExec(t *testing.T) {
 	}
 	// What is on its way may end; what leaked stays. A leak of one a round is far above the slack.
 	hit := ""
-	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
 		f, g := k.n.usage(t)
 		if hit = ""; f > fds+rounds/2 {
 			hit += fmt.Sprintf("%d descriptors after %d ", f, fds)
@@ -392,7 +392,7 @@ func TestB9UserNamespaceCgroup(t *testing.T) {
 		}, "sh", "-c", "read x </proc/self/uid_map; echo $x; dd if=/dev/zero of=/dev/null bs=160M count=1 && echo survived; cat /proc/self/cgroup >/dev/null; sleep 100000")
 		must(t, err)
 		log := filepath.Join(pc.LogDirectory, "0.log")
-		for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(5 * time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 			st, err := k.ContainerStatus(limited(t), &cri.ContainerStatusRequest{ContainerId: id, Verbose: true})
 			must(t, err)
 			if st.Status.State == cri.ContainerState_CONTAINER_EXITED {

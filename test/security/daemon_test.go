@@ -77,7 +77,7 @@ func startDaemon() (*node, error) {
 	if err := os.Chmod(workDir, 0o755); err != nil { // the folders below must protect themselves
 		return nil, err
 	}
-	n.client = &http.Client{Timeout: 60 * time.Second, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	n.client = &http.Client{Timeout: 5 * time.Minute, Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", n.socket)
 	}}}
 	var err error
@@ -94,7 +94,7 @@ func startDaemon() (*node, error) {
 	}
 	n.exited = make(chan error, 1)
 	go func() { n.exited <- n.cmd.Wait() }()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
 		if code, _ := n.call("GET", "/_ping", nil); code == 200 {
 			return n, nil
 		}
@@ -117,7 +117,7 @@ func (n *node) stop() error {
 	select {
 	case e := <-n.exited:
 		err = errors.Join(err, e)
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		err = errors.Join(err, errors.New("hakod does not end"), n.cmd.Process.Kill())
 	}
 	n.log.Close()

@@ -24,6 +24,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // starts is how many containers a race gets: few in make test, many in make test-security.
@@ -41,6 +43,9 @@ func thorough() bool { return starts() >= 1000 }
 var workDir string
 
 func TestMain(m *testing.M) {
+	if file := os.Getenv(measureEnv); file != "" {
+		os.Exit(measure(file))
+	}
 	os.Exit(func() int {
 		var err error
 		if workDir, err = os.MkdirTemp("", "hksec"); err != nil { // short: sockets lie below it
@@ -56,12 +61,55 @@ func TestMain(m *testing.M) {
 			}
 		}
 		results.print()
-		if left := census(); len(left) > 0 {
+		// The last shims and their cgroups go when they come to it.
+		left := census()
+		for deadline := time.Now().Add(5 * time.Minute); len(left) > 0 && time.Now().Before(deadline); left = census() {
+			time.Sleep(50 * time.Millisecond)
+		}
+		if len(left) > 0 {
 			fmt.Fprintf(os.Stderr, "left behind:\n\t%s\n", strings.Join(left, "\n\t"))
 			code = 1
 		}
 		return code
 	}())
+}
+
+// measureEnv makes this program run its arguments as a command, and names the file for what that took.
+const measureEnv = "HAKO_SECURITY_MEASURE"
+
+// measure runs a command for took. A process of its own does: until it executes its program, a child has the memory of whoever starts
+// it, which counts as its own (getrusage(2), ru_maxrss), and that of the tests is large.
+func measure(file string) int {
+	cmd := exec.Command(os.Args[1], os.Args[2:]...)
+	cmd.Env = append(os.Environ(), measureEnv+"=")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	text := fmt.Sprint(cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss, int64(cmd.ProcessState.UserTime()+cmd.ProcessState.SystemTime()))
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+// took runs a command of the runtime to its end and gives the most memory (KiB) and the CPU time that it used.
+func (b *bundle) took(e engine, args ...string) (rss int64, cpu time.Duration, err error) {
+	b.t.Helper()
+	self, serr := os.Executable()
+	must(b.t, serr)
+	file := filepath.Join(b.dir, "took")
+	cmd := b.command(e, args...)
+	cmd.Path, cmd.Args, cmd.Env = self, append([]string{self}, cmd.Args...), append(cmd.Env, measureEnv+"="+file)
+	err = cmd.Run()
+	raw, rerr := os.ReadFile(file)
+	must(b.t, rerr)
+	_, serr = fmt.Sscan(string(raw), &rss, &cpu)
+	must(b.t, serr)
+	return rss, cpu, err
 }
 
 // census (H5) lists what the battery has left on the machine.
@@ -315,7 +363,7 @@ func busyboxIn(dir string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "busybox"), raw, 0o755); err != nil {
+	if err := execfile.Write(filepath.Join(dir, "busybox"), raw, 0o755); err != nil {
 		return err
 	}
 	for _, a := range applets {
@@ -352,11 +400,11 @@ type output struct {
 }
 
 func (b *bundle) command(e engine, args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	b.t.Cleanup(cancel)
 	argv := slices.Concat(e.command, []string{"--root", filepath.Join(b.dir, "state-"+strings.Fields(e.name)[0])}, args)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-	cmd.Env, cmd.Dir, cmd.WaitDelay = append(os.Environ(), e.env...), b.dir, time.Second
+	cmd.Env, cmd.Dir, cmd.WaitDelay = append(os.Environ(), e.env...), b.dir, time.Minute
 	return cmd
 }
 
@@ -433,7 +481,7 @@ func (b *bundle) terminal(e engine) output {
 	b.remove(e)
 	select {
 	case <-done:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		b.t.Error("the terminal does not end")
 	}
 	return output{text.String(), err}
@@ -541,7 +589,7 @@ func hostFiles() string {
 // eventually waits for what another process brings about.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for: %s", what)
 		}

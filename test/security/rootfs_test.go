@@ -11,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/hako-engine/hako/internal/execfile"
 )
 
 // CVE-2019-5736: a container keeps the binary of the process that enters it, and writes it
@@ -20,7 +22,7 @@ func TestA1RuntimeBinary(t *testing.T) {
 	battery(t, "A1 CVE-2019-5736 runtime binary", false, []engine{without(t, "A1")}, func(t *testing.T, e engine) string {
 		before := digest(t, e.command[len(e.command)-1])
 		a := newBundle(t, `until [ -d /proc/2 ]; do :; done; n=$(for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p = 1 ] || [ $p = $$ ] || { readlink /proc/$p/exe | grep -q -e memfd -e runc -e hako && echo $p && break; }; done)
-			exec 9</proc/$n/exe && touch /got; until [ -e /go ]; do :; done; { echo owned >/proc/self/fd/9; } 2>/dev/null && touch /wrote; touch /end; sleep 100`)
+			exec 9</proc/$n/exe && touch /got; until [ -e /go ]; do :; done; { echo owned >/proc/self/fd/9; } 2>/dev/null && touch /wrote; touch /end; sleep 100000`)
 		a.spec.Process.NoNewPrivileges = false
 		pid, out := a.start(e)
 		if pid == 0 {
@@ -40,7 +42,7 @@ func TestA1RuntimeBinary(t *testing.T) {
 		}
 		must(t, os.WriteFile(filepath.Join(a.rootfs, "go"), nil, 0o644))
 		eventually(t, "the attacker's end", exists("end"))
-		must(t, os.WriteFile(filepath.Join(a.rootfs, "bin/script"), []byte("#!/proc/self/exe\n"), 0o755))
+		must(t, execfile.Write(filepath.Join(a.rootfs, "bin/script"), []byte("#!/proc/self/exe\n"), 0o755))
 		a.link("/proc/self/exe", "bin/exe")
 		for _, program := range []string{"/bin/script", "/bin/exe", "/proc/self/exe"} {
 			a.do(e, "exec", a.id, program)
@@ -62,7 +64,7 @@ func TestA2EnteringProcess(t *testing.T) {
 		b := newBundle(t, "")
 		raw, err := os.ReadFile(guest)
 		must(t, err)
-		must(t, os.WriteFile(filepath.Join(b.rootfs, "bin/guest"), raw, 0o755))
+		must(t, execfile.Write(filepath.Join(b.rootfs, "bin/guest"), raw, 0o755))
 		b.spec.Process.Args = []string{"/bin/guest", "peek", "/stop"}
 		b.writeConfig()
 		log := filepath.Join(b.dir, "log")
@@ -127,7 +129,7 @@ func TestA3WorkingDirectory(t *testing.T) {
 				}
 			}
 		}
-		b.spec.Process.Cwd, b.spec.Process.Args = "/", []string{"sleep", "100"}
+		b.spec.Process.Cwd, b.spec.Process.Args = "/", []string{"sleep", "100000"}
 		if pid, out := b.start(e); pid == 0 {
 			t.Fatal(out.text, out.err)
 		}
@@ -261,7 +263,7 @@ func TestA9DevDirectory(t *testing.T) {
 // CVE-2026-88265: standard input and output are reopened through the image's /dev/null.
 func TestA10StandardStreams(t *testing.T) {
 	battery(t, "A10 CVE-2026-88265 stdio", false, peers(t, "runc", "crun"), func(t *testing.T, e engine) string {
-		b := newBundle(t, "sleep 100")
+		b := newBundle(t, "sleep 100000")
 		b.link("/proc/sys/kernel/hostname", "dev/null")
 		pid, _ := b.start(e)
 		if pid == 0 {
@@ -331,14 +333,17 @@ func TestA2SharedPIDNamespace(t *testing.T) {
 	}
 	battery(t, "A2 shared PID namespace", false, controls, func(t *testing.T, e engine) string {
 		canary := newCanary(t).dir
-		a := newBundle(t, fmt.Sprintf(`until [ -e /stop ]; do for p in /proc/[0-9]*; do [ -e $p/root%[1]s/host-secret ] || [ -e $p/cwd%[1]s/host-secret ] && touch /reached; done; done; touch /end; while :; do sleep 1; done`, canary))
+		a := newBundle(t, fmt.Sprintf(`until [ -e /stop ]; do for p in /proc/[0-9]*; do [ -e $p/root%[1]s/host-secret ] || [ -e $p/cwd%[1]s/host-secret ] && touch /reached; done; echo >>/passes; done; touch /end; while :; do sleep 1; done`, canary))
 		pid, out := a.start(e)
 		if pid == 0 {
 			t.Fatal(out.text, out.err)
 		}
-		b := newBundle(t, "sleep 100")
+		b := newBundle(t, "sleep 100000")
 		b.spec.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", pid)
-		b.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sleep", Args: []string{"sleep", "0.7"}}}}
+		// Long enough for the attacker to have looked at every process.
+		passes := filepath.Join(a.rootfs, "passes")
+		must(t, os.WriteFile(passes, nil, 0o644))
+		b.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "n=$(wc -c <$0); until [ $(wc -c <$0) -gt $((n+2)) ]; do sleep 0.05; done", passes}}}}
 		bPid, out := b.start(e)
 		if bPid == 0 {
 			t.Fatal(out.text, out.err)

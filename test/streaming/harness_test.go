@@ -135,7 +135,7 @@ func openEngine() (_ *engine.Engine, end func() error, err error) {
 	images := image.New(image.Options{Content: st.Content(), Images: st.Images(), Leases: st.Leases(),
 		Snapshotters: snapshotters, Default: "overlayfs", Log: log})
 	nets, err := network.Open(ctx, network.Options{Root: filepath.Join(root, "network"), State: filepath.Join(state, "network"),
-		Records: st.Records("networks"), BridgeName: "hks0", BridgeSubnet: netip.MustParsePrefix("10.213.77.0/24"), MTU: 1500, Log: log})
+		Records: st.Records("networks"), BridgeName: fmt.Sprintf("hkst%d", os.Getpid()%100000), BridgeSubnet: netip.MustParsePrefix("10.213.77.0/24"), MTU: 1500, Log: log})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -231,7 +231,7 @@ func run(tb testing.TB, e *engine.Engine, change func(*engine.Config)) string {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if err := e.RemoveContainer(ctx, id, engine.RemoveOptions{Force: true}); err != nil {
 			tb.Error(err)

@@ -96,7 +96,7 @@ func (o *output) String() string {
 // await waits until the output holds a text.
 func (o *output) await(t *testing.T, text string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !strings.Contains(o.String(), text); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); !strings.Contains(o.String(), text); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no %q in %q", text, o)
 		}
@@ -117,7 +117,7 @@ func TestExec(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		defer cancel()
 		return executor(t, transport, u).StreamWithContext(ctx, so)
 	}
@@ -209,7 +209,7 @@ func TestExecVanish(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for deadline := time.Now().Add(time.Minute); len(commands(t, e, id)) > 0; time.Sleep(20 * time.Millisecond) {
+			for deadline := time.Now().Add(5 * time.Minute); len(commands(t, e, id)) > 0; time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Errorf("%s: %q goes on: %q", transport, c.cmd, commands(t, e, id))
 					break
@@ -236,7 +236,7 @@ func TestAttach(t *testing.T) {
 						t.Fatal(err)
 					}
 					done := make(chan error, 1)
-					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 					go func() {
 						defer cancel()
 						done <- executor(t, transport, u).StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: in, Stdout: out, Stderr: out})
@@ -266,7 +266,7 @@ func TestAttach(t *testing.T) {
 				if err := <-done; err != nil { // its exit code is not the attach's
 					t.Error(err)
 				}
-				for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+				for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 					c, err := e.Container(t.Context(), id)
 					if err != nil {
 						t.Fatal(err)
@@ -315,8 +315,8 @@ func TestPortForward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		out, _, _, err := execSync(e, t.Context(), id, []string{"cat", "/proc/net/tcp", "/proc/net/tcp6"}, 5*time.Second)
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		out, _, _, err := execSync(e, t.Context(), id, []string{"cat", "/proc/net/tcp", "/proc/net/tcp6"}, 5*time.Minute)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -334,7 +334,7 @@ func TestPortForward(t *testing.T) {
 	defer c.Close()
 	fmt.Fprint(c, "hello")
 	c.(*net.TCPConn).CloseWrite()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(5 * time.Minute))
 	got, err := io.ReadAll(c)
 	if err != nil {
 		t.Fatal(err)

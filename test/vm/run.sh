@@ -17,6 +17,7 @@
 #  -k FILE         the kernel's console goes here
 #  -a ARGUMENTS    more kernel arguments
 #
+# ARCH=arm64 boots a machine of that architecture, without systemd.
 # The disk is thrown away afterwards: each run starts from the same image (image.sh).
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
@@ -31,7 +32,14 @@ while getopts f:o:C:sTt:m:k:a: option; do
 done
 shift $((OPTIND - 1))
 [ $# -ge 1 ] || { sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-command -v qemu-system-x86_64 >/dev/null || { echo "run.sh: QEMU is missing: apt-get install qemu-system-x86" >&2; exit 1; }
+case ${ARCH:-amd64} in
+arm64)
+	emulator=qemu-system-aarch64 package=qemu-system-arm port=ttyAMA0 machine=(-cpu 'max,pauth-impdef=on' -machine virt)
+	case $init in */systemd\ *) echo "run.sh: no systemd in the machine of arm64" >&2; exit 2 ;; esac
+	;;
+*) emulator=qemu-system-x86_64 package=qemu-system-x86 port=ttyS0 machine=(-cpu 'max,cx16=off' -machine q35) ;;
+esac
+command -v $emulator >/dev/null || { echo "run.sh: QEMU is missing: apt-get install $package" >&2; exit 1; }
 image=$("$here/image.sh") || exit 1
 
 tmp=$(mktemp -d)
@@ -61,10 +69,10 @@ mkfifo "$tmp/output"
 
 : "${console:=$tmp/console}"
 disk=format=raw,if=virtio
-nice timeout -k 5 "$limit" qemu-system-x86_64 -accel tcg,thread=multi,tb-size=512 -cpu max,cx16=off -machine q35 \
+nice timeout -k 5 "$limit" $emulator -accel tcg,thread=multi,tb-size=512 "${machine[@]}" \
 	-m "$memory" -smp 2 -display none -nodefaults -no-reboot \
 	-kernel "$image/vmlinuz" -initrd "$image/initrd.gz" \
-	-append "console=ttyS0 quiet panic=-1 mitigations=off pci=nomsi apparmor=1 security=apparmor vm.init=$init $append" \
+	-append "console=$port quiet panic=-1 mitigations=off pci=nomsi apparmor=1 security=apparmor vm.init=$init $append" \
 	-drive "file=$image/root.ext4,$disk,snapshot=on,cache=unsafe" \
 	-drive "file=$tmp/in.tar,$disk,readonly=on" \
 	-drive "file=$tmp/out.tar,$disk,cache=unsafe" \

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/oci"
 	"github.com/hako-engine/hako/oci/spec"
 )
@@ -67,7 +68,7 @@ func (b *box) copy(from, to string) {
 	b.t.Helper()
 	raw, err := os.ReadFile(from)
 	if err == nil {
-		err = os.WriteFile(filepath.Join(b.opts.Bundle, "rootfs", to), raw, 0o755)
+		err = execfile.Write(filepath.Join(b.opts.Bundle, "rootfs", to), raw, 0o755)
 	}
 	if err != nil {
 		b.t.Fatal(err)

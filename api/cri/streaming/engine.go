@@ -18,7 +18,7 @@ import (
 // that a program sees it when it starts. Clients send it right away.
 const sizeWait = 25 * time.Millisecond
 
-// Engine is what EngineRuntime needs of an engine.
+// Engine is what EngineRuntime needs of an engine: engine.Engine documents each call.
 type Engine interface {
 	CreateExec(ctx context.Context, cfg engine.ExecConfig) (string, error)
 	AttachExec(ctx context.Context, id string) (engine.Attachment, error)

@@ -100,7 +100,7 @@ func (f *fakeRuntime) awaitBegin(t *testing.T) {
 	t.Helper()
 	select {
 	case <-f.begun:
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatalf("nothing was called; goroutines:\n%s", stacks())
 	}
 }
@@ -111,7 +111,7 @@ func (f *fakeRuntime) await(t *testing.T) error {
 	select {
 	case err := <-f.ended:
 		return err
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatalf("the call did not return; goroutines:\n%s", stacks())
 		return nil
 	}
@@ -144,7 +144,7 @@ func start(t *testing.T, rt Runtime, change func(*Options)) *Server {
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-		deadline := time.Now().Add(time.Minute)
+		deadline := time.Now().Add(5 * time.Minute)
 		for len(ours()) > goroutines || openFiles(t) > files {
 			if time.Now().After(deadline) {
 				t.Fatalf("%d goroutines and %d files before, %d and %d after:\n%s", goroutines, files, len(ours()), openFiles(t), strings.Join(ours(), "\n\n"))

@@ -67,7 +67,7 @@ func forwardPort(t *testing.T, s *Server, transport string, port int) (local uin
 	case <-ready:
 	case err := <-done:
 		t.Fatal(err)
-	case <-time.After(time.Minute):
+	case <-time.After(5 * time.Minute):
 		t.Fatal("not ready")
 	}
 	ports, err := f.GetPorts()
@@ -108,7 +108,7 @@ func TestPortForward(t *testing.T) {
 				c.CloseWrite()
 			}
 			for i, c := range conns {
-				c.SetDeadline(time.Now().Add(10 * time.Second))
+				c.SetDeadline(time.Now().Add(5 * time.Minute))
 				b, err := io.ReadAll(c)
 				if want := fmt.Sprintf("got %d bytes", 100_000*(i+1)); err != nil || string(b) != want {
 					t.Errorf("connection %d: %q, %v", i, b, err)
@@ -137,14 +137,20 @@ func TestPortForward(t *testing.T) {
 // TestPortForwardRefused: one connection that cannot be made leaves others alone.
 func TestPortForwardRefused(t *testing.T) {
 	port := listen(t, func(c *net.TCPConn) { io.Copy(c, c) })
-	free := listen(t, func(*net.TCPConn) {})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	// Held, so that nobody else listens there.
+	held, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := l.Addr().(*net.TCPAddr).Port
-	l.Close()
-	_ = free
+	defer unix.Close(held)
+	if err := unix.Bind(held, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(held)
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := at.(*unix.SockaddrInet4).Port
 	for _, transport := range []string{"spdy", "websocket"} {
 		t.Run(transport, func(t *testing.T) {
 			rt := newFake()
@@ -401,7 +407,7 @@ func TestDialLoopback(t *testing.T) {
 		}
 	}
 	// Threads end, and connections of tests before, when they come to it.
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(5 * time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		outside, after := threadsOutside(t, own), openFiles(t)
 		if outside <= 1 && after <= before { // one thread is the test's own, if that was the main thread, which cannot end
 			break

@@ -50,7 +50,7 @@ func TestExec(t *testing.T) {
 	input := bytes.Repeat([]byte("0123456789abcdef"), 100_000) // more than any buffer
 	for _, transport := range transports {
 		t.Run(transport, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			run := func(o RemoteOptions, in io.Reader) (string, string, error) {
 				t.Helper()
@@ -248,19 +248,28 @@ func TestIdle(t *testing.T) {
 		}
 		in, feed := io.Pipe()
 		done := make(chan error, 1)
-		began := time.Now()
 		go func() {
 			done <- executor(t, transport, u).StreamWithContext(t.Context(), remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard})
 		}()
+		var gap time.Duration // the longest without traffic: a busy machine makes one, which may end it rightly
+		last := time.Now()
+		write := func() bool {
+			_, err := feed.Write([]byte("x"))
+			now := time.Now()
+			gap, last = max(gap, now.Sub(last)), now
+			return err == nil
+		}
+		write()
+		gap = 0        // before the first byte nothing ran
 		for range 25 { // traffic keeps it
 			time.Sleep(100 * time.Millisecond)
-			if _, err := feed.Write([]byte("x")); err != nil {
-				t.Fatal(err)
+			if !write() {
+				break
 			}
 		}
 		rt.await(t)
-		if d := time.Since(began); d < 4*time.Second {
-			t.Errorf("%s: ended after %v", transport, d)
+		if d := time.Since(last); d < 3*time.Second/2 && gap < time.Second {
+			t.Errorf("%s: ended %v after traffic, with gaps of at most %v in it", transport, d, gap)
 		}
 		feed.Close()
 		<-done
@@ -276,7 +285,7 @@ func TestNoStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := rawUpgrade(t, u, "SPDY/3.1", http.Header{"X-Stream-Protocol-Version": {"v4.channel.k8s.io"}}, 101)
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(5 * time.Minute))
 	if _, err := io.ReadAll(c); err != nil {
 		t.Errorf("the connection stays: %v", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,7 +38,7 @@ func TestWebSocketMessages(t *testing.T) {
 			text := strings.Contains(protocol, "base64")
 			read := func() (byte, string) {
 				t.Helper()
-				c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				c.SetReadDeadline(time.Now().Add(5 * time.Minute))
 				typ, p, err := c.ReadMessage()
 				if err != nil {
 					t.Fatal(err)
@@ -134,7 +135,9 @@ func TestBlockedInput(t *testing.T) {
 	}
 }
 
-func TestTokens(t *testing.T) {
+func TestTokens(t *testing.T) { synctest.Test(t, testTokens) } // the time is its own
+
+func testTokens(t *testing.T) {
 	k := newTokens()
 	k.life, k.max = 100*time.Millisecond, 3
 	seen := map[string]bool{}
@@ -161,6 +164,7 @@ func TestTokens(t *testing.T) {
 		t.Errorf("there is room: %v", err)
 	}
 	time.Sleep(300 * time.Millisecond)
+	synctest.Wait()
 	if _, ok := k.take(token); ok {
 		t.Error("a token lived too long")
 	}
@@ -199,7 +203,7 @@ func TestStreamBound(t *testing.T) {
 	}
 	c := rawUpgrade(t, u, "SPDY/3.1", http.Header{"X-Stream-Protocol-Version": {"portforward.k8s.io"}}, 101)
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	c.SetDeadline(time.Now().Add(5 * time.Minute))
 	f, err := spdy.NewFramer(c, bufio.NewReader(c))
 	if err != nil {
 		t.Fatal(err)
@@ -306,7 +310,7 @@ func FuzzSPDY(f *testing.F) {
 		go func() { defer close(done); c.serve() }()
 		select {
 		case <-done:
-		case <-time.After(time.Minute):
+		case <-time.After(5 * time.Minute):
 			t.Fatal("the reader hangs")
 		}
 	})

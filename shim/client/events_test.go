@@ -1,4 +1,4 @@
-package client
+package client_test
 
 import (
 	"bufio"
@@ -7,17 +7,29 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/hako-engine/hako/shim/wire"
 )
 
-// EventServer takes the events that shims forward.
-type EventServer struct {
+// event is a task event that a shim forwarded.
+type event struct {
+	Namespace string
+	Topic     string // containerd's: /tasks/exit, /tasks/oom, ...
+	Time      time.Time
+	ID        string // container
+	ExecID    string
+	Pid       int
+	Status    uint32 // of an exit
+}
+
+// eventServer takes the events that shims forward, as containerd does.
+type eventServer struct {
 	l      net.Listener
 	path   string
-	handle func(Event) error
+	handle func(event) error
 	done   chan struct{}
 
 	mu struct {
@@ -27,10 +39,10 @@ type EventServer struct {
 	}
 }
 
-// ListenEvents takes events on a unix socket (mode 0600) whose path goes into
+// listenEvents takes events on a unix socket (mode 0600) whose path goes into
 // StartOptions.EventsAddress. handle is called for each of them; those of one shim
 // come one after the other and in order. If it fails the shim sends the event again.
-func ListenEvents(path string, handle func(Event) error) (*EventServer, error) {
+func listenEvents(path string, handle func(event) error) (*eventServer, error) {
 	f, err := wire.Listen(path)
 	if err != nil {
 		return nil, err
@@ -40,13 +52,13 @@ func ListenEvents(path string, handle func(Event) error) (*EventServer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for events: %w", err)
 	}
-	s := &EventServer{l: l, path: path, handle: handle, done: make(chan struct{})}
+	s := &eventServer{l: l, path: path, handle: handle, done: make(chan struct{})}
 	s.mu.conns = map[net.Conn]struct{}{}
 	go s.run()
 	return s, nil
 }
 
-func (s *EventServer) run() {
+func (s *eventServer) run() {
 	defer close(s.done)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -73,7 +85,7 @@ func (s *EventServer) run() {
 	}
 }
 
-func (s *EventServer) forward(_ context.Context, r *wire.ForwardRequest) (wire.Message, error) {
+func (s *eventServer) forward(_ context.Context, r *wire.ForwardRequest) (wire.Message, error) {
 	if r.Envelope == nil || r.Envelope.Event == nil {
 		return nil, fmt.Errorf("event without content: %w", errdefs.ErrInvalidArgument)
 	}
@@ -87,8 +99,8 @@ func (s *EventServer) forward(_ context.Context, r *wire.ForwardRequest) (wire.M
 	return &wire.Empty{}, nil
 }
 
-func decodeEvent(env *wire.Envelope) (Event, error) {
-	e := Event{Namespace: env.Namespace, Topic: env.Topic, Time: env.Timestamp}
+func decodeEvent(env *wire.Envelope) (event, error) {
+	e := event{Namespace: env.Namespace, Topic: env.Topic, Time: env.Timestamp}
 	decode := func(m wire.Message) error { return wire.Unmarshal(env.Event.Value, m) }
 	var err error
 	switch env.Topic {
@@ -126,19 +138,15 @@ func decodeEvent(env *wire.Envelope) (Event, error) {
 	return e, nil
 }
 
-// Address is the path of the socket.
-func (s *EventServer) Address() string { return s.path }
-
-// Close ends the server and removes its socket. Shims keep their events and try again.
-func (s *EventServer) Close() error {
+// close ends the server and removes its socket. Shims keep their events and try again.
+func (s *eventServer) close() {
 	s.mu.Lock()
 	s.mu.closed = true
-	err := s.l.Close()
+	s.l.Close()
 	for conn := range s.mu.conns {
 		conn.Close()
 	}
 	s.mu.Unlock()
 	<-s.done
 	os.Remove(s.path)
-	return err
 }
