@@ -67,8 +67,9 @@ func New(o Options) *Server {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{opt: o, log: o.Log}
+	pool := mem.NewTieredBufferPool(bufferSizes...)
 	s.grpc = grpc.NewServer(
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), experimental.BufferPool(mem.NewTieredBufferPool(bufferSizes...)),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), experimental.BufferPool(pool), grpc.ForceServerCodecV2(newCodec(pool)),
 		grpc.ChainUnaryInterceptor(append(slices.Clip(o.Unary), s.unary)...),
 		grpc.ChainStreamInterceptor(append(slices.Clip(o.Stream), s.stream)...),
 	)

@@ -41,7 +41,7 @@ const (
 )
 
 // heapGrowth is how much the heap grows until it is collected, in percent of what is in use. That is a few megabytes, whose collection is cheap.
-const heapGrowth = 50
+const heapGrowth = 40
 
 func newObservers(ctx context.Context, cfg config, log *slog.Logger) (*observers, error) {
 	o := &observers{heap: trim.NewTimer(heapAfter, trim.Heap), program: trim.NewTimer(programAfter, trim.Program), log: log}
