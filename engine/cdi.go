@@ -44,5 +44,21 @@ func (e *Engine) injectCDI(s *specs.Spec, names []string) error {
 	return nil
 }
 
+// annotatedCDI adds the devices that are asked for by annotations of a pod's container, "cdi.k8s.io/PLUGIN_DEVICE": the way of device plugins that
+// do not use the field of the API. A kubelet puts nothing of a pod's own annotations there.
+func annotatedCDI(c *Config) error {
+	_, names, err := cdi.ParseAnnotations(c.Annotations)
+	if err != nil {
+		return invalidf("%v", err)
+	}
+	slices.Sort(names) // a request that is made again is the same
+	for _, n := range names {
+		if !slices.Contains(c.Pod.CDIDevices, n) {
+			c.Pod.CDIDevices = append(slices.Clip(c.Pod.CDIDevices), n)
+		}
+	}
+	return nil
+}
+
 // checkCDI finds out whether devices can be given.
 func (e *Engine) checkCDI(names []string) error { return e.injectCDI(&specs.Spec{}, names) }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -184,6 +185,9 @@ func (e *Engine) adaptToPod(c *Config, s *sandbox) error {
 		if id < 0 || id > math.MaxInt32 {
 			return invalidf("id %d of container %q is out of range", id, p.Name)
 		}
+	}
+	if err := annotatedCDI(c); err != nil {
+		return err
 	}
 	if err := e.checkCDI(p.CDIDevices); err != nil {
 		return err
@@ -474,8 +478,10 @@ func mergePodResources(old, r Resources) Resources {
 	if r.Hugepages != nil {
 		merged.Hugepages = r.Hugepages
 	}
-	if r.Unified != nil {
-		merged.Unified = r.Unified
+	if r.Unified != nil { // each file by itself
+		merged.Unified = map[string]string{}
+		maps.Copy(merged.Unified, old.Unified)
+		maps.Copy(merged.Unified, r.Unified)
 	}
 	return merged
 }

@@ -50,11 +50,16 @@ func (in *specInput) mounts(s *specs.Spec, sec security) {
 				Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=" + strconv.FormatInt(shm, 10)}})
 		}
 	}
+	var files []specs.Mount // of the network: on top of a mount of the client at /etc
 	for _, f := range []struct{ dst, src string }{
 		{"/etc/resolv.conf", in.ResolvConf}, {"/etc/hostname", in.HostnameFile}, {"/etc/hosts", in.HostsFile},
 	} {
 		if f.src != "" {
-			defaults = append(defaults, specs.Mount{Destination: f.dst, Type: "bind", Source: f.src, Options: []string{"rbind", "rprivate"}})
+			m := specs.Mount{Destination: f.dst, Type: "bind", Source: f.src, Options: []string{"rbind", "rprivate"}}
+			if in.Pod != nil && c.ReadonlyRootfs { // the containers of a pod share them
+				m.Options = append(m.Options, "ro")
+			}
+			files = append(files, m)
 		}
 	}
 	if in.InitBinary != "" {
@@ -74,7 +79,7 @@ func (in *specInput) mounts(s *specs.Spec, sec security) {
 		s.Mounts = append(s.Mounts, m)
 	}
 	// Parents before what lies in them.
-	user := slices.Clone(in.Mounts)
+	user := slices.Concat(slices.DeleteFunc(files, func(m specs.Mount) bool { return taken[m.Destination] }), in.Mounts)
 	slices.SortStableFunc(user, func(a, b specs.Mount) int {
 		return strings.Count(path.Clean(a.Destination), "/") - strings.Count(path.Clean(b.Destination), "/")
 	})

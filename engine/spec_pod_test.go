@@ -1,10 +1,13 @@
 package engine
 
 import (
+	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -68,5 +71,37 @@ func TestLongGrace(t *testing.T) {
 	never := -1
 	if _, timeout, err := stopParameters(Container{}, StopOptions{Timeout: &never}); err != nil || timeout >= 0 {
 		t.Errorf("no end became %v, %v", timeout, err)
+	}
+}
+
+// TestAnnotatedCDI: devices that annotations name are those of the field.
+func TestAnnotatedCDI(t *testing.T) {
+	t.Parallel()
+	c := memberConfig("c")
+	c.Pod.CDIDevices = []string{"vendor.com/class=b"}
+	c.Annotations = map[string]string{"cdi.k8s.io/vendor.class_2": "vendor.com/class=d,vendor.com/class=c", "cdi.k8s.io/vendor.class_1": "vendor.com/class=b,vendor.com/class=a", "other": "x"}
+	if err := annotatedCDI(&c); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"vendor.com/class=b", "vendor.com/class=a", "vendor.com/class=c", "vendor.com/class=d"}; !slices.Equal(c.Pod.CDIDevices, want) {
+		t.Errorf("devices %q", c.Pod.CDIDevices)
+	}
+	n := newNode(t)
+	if _, err := n.e.CreatePodContainer(bg, n.pod(hostPod("p")), c); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "unresolvable") {
+		t.Errorf("devices that are not there: %v", err)
+	}
+	c.Annotations = map[string]string{"cdi.k8s.io/x": "none"}
+	if err := annotatedCDI(&c); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no name of a device: %v", err)
+	}
+}
+
+// TestMergeUnified: a kubelet that changes one file of a cgroup says nothing of the others.
+func TestMergeUnified(t *testing.T) {
+	t.Parallel()
+	old := Resources{Unified: map[string]string{"memory.oom.group": "1", "memory.high": "5"}}
+	got := mergePodResources(old, Resources{Unified: map[string]string{"memory.high": "max"}})
+	if want := map[string]string{"memory.oom.group": "1", "memory.high": "max"}; !maps.Equal(got.Unified, want) || old.Unified["memory.high"] != "5" {
+		t.Errorf("%v, and %v before", got.Unified, old.Unified)
 	}
 }

@@ -608,3 +608,25 @@ func TestPodProc(t *testing.T) {
 		t.Errorf("with a grace of centuries it ended with %v, %v", k.status(id), err)
 	}
 }
+
+// TestPodNetFiles: the files that tell of the pod's network lie on top of a volume at /etc, and are not written to where nothing of the root is.
+func TestPodNetFiles(t *testing.T) {
+	k := newKubelet(t, shared(t))
+	pc := k.config("netfiles", cri.NamespaceMode_CONTAINER)
+	pod := k.runPod(pc)
+	t.Cleanup(func() { k.end(pod) })
+	etc := t.TempDir()
+	if err := os.WriteFile(filepath.Join(etc, "own"), []byte("own"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c := k.request(pc, "etc", "sleep", "1000")
+	c.Mounts = []*cri.Mount{{HostPath: etc, ContainerPath: "/etc"}}
+	if got := k.sh(k.launch(pod, pc, c), "cat /etc/own /etc/hostname; grep -o 10.9.9.9 /etc/resolv.conf; grep -c netfiles-host /etc/hosts"); got != "own"+pc.Hostname+"\n10.9.9.9\n1" {
+		t.Errorf("with a volume at /etc: %q", got)
+	}
+	c = k.request(pc, "readonly", "sleep", "1000")
+	c.Linux.SecurityContext.ReadonlyRootfs = true
+	if got := k.sh(k.launch(pod, pc, c), "for f in hosts hostname resolv.conf; do { echo x >>/etc/$f; } 2>/dev/null && echo $f; done; true"); got != "" {
+		t.Errorf("a container whose root is read-only can write %q", got)
+	}
+}
