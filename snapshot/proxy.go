@@ -35,9 +35,9 @@ type Proxy struct {
 	// targets is held for reading from where the other program says that it has a layer until a record
 	// says so, and for writing while it removes one that it named itself.
 	targets sync.RWMutex
-	wake   chan struct{}
-	done   chan struct{}
-	stop   context.CancelFunc
+	wake    chan struct{}
+	done    chan struct{}
+	stop    context.CancelFunc
 }
 
 var (
