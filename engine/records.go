@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
@@ -57,7 +58,19 @@ func (r *recordView) Get(ctx context.Context, id string) (containers.Container, 
 }
 
 func (r *recordView) List(ctx context.Context, fs ...string) ([]containers.Container, error) {
-	list, err := r.Store.List(ctx, fs...)
+	return listBeside(ctx, fs, r.Store.List, store.AdaptContainer, func(add func(containers.Container)) {
+		for _, c := range r.e.containers.all() {
+			add(r.e.containerRecord(c))
+		}
+		for _, s := range r.e.pods.all() {
+			add(sandboxContainer(s.view()))
+		}
+	})
+}
+
+// listBeside is the list of a store and, in the namespace that all share, what own adds and the filters let through.
+func listBeside[T any](ctx context.Context, fs []string, stored func(context.Context, ...string) ([]T, error), adapt func(T) filters.Adaptor, own func(add func(T))) ([]T, error) {
+	list, err := stored(ctx, fs...)
 	if err != nil || !isShared(ctx) {
 		return list, err
 	}
@@ -65,17 +78,11 @@ func (r *recordView) List(ctx context.Context, fs ...string) ([]containers.Conta
 	if err != nil {
 		return nil, err
 	}
-	add := func(c containers.Container) {
-		if filter.Match(store.AdaptContainer(c)) {
-			list = append(list, c)
+	own(func(o T) {
+		if filter.Match(adapt(o)) {
+			list = append(list, o)
 		}
-	}
-	for _, c := range r.e.containers.all() {
-		add(r.e.containerRecord(c))
-	}
-	for _, s := range r.e.pods.all() {
-		add(sandboxContainer(s.view()))
-	}
+	})
 	return list, nil
 }
 

@@ -49,20 +49,11 @@ func (r *sandboxView) Get(ctx context.Context, id string) (boxes.Sandbox, error)
 }
 
 func (r *sandboxView) List(ctx context.Context, fs ...string) ([]boxes.Sandbox, error) {
-	list, err := r.Store.List(ctx, fs...)
-	if err != nil || !isShared(ctx) {
-		return list, err
-	}
-	filter, err := store.ParseFilters(fs)
-	if err != nil {
-		return nil, err
-	}
-	for _, s := range r.e.pods.all() {
-		if rec := podRecord(s.view()); filter.Match(store.AdaptSandbox(rec)) {
-			list = append(list, rec)
+	return listBeside(ctx, fs, r.Store.List, store.AdaptSandbox, func(add func(boxes.Sandbox)) {
+		for _, s := range r.e.pods.all() {
+			add(podRecord(s.view()))
 		}
-	}
-	return list, nil
+	})
 }
 
 func (r *sandboxView) Create(ctx context.Context, b boxes.Sandbox) (boxes.Sandbox, error) {

@@ -18,7 +18,7 @@ import (
 func (f *layerFlight) fetch(ctx context.Context) error {
 	d := f.l.desc
 	ref := "layer-" + d.Digest.String()
-	cw, err := content.OpenWriter(ctx, f.w.s.o.Content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{Digest: d.Digest, Size: d.Size}))
+	cw, err := content.OpenWriter(ctx, f.w.s.o.Content, content.WithRef(ref), content.WithDescriptor(ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}))
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}

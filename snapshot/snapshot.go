@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -723,7 +722,7 @@ func apply(opts []snapshots.Opt) (info snapshots.Info, h hints, err error) {
 			return info, h, err
 		}
 	}
-	info.Labels = maps.Clone(info.Labels)
+	info.Labels = store.CloneLabels(info.Labels)
 	h.synced = info.Labels[labelSynced] != ""
 	if v, ok := info.Labels[labelUsage]; ok {
 		var u snapshots.Usage

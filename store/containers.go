@@ -151,7 +151,7 @@ func (s *containerStore) Create(ctx context.Context, c containers.Container) (co
 	if err := validateContainer(c); err != nil {
 		return containers.Container{}, wrap(err, "create container %q", c.ID)
 	}
-	c.Labels, c.Extensions = maps.Clone(c.Labels), maps.Clone(c.Extensions)
+	c.Labels, c.Extensions = CloneLabels(c.Labels), maps.Clone(c.Extensions)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		b, err := MakeNamespaceBucket(tx, ns, sectionContainers)
 		if err != nil {

@@ -25,8 +25,11 @@ func TestContainers(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if c, err := cs.Create(ctx, containers.Container{ID: "bare", Runtime: containers.RuntimeInfo{Name: "r"}}); err != nil || c.Spec != nil { // it gets one later
+	if c, err := cs.Create(ctx, containers.Container{ID: "bare", Labels: map[string]string{"a": "", "b": "c"}, Runtime: containers.RuntimeInfo{Name: "r"}}); err != nil || c.Spec != nil || len(c.Labels) != 1 { // it gets one later
 		t.Errorf("without a specification: %+v %v", c, err)
+	}
+	if c, err := cs.Update(ctx, containers.Container{ID: "bare", Labels: map[string]string{"b": ""}}, "labels.b"); err != nil || len(c.Labels) != 0 {
+		t.Errorf("an empty label is none: %+v %v", c, err)
 	}
 	if err := cs.Delete(ctx, "bare"); err != nil {
 		t.Error(err)

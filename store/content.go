@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 
 	apievents "github.com/containerd/containerd/api/events"
@@ -220,7 +219,7 @@ func (s *Store) addBlob(ctx context.Context, tx *bolt.Tx, ns string, d digest.Di
 		return true, nil
 	}
 	t := now()
-	return false, s.putBlob(tx, ns, d, blobRecord{Size: size, Created: t, Updated: t, Labels: maps.Clone(labels)})
+	return false, s.putBlob(tx, ns, d, blobRecord{Size: size, Created: t, Updated: t, Labels: CloneLabels(labels)})
 }
 
 func (s *Store) putBlob(tx *bolt.Tx, ns string, d digest.Digest, r blobRecord) error {

@@ -40,7 +40,7 @@ func (s *imageStore) Create(ctx context.Context, img images.Image) (images.Image
 	if err := validateImage(img); err != nil {
 		return images.Image{}, wrap(err, "create image %q", img.Name)
 	}
-	img.Labels = maps.Clone(img.Labels)
+	img.Labels = CloneLabels(img.Labels)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		b, err := MakeNamespaceBucket(tx, ns, sectionImages)
 		if err != nil {
@@ -80,7 +80,7 @@ func (s *imageStore) Update(ctx context.Context, img images.Image, fieldpaths ..
 		}
 		out = r.image(img.Name)
 		if len(fieldpaths) == 0 {
-			out.Target, out.Labels = img.Target, maps.Clone(img.Labels)
+			out.Target, out.Labels = img.Target, CloneLabels(img.Labels)
 		}
 		for _, p := range fieldpaths {
 			if err := updateImageField(&out, img, p); err != nil {

@@ -170,7 +170,7 @@ func (s *contentStore) Writer(ctx context.Context, opts ...content.WriterOpt) (_
 			s.blobs.release(name)
 		}
 	}()
-	w := &writer{s: (*Store)(s), ns: ns, name: name, alg: digest.SHA256}
+	w := &writer{s: (*Store)(s), ns: ns, name: name, alg: digest.SHA256, kind: o.Desc.MediaType}
 	w.rec = ingestRecord{Namespace: ns, Ref: o.Ref, Expected: o.Desc.Digest, Total: o.Desc.Size, Boot: bootID()}
 	if d := o.Desc.Digest; d != "" {
 		if err := validDigest(d); err != nil {
@@ -300,8 +300,9 @@ type writer struct {
 	alg    digest.Algorithm
 	hash   hash.Hash
 	offset int64
-	dirty  int64 // bytes since writing back was begun
-	shared bool  // the bytes are those of the expected blob, in another namespace; no file yet
+	dirty  int64  // bytes since writing back was begun
+	kind   string // media type, if its client said it
+	shared bool   // the bytes are those of the expected blob, in another namespace; no file yet
 	closed bool
 }
 
@@ -671,6 +672,6 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	if err != nil {
 		return wrap(err, "content %s", d)
 	}
-	w.s.Publish(ctx, "/content/create", &apievents.ContentCreate{Digest: d.String(), Size: w.offset})
+	w.s.Publish(ctx, "/content/create", &apievents.ContentCreate{Digest: d.String(), Size: w.offset, MediaType: w.kind})
 	return nil
 }

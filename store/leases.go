@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -54,7 +53,7 @@ func (s *leaseManager) Create(ctx context.Context, opts ...leases.Opt) (leases.L
 	if err := ValidateLabels(l.Labels); err != nil {
 		return leases.Lease{}, wrap(err, "create lease %q", l.ID)
 	}
-	l.Labels = maps.Clone(l.Labels)
+	l.Labels = CloneLabels(l.Labels)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		all, err := MakeNamespaceBucket(tx, ns, sectionLeases)
 		if err != nil {

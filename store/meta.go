@@ -98,18 +98,25 @@ func ValidateLabels(m map[string]string) error {
 	return nil
 }
 
+// CloneLabels copies labels as containerd keeps them: an empty value is none. It is how its clients remove one.
+func CloneLabels(m map[string]string) map[string]string {
+	m = maps.Clone(m)
+	maps.DeleteFunc(m, func(_, v string) bool { return v == "" })
+	return m
+}
+
 // UpdateLabels applies a field mask to labels: "labels" replaces all of them,
 // "labels.KEY" sets KEY, or removes it if want lacks it. ok is false for another path.
 func UpdateLabels(have, want map[string]string, path string) (_ map[string]string, ok bool) {
 	if path == "labels" {
-		return maps.Clone(want), true
+		return CloneLabels(want), true
 	}
 	key, ok := strings.CutPrefix(path, "labels.")
 	if !ok {
 		return have, false
 	}
 	out := maps.Clone(have)
-	if v, set := want[key]; set {
+	if v := want[key]; v != "" {
 		if out == nil {
 			out = map[string]string{}
 		}

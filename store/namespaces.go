@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 
 	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -23,6 +22,7 @@ func (s *Namespaces) Create(ctx context.Context, ns string, labels map[string]st
 	if err := errors.Join(validNamespace(ns), ValidateLabels(labels)); err != nil {
 		return wrap(err, "create namespace %q", ns)
 	}
+	labels = CloneLabels(labels)
 	err := s.db.Update(ctx, func(tx *bolt.Tx) error {
 		if Bucket(tx, string(bucketNS), ns) != nil {
 			return errdefs.ErrAlreadyExists
@@ -65,8 +65,7 @@ func (s *Namespaces) Relabel(ctx context.Context, ns string, labels map[string]s
 	if len(paths) == 0 {
 		paths = []string{"labels"}
 	}
-	labels = maps.Clone(labels)
-	maps.DeleteFunc(labels, func(_, v string) bool { return v == "" })
+	labels = CloneLabels(labels)
 	err = s.db.Update(ctx, func(tx *bolt.Tx) error {
 		have, err := namespaceLabels(tx, ns)
 		if err != nil && !errdefs.IsNotFound(err) {

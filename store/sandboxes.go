@@ -158,7 +158,7 @@ func (s *sandboxStore) Delete(ctx context.Context, id string) error {
 
 func putSandbox(bucket *bolt.Bucket, b sandbox.Sandbox) error {
 	return writeRecord(bucket, b.ID, sandboxRecord{
-		Labels: b.Labels, Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
+		Labels: CloneLabels(b.Labels), Runtime: b.Runtime.Name, RuntimeOptions: recordAny(b.Runtime.Options), Spec: recordAny(b.Spec), Sandboxer: b.Sandboxer,
 		Extensions: recordAnys(b.Extensions), Created: b.CreatedAt, Updated: b.UpdatedAt,
 	})
 }

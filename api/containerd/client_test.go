@@ -3,9 +3,7 @@ package containerd_test
 import (
 	"bytes"
 	"context"
-	"io"
 	"maps"
-	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -14,39 +12,23 @@ import (
 	"testing"
 	"time"
 
-	apievents "github.com/containerd/containerd/api/events"
-	contentapi "github.com/containerd/containerd/api/services/content/v1"
-	ttrpcevents "github.com/containerd/containerd/api/services/ttrpc/events/v1"
-	"github.com/containerd/containerd/api/types"
 	ctrd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/transfer"
-	tarchive "github.com/containerd/containerd/v2/core/transfer/archive"
-	timage "github.com/containerd/containerd/v2/core/transfer/image"
-	tregistry "github.com/containerd/containerd/v2/core/transfer/registry"
 	"github.com/containerd/containerd/v2/pkg/epoch"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/platforms"
-	"github.com/containerd/ttrpc"
-	"github.com/containerd/typeurl/v2"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 func sorted(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }
@@ -157,277 +139,6 @@ func TestParallelUnpack(t *testing.T) {
 	}
 }
 
-func TestTransfer(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	host := newRegistry(t, map[string]v1.Image{"x/y:1": twoLayers(t)})
-	if err := r.NamespaceService().Create(r.ctx, "test", map[string]string{"containerd.io/defaults/snapshotter": "native"}); err != nil {
-		t.Fatal(err)
-	}
-	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x/y:1", tregistry.WithDefaultScheme("http"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	here := platforms.DefaultSpec()
-	var saved []string
-	err = r.Transfer(r.ctx, src, timage.NewStore("my/name:1", timage.WithPlatforms(here), timage.WithAllMetadata, timage.WithImageLabels(map[string]string{"a": "b"}),
-		timage.WithUnpack(here, ""), timage.WithUnpack(here, "overlayfs")), transfer.WithProgress(func(p transfer.Progress) {
-		if p.Event == "saved" {
-			saved = append(saved, p.Name)
-		}
-	}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, sn := range []string{"native", "overlayfs"} {
-		if got := r.topOf(t, "my/name:1", sn); !maps.Equal(got, afterTwo) {
-			t.Errorf("%s: %v", sn, sorted(got))
-		}
-	}
-	img, err := r.ImageService().Get(r.ctx, "my/name:1")
-	if err != nil || img.Labels["a"] != "b" {
-		t.Errorf("%+v, %v", img, err)
-	}
-	if err := r.Transfer(r.ctx, timage.NewStore("my/name:1"), timage.NewStore("tag:2")); err != nil {
-		t.Fatal(err)
-	}
-	dst, err := tregistry.NewOCIRegistry(r.ctx, host+"/pushed:3", tregistry.WithDefaultScheme("http"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), dst); err != nil {
-		t.Fatal(err)
-	}
-	buf := closable{closed: make(chan struct{})}
-	if err := r.Transfer(r.ctx, timage.NewStore("tag:2"), tarchive.NewImageExportStream(&buf, "")); err != nil {
-		t.Fatal(err)
-	}
-	archive := buf.wait(t)
-	other := namespaces.WithNamespace(r.ctx, "other")
-	err = r.Transfer(other, tarchive.NewImageImportStream(bytes.NewReader(archive), ""),
-		timage.NewStore("index:1", timage.WithDigestRef("base", true, false), timage.WithUnpack(here, "overlayfs")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	list, err := r.ImageService().List(other)
-	var names []string
-	for _, i := range list {
-		names = append(names, strings.SplitN(i.Name, "@", 2)[0])
-	}
-	if want := []string{"base", "base", "index:1", "tag:2"}; err != nil || !slices.Equal(names, want) {
-		t.Errorf("imported %v, %v", names, err)
-	}
-	// What is wrong is told by class.
-	missing, _ := tregistry.NewOCIRegistry(r.ctx, host+"/not/there:1", tregistry.WithDefaultScheme("http"))
-	for what, c := range map[string]struct {
-		src, dst any
-		is       func(error) bool
-	}{
-		"no such image in the registry": {missing, timage.NewStore("x"), errdefs.IsNotFound},
-		"no such image in the store":    {timage.NewStore("x"), timage.NewStore("y"), errdefs.IsNotFound},
-		"registry to registry":          {missing, missing, errdefs.IsNotImplemented},
-		"not an archive":                {tarchive.NewImageImportStream(strings.NewReader("x"), ""), timage.NewStore("x"), errdefs.IsInvalidArgument},
-	} {
-		if err := r.Transfer(r.ctx, c.src, c.dst); !c.is(err) {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
-
-// closable takes what a stream brings. The transfer's answer may overtake the stream, whose
-// end is told by Close.
-type closable struct {
-	bytes.Buffer
-	closed chan struct{}
-}
-
-func (c *closable) Close() error {
-	close(c.closed)
-	return nil
-}
-
-// wait is for the whole of the archive.
-func (c *closable) wait(t *testing.T) []byte {
-	t.Helper()
-	select {
-	case <-c.closed:
-		return c.Bytes()
-	case <-time.After(5 * time.Minute):
-		t.Fatal("the archive has no end")
-		return nil
-	}
-}
-
-// asked gives credentials, and counts.
-type asked struct{ hosts []string }
-
-func (a *asked) GetCredentials(_ context.Context, _, host string) (tregistry.Credentials, error) {
-	a.hosts = append(a.hosts, host)
-	return tregistry.Credentials{Username: "u", Secret: "p"}, nil
-}
-
-func TestTransferAsksForCredentials(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	host := newGuardedRegistry(t, "x:1", twoLayers(t))
-	a := &asked{}
-	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"), tregistry.WithCredentials(a))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Transfer(r.ctx, src, timage.NewStore("x")); err != nil {
-		t.Fatal(err)
-	}
-	if len(a.hosts) != 1 || a.hosts[0] != host {
-		t.Errorf("asked %v", a.hosts)
-	}
-	src, _ = tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
-	if err := r.Transfer(r.ctx, src, timage.NewStore("y")); err == nil {
-		t.Error("pulled without credentials")
-	}
-}
-
-func TestContent(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	cs := r.ContentStore()
-	data := bytes.Repeat([]byte("0123456789"), 300_000)
-	d := digest.FromBytes(data)
-	desc := ocispec.Descriptor{Digest: d, Size: int64(len(data)), MediaType: "x"}
-
-	w, err := cs.Writer(r.ctx, content.WithRef("r"), content.WithDescriptor(desc))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := w.Write(data[:1000]); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := cs.Writer(r.ctx, content.WithRef("r")); !errdefs.IsUnavailable(err) {
-		t.Errorf("second writer: %v", err)
-	}
-	st, err := cs.Status(r.ctx, "r")
-	if err != nil || st.Offset != 1000 || st.Total != desc.Size || st.Expected != d {
-		t.Errorf("status %+v, %v", st, err)
-	}
-	if list, err := cs.ListStatuses(r.ctx, "ref==r"); err != nil || len(list) != 1 {
-		t.Errorf("statuses %v, %v", list, err)
-	}
-	// It is taken up again by whoever comes.
-	w.Close()
-	w, err = content.OpenWriter(r.ctx, cs, content.WithRef("r"), content.WithDescriptor(desc))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := content.Copy(r.ctx, w, bytes.NewReader(data), desc.Size, d, content.WithLabels(map[string]string{"a": "b"})); err != nil {
-		t.Fatal(err)
-	}
-	w.Close()
-	if _, err := cs.Writer(r.ctx, content.WithRef("other"), content.WithDescriptor(desc)); !errdefs.IsAlreadyExists(err) {
-		t.Errorf("known content: %v", err)
-	}
-	info, err := cs.Info(r.ctx, d)
-	if err != nil || info.Size != desc.Size || info.Labels["a"] != "b" {
-		t.Errorf("info %+v, %v", info, err)
-	}
-	info.Labels = map[string]string{"c": "d"}
-	if info, err = cs.Update(r.ctx, info, "labels.c"); err != nil || info.Labels["a"] != "b" || info.Labels["c"] != "d" {
-		t.Errorf("updated %+v, %v", info, err)
-	}
-	if _, err := cs.Update(r.ctx, info, "size"); !errdefs.IsInvalidArgument(err) {
-		t.Errorf("update of the size: %v", err)
-	}
-	n := 0
-	if err := cs.Walk(r.ctx, func(content.Info) error { n++; return nil }, `labels.c==d`); err != nil || n != 1 {
-		t.Errorf("walk: %d, %v", n, err)
-	}
-	ra, err := cs.ReaderAt(r.ctx, desc)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got := make([]byte, 50)
-	if k, err := ra.ReadAt(got, desc.Size-20); k != 20 || err != io.EOF || !bytes.Equal(got[:20], data[len(data)-20:]) {
-		t.Errorf("read %d, %v", k, err)
-	}
-	ra.Close()
-	raw := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface))
-	stream, err := raw.Read(r.ctx, &contentapi.ReadContentRequest{Digest: d.String(), Offset: desc.Size + 1})
-	if err == nil {
-		_, err = stream.Recv()
-	}
-	if err == nil || !strings.Contains(err.Error(), "OutOfRange") {
-		t.Errorf("read behind the end: %v", err)
-	}
-	// The wrong digest at the commit.
-	w, err = cs.Writer(r.ctx, content.WithRef("wrong"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Write([]byte("x"))
-	if err := w.Commit(r.ctx, 0, digest.FromString("y")); !errdefs.IsFailedPrecondition(err) {
-		t.Errorf("commit of another digest: %v", err)
-	}
-	if err := cs.Abort(r.ctx, "wrong"); err != nil {
-		t.Errorf("abort: %v", err)
-	}
-	if err := cs.Abort(r.ctx, "wrong"); !errdefs.IsNotFound(err) {
-		t.Errorf("abort again: %v", err)
-	}
-	if err := cs.Delete(r.ctx, d); err != nil {
-		t.Error(err)
-	}
-	if _, err := cs.Info(r.ctx, d); !errdefs.IsNotFound(err) {
-		t.Errorf("deleted: %v", err)
-	}
-}
-
-func TestWriteOffsets(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	raw := contentapi.NewContentClient(r.Conn().(grpc.ClientConnInterface))
-	conn, err := raw.Write(r.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ask := func(req *contentapi.WriteContentRequest) *contentapi.WriteContentResponse {
-		t.Helper()
-		if err := conn.Send(req); err != nil {
-			t.Fatal(err)
-		}
-		resp, err := conn.Recv()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp
-	}
-	write := contentapi.WriteAction_WRITE
-	ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Ref: "r"})
-	ask(&contentapi.WriteContentRequest{Action: write, Data: []byte("abcdef")})
-	if resp := ask(&contentapi.WriteContentRequest{Action: write, Offset: 6, Data: []byte("gh")}); resp.Offset != 8 || resp.Digest != digest.FromString("abcdefgh").String() {
-		t.Errorf("appended: %v", resp)
-	}
-	if resp := ask(&contentapi.WriteContentRequest{Action: write, Data: []byte("again")}); resp.Offset != 5 || resp.Digest != digest.FromString("again").String() {
-		t.Errorf("restarted: %v", resp)
-	}
-	// Of the total and the digest that are expected, the last word counts.
-	ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Total: 9, Expected: digest.FromString("other").String()})
-	if resp := ask(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_COMMIT, Offset: 5, Total: 5, Expected: digest.FromString("again").String()}); resp.Digest != digest.FromString("again").String() {
-		t.Errorf("committed: %v", resp)
-	}
-	if _, err := conn.Recv(); err != io.EOF {
-		t.Errorf("after the commit: %v", err)
-	}
-	if conn, err = raw.Write(r.ctx); err != nil {
-		t.Fatal(err)
-	}
-	ask(&contentapi.WriteContentRequest{Action: write, Ref: "s", Expected: digest.FromString("other").String(), Data: []byte("x")})
-	if err := conn.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Expected: digest.FromString("again").String()}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
-		t.Errorf("the digest turns out to be known: %v", err)
-	}
-}
-
 func TestImages(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -447,6 +158,13 @@ func TestImages(t *testing.T) {
 	}
 	img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"a": "x"}}, "labels.a", "labels.c")
 	if err != nil || len(img.Labels) != 1 || img.Labels["a"] != "x" || img.Target.Digest != target.Digest {
+		t.Errorf("%+v, %v", img, err)
+	}
+	// ctr images label NAME x= removes a label; so it does with whatever has some.
+	if img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"x": "1", "y": ""}}, "labels.x", "labels.y"); err != nil || len(img.Labels) != 2 {
+		t.Errorf("%+v, %v", img, err)
+	}
+	if img, err = is.Update(r.ctx, images.Image{Name: "i", Labels: map[string]string{"x": ""}}, "labels.x"); err != nil || len(img.Labels) != 1 {
 		t.Errorf("%+v, %v", img, err)
 	}
 	if _, err := is.Update(r.ctx, images.Image{Name: "i"}, "name"); !errdefs.IsInvalidArgument(err) {
@@ -674,87 +392,6 @@ func TestSnapshotsAndDiff(t *testing.T) {
 	}
 }
 
-// listen waits until a subscription, which has no answer of its own, is there: until it gives the last of some events
-// that are published for it, on the topic /probe.
-func (r *rig) listen(t *testing.T, ch <-chan *events.Envelope, errs <-chan error) {
-	t.Helper()
-	publish := func(name string) {
-		if err := r.EventService().Publish(r.ctx, "/probe", &apievents.ImageDelete{Name: name}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for last := false; ; {
-		select {
-		case e := <-ch:
-			v, err := typeurl.UnmarshalAny(e.Event)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if v.(*apievents.ImageDelete).Name == "last" {
-				return
-			}
-			if !last {
-				last = true
-				publish("last")
-			}
-		case err := <-errs:
-			t.Fatal(err)
-		case <-tick.C:
-			if !last {
-				publish("probe")
-			}
-		case <-time.After(5 * time.Minute):
-			t.Fatal("no event")
-		}
-	}
-}
-
-func TestEvents(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	ctx, cancel := context.WithCancel(r.ctx)
-	defer cancel()
-	ch, errs := r.Subscribe(ctx, `namespace==test`)
-	r.listen(t, ch, errs)
-	host := newRegistry(t, map[string]v1.Image{"x:1": newImage(t, runtime.GOARCH, files{"a": "b"})})
-	src, err := tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Transfer(r.ctx, src, timage.NewStore("i", timage.WithUnpack(platforms.DefaultSpec(), "overlayfs"))); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.ImageService().Delete(r.ctx, "i", images.SynchronousDelete()); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.EventService().Publish(r.ctx, "/mine/last", &apievents.ImageDelete{Name: "z"}); err != nil {
-		t.Fatal(err)
-	}
-	seen := map[string]int{}
-	for seen["/mine/last"] == 0 {
-		select {
-		case e := <-ch:
-			if e.Topic == "/mine/last" {
-				if v, err := typeurl.UnmarshalAny(e.Event); err != nil || v.(*apievents.ImageDelete).Name != "z" {
-					t.Errorf("%v, %v", v, err)
-				}
-			}
-			seen[e.Topic]++
-		case err := <-errs:
-			t.Fatal(err)
-		case <-time.After(5 * time.Minute):
-			t.Fatalf("only %v", seen)
-		}
-	}
-	want := map[string]int{"/content/create": 3, "/content/delete": 3, "/images/create": 1, "/images/delete": 1,
-		"/snapshot/prepare": 1, "/snapshot/commit": 1, "/snapshot/remove": 1, "/mine/last": 1}
-	if !maps.Equal(seen, want) {
-		t.Errorf("%v", seen)
-	}
-}
-
 func TestMounts(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -856,64 +493,5 @@ func TestMounts(t *testing.T) {
 	if _, err := os.Lstat("/etc/hako-test"); err == nil {
 		os.Remove("/etc/hako-test")
 		t.Error("a directory was made on the host")
-	}
-}
-
-// TestShimEvents: what a shim reports over ttrpc is seen by those who subscribed.
-func TestShimEvents(t *testing.T) {
-	t.Parallel()
-	r := newRig(t)
-	l, err := net.Listen("unix", r.socket+".ttrpc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	served := make(chan error, 1)
-	go func() { served <- r.server.ServeTTRPC(l) }()
-	conn, err := net.Dial("unix", r.socket+".ttrpc")
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := ttrpc.NewClient(conn)
-	defer c.Close()
-	ctx, cancel := context.WithCancel(r.ctx)
-	defer cancel()
-	ch, errs := r.Subscribe(ctx, `topic=="/tasks/exit"`, `topic=="/probe"`)
-	r.listen(t, ch, errs)
-	exit, err := typeurl.MarshalAnyToProto(&apievents.TaskExit{ContainerID: "c", ExitStatus: 3})
-	if err != nil {
-		t.Fatal(err)
-	}
-	shim := ttrpcevents.NewTTRPCEventsClient(c)
-	at := time.Unix(1234, 5)
-	_, err = shim.Forward(r.ctx, &ttrpcevents.ForwardRequest{Envelope: &types.Envelope{Timestamp: timestamppb.New(at), Namespace: "shims", Topic: "/tasks/exit", Event: exit}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case e := <-ch:
-		v, err := typeurl.UnmarshalAny(e.Event)
-		if x, ok := v.(*apievents.TaskExit); !ok || err != nil || x.ExitStatus != 3 || e.Namespace != "shims" || !e.Timestamp.Equal(at) {
-			t.Errorf("%+v, %v, %v", e, v, err)
-		}
-	case err := <-errs:
-		t.Fatal(err)
-	case <-time.After(5 * time.Minute):
-		t.Fatal("no event")
-	}
-	// An envelope without a time is of now.
-	if _, err := shim.Forward(r.ctx, &ttrpcevents.ForwardRequest{Envelope: &types.Envelope{Namespace: "shims", Topic: "/probe", Event: exit}}); err != nil {
-		t.Error(err)
-	}
-	for _, bad := range []*ttrpcevents.ForwardRequest{{}, {Envelope: &types.Envelope{Topic: "x"}}} {
-		if _, err := shim.Forward(r.ctx, bad); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("%v: %v", bad, err)
-		}
-	}
-	end, stop := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer stop()
-	c.Close()
-	r.server.Shutdown(end)
-	if err := <-served; err != nil {
-		t.Error(err)
 	}
 }

@@ -129,7 +129,7 @@ func emptyDir(dir string) (int, error) {
 	if _, err := f.Readdirnames(1); !errors.Is(err, io.EOF) {
 		unix.Close(fd)
 		if err == nil {
-			err = fmt.Errorf("%s is not empty: %w", dir, errdefs.ErrFailedPrecondition)
+			err = fmt.Errorf("%s is not empty, and the image would hide what is in it; name an empty folder: %w", dir, errdefs.ErrFailedPrecondition)
 		}
 		return -1, err
 	}
@@ -306,7 +306,7 @@ func (d *Daemon) Unmount(ctx context.Context, dir string) error {
 		_, err = c.Remove(ctx, &snapshotsapi.RemoveSnapshotRequest{Snapshotter: sn, Key: key})
 		return errgrpc.ToNative(err)
 	}
-	return fmt.Errorf("no image is mounted at %s: %w", dir, errdefs.ErrNotFound)
+	return fmt.Errorf("no image is mounted at %s; 'hako image mount' lists those that are: %w", dir, errdefs.ErrNotFound)
 }
 
 // detach unmounts a folder if the mount is the one with the number.

@@ -34,6 +34,7 @@ type Source interface {
 	Blob(ctx context.Context, d ocispec.Descriptor, offset int64) (io.ReadCloser, error)
 	// Referrers lists what has a subject of this digest.
 	Referrers(ctx context.Context, d digest.Digest) ([]ocispec.Descriptor, error)
+	// Close lets the place go.
 	Close() error
 }
 

@@ -93,7 +93,7 @@ func TestPodRestore(t *testing.T) {
 	id := k.launch(pod, pc, request(pc, "first", testImage))
 	count := func(id string) int {
 		t.Helper()
-		n, err := strconv.Atoi(k.sh(id, "while ! [ -s /count ]; do sleep 0.1; done; cat /count"))
+		n, err := strconv.Atoi(k.sh(id, "until c=$(cat /count 2>/dev/null); [ -n \"$c\" ]; do sleep 0.1; done; echo $c" /* it is empty when it is about to be written */))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -133,10 +133,7 @@ func TestPodRestore(t *testing.T) {
 		if first < 5 {
 			t.Errorf("a container of the %s counts from %d on", name, first)
 		}
-		time.Sleep(time.Second)
-		if next := count(id); next <= first {
-			t.Errorf("a container of the %s does not count on from %d", name, first)
-		}
+		eventually(t, "the container of the "+name+" to count on", func() bool { return count(id) > first })
 		if got := k.sh(id, "cat /new; ls /etc/group 2>/dev/null; cat /etc/hostname; ls -d /data"); got != "kept\n"+pc.Hostname+"\n/data" {
 			t.Errorf("files of a container of the %s: %q", name, got)
 		}
@@ -146,7 +143,7 @@ func TestPodRestore(t *testing.T) {
 		if left, err := filepath.Glob(filepath.Join(n.dir, "lib", "containers", id, "restore", "checkpoint")); err != nil || len(left) != 0 {
 			t.Errorf("a container of the %s runs, and its images are still there: %v", name, err)
 		}
-		if _, err := k.StopContainer(slow(), &cri.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
+		if _, err := k.StopContainer(slow(), &cri.StopContainerRequest{ContainerId: id, Timeout: 300}); err != nil {
 			t.Error(err)
 		}
 		if st := k.status(id); st.ExitCode != 7 || st.State != cri.ContainerState_CONTAINER_EXITED {
