@@ -88,6 +88,8 @@ type run struct {
 	done   chan struct{}
 	cancel context.CancelFunc // ends health checks
 	killed atomic.Bool        // SIGKILL was sent, or is about to be
+	// ending keeps the events of its end in order. What holds it waits for nothing.
+	ending sync.Mutex
 	meter  meter
 }
 

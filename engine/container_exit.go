@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -190,8 +189,7 @@ func (e *Engine) exited(c *container, r *run, exit client.Exit) {
 	if exit.OOMKilled {
 		e.emit(c, "oom")
 	}
-	e.emit(c, "die", "exitCode", strconv.Itoa(int(exit.Status)), "execDuration", strconv.Itoa(int(duration.Seconds())))
-	close(r.done)
+	e.tellDie(c, r, int(exit.Status), duration)
 	c.notify(WaitNextExit)
 	if !restart {
 		c.notify(WaitNotRunning)

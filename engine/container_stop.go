@@ -207,6 +207,9 @@ func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all 
 	if sig == int(unix.SIGKILL) {
 		r.killed.Store(true) // before the signal: see freeze
 	}
+	if !e.tellKill(c, r, sig) {
+		return nil
+	}
 	shim := r.shim.get()
 	ctx, cancel := context.WithTimeout(ctx, killLimit)
 	defer cancel()
@@ -214,9 +217,30 @@ func (e *Engine) signal(ctx context.Context, c *container, r *run, sig int, all 
 	if errdefs.IsNotFound(err) {
 		err = nil // ended already: the exit is on its way
 	}
-	e.emit(c, "kill", "signal", strconv.Itoa(sig))
 	e.thaw(ctx, c, r)
 	return err
+}
+
+// tellKill publishes a signal that is about to be sent: once it is sent the end may be told at any time. It is false, and
+// publishes nothing, if that was told already.
+func (e *Engine) tellKill(c *container, r *run, sig int) bool {
+	r.ending.Lock()
+	defer r.ending.Unlock()
+	select {
+	case <-r.done:
+		return false
+	default:
+		e.emit(c, "kill", "signal", strconv.Itoa(sig))
+		return true
+	}
+}
+
+// tellDie publishes the end of a run, which is then handled.
+func (e *Engine) tellDie(c *container, r *run, exitCode int, ran time.Duration) {
+	r.ending.Lock()
+	defer r.ending.Unlock()
+	e.emit(c, "die", "exitCode", strconv.Itoa(exitCode), "execDuration", strconv.Itoa(int(ran.Seconds())))
+	close(r.done)
 }
 
 // KillContainer sends a signal ("": SIGKILL) to a running container. With SIGKILL it

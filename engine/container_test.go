@@ -80,6 +80,40 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestKillBeforeDie: however late a shim answers that a signal was sent, its event comes before that of the end.
+func TestKillBeforeDie(t *testing.T) {
+	t.Parallel()
+	n := newNode(t)
+	id := n.create("web", Config{Cmd: []string{"sleep"}})
+	if err := n.e.StartContainer(bg, id); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(bg)
+	defer cancel()
+	events, err := n.e.Events(ctx, time.Time{}, time.Time{}, Filters{"type": {"container"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.shims.killed = func() {
+		n.eventually("exited", func() bool { return n.state_(id).Status == StatusExited })
+	}
+	if err := n.e.KillContainer(bg, id, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.e.RemoveContainer(bg, id, RemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for ev := range events {
+		if got = append(got, ev.Action); ev.Action == "destroy" {
+			break
+		}
+	}
+	if want := []string{"kill", "die", "destroy"}; !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
 func TestAutoRemove(t *testing.T) {
 	t.Parallel()
 	n := newNode(t)

@@ -35,6 +35,8 @@ type fakeShims struct {
 	slow func(context.Context)
 	// restore is called with what a container is to be made of.
 	restore func(client.CreateOptions, specs.Spec) error
+	// killed, if not nil, is called before a signal that was sent is answered.
+	killed func()
 	// freezes: what is paused does not end until it is thawed.
 	freezes bool
 	// exits are exit files that dead shims left, by bundle.
@@ -247,6 +249,9 @@ func (s *fakeShim) Kill(ctx context.Context, id, execID string, signal int, _ bo
 	p, err := s.proc(id, execID)
 	if err != nil {
 		return err
+	}
+	if s.f.killed != nil {
+		defer s.f.killed()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
