@@ -158,7 +158,7 @@ func (f *layerFlight) run(ctx context.Context) error {
 		return err
 	}
 	ns, _ := namespaces.Namespace(ctx)
-	unlock, err := f.w.s.blobs.lock(ctx, ns+"\x00"+f.l.desc.Digest.String())
+	unlock, err := f.w.s.blobs.Lock(ctx, ns+"\x00"+f.l.desc.Digest.String())
 	if err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ import (
 // being found and being given another.
 func (s *Service) naming(ctx context.Context, fn func() error) error {
 	ns, _ := namespaces.Namespace(ctx)
-	unlock, err := s.names.lock(ctx, ns)
+	unlock, err := s.names.Lock(ctx, ns)
 	if err != nil {
 		return err
 	}

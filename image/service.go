@@ -21,6 +21,7 @@ import (
 
 	"github.com/hako-engine/hako/image/registry"
 	"github.com/hako-engine/hako/image/unpack"
+	"github.com/hako-engine/hako/internal/keylock"
 )
 
 // defaultNamespace is where Docker's and the kubelet's images live, if a context does
@@ -63,10 +64,10 @@ type Options struct {
 type Service struct {
 	o        Options
 	registry *registry.Client
-	layers   flights // by namespace, snapshotter and chain id: work on one snapshot
-	blobs    locks   // by namespace and digest: one fetches, the others find it there
-	names    locks   // by namespace: held while image records change, from looking to writing
-	commits  bell    // rings when a layer's snapshot was committed
+	layers   flights       // by namespace, snapshotter and chain id: work on one snapshot
+	blobs    keylock.Locks // by namespace and digest: one fetches, the others find it there
+	names    keylock.Locks // by namespace: held while image records change, from looking to writing
+	commits  bell          // rings when a layer's snapshot was committed
 	docs     documents
 }
 
@@ -202,46 +203,6 @@ func (b *bell) tell() {
 	if b.ch != nil {
 		close(b.ch)
 		b.ch = nil
-	}
-}
-
-// locks is a mutex per key.
-type locks struct {
-	mu sync.Mutex
-	m  map[string]*keyLock
-}
-
-type keyLock struct {
-	ch   chan struct{} // holds one token while locked
-	refs int
-}
-
-// lock waits for the key's turn; unlock must be called if err is nil.
-func (k *locks) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = map[string]*keyLock{}
-	}
-	l := k.m[key]
-	if l == nil {
-		l = &keyLock{ch: make(chan struct{}, 1)}
-		k.m[key] = l
-	}
-	l.refs++
-	k.mu.Unlock()
-	leave := func() {
-		k.mu.Lock()
-		if l.refs--; l.refs == 0 {
-			delete(k.m, key)
-		}
-		k.mu.Unlock()
-	}
-	select {
-	case l.ch <- struct{}{}:
-		return func() { <-l.ch; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
 	}
 }
 

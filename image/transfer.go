@@ -193,7 +193,7 @@ func (s *Service) fetchAll(ctx context.Context, w *work, blobs []ocispec.Descrip
 	eg.SetLimit(s.o.Downloads)
 	for _, b := range blobs {
 		eg.Go(func() error {
-			unlock, err := s.blobs.lock(ctx, ns+"\x00"+b.Digest.String())
+			unlock, err := s.blobs.Lock(ctx, ns+"\x00"+b.Digest.String())
 			if err != nil {
 				return err
 			}

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/hako-engine/hako/internal/keylock"
 )
 
 // maxPlaces bounds how many blobs a process remembers the repositories of.
@@ -15,43 +17,9 @@ const maxPlaces = 10_000
 // registry that writes its files in place gives others half of them meanwhile); and to a
 // second repository of the same host it need not go at all. The zero value works.
 type Uploads struct {
-	mu     sync.Mutex
-	turns  map[string]*turn
+	turns  keylock.Locks     // by repository and digest
+	mu     sync.Mutex        // guards places
 	places map[string]string // by host and digest: the path of a repository that has the blob
-}
-
-// turn is one blob or document of one repository.
-type turn struct {
-	taken chan struct{} // holds one token while somebody has it
-	refs  int
-}
-
-func (u *Uploads) take(ctx context.Context, key string) (done func(), err error) {
-	u.mu.Lock()
-	if u.turns == nil {
-		u.turns = map[string]*turn{}
-	}
-	t := u.turns[key]
-	if t == nil {
-		t = &turn{taken: make(chan struct{}, 1)}
-		u.turns[key] = t
-	}
-	t.refs++
-	u.mu.Unlock()
-	leave := func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if t.refs--; t.refs == 0 {
-			delete(u.turns, key)
-		}
-	}
-	select {
-	case t.taken <- struct{}{}:
-		return func() { <-t.taken; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
-	}
 }
 
 // Turn waits until nobody else of those who share Options.Uploads sends the blob or document to
@@ -61,7 +29,7 @@ func (r *Repository) Turn(ctx context.Context, d digest.Digest) (done func(), er
 	if err != nil {
 		return nil, err
 	}
-	return r.c.o.Uploads.take(ctx, h.Scheme+"://"+h.Host+h.Path+"/"+r.path+" "+d.String())
+	return r.c.o.Uploads.turns.Lock(ctx, h.Scheme+"://"+h.Host+h.Path+"/"+r.path+" "+d.String())
 }
 
 // has notes that a repository has a blob.

@@ -33,6 +33,7 @@ import (
 	"github.com/containernetworking/cni/pkg/utils"
 
 	"github.com/hako-engine/hako/internal/durable"
+	"github.com/hako-engine/hako/internal/keylock"
 	"github.com/hako-engine/hako/internal/undo"
 	"github.com/hako-engine/hako/network"
 )
@@ -81,7 +82,7 @@ type Manager struct {
 	run     *runner
 	cni     *libcni.CNIConfig
 	records records
-	tickets tickets
+	tickets keylock.Locks // one operation at a time of a sandbox, as the specification wants
 	gate    gate
 
 	conf    atomic.Pointer[configuration]
@@ -107,7 +108,6 @@ func Open(ctx context.Context, o Options) (*Manager, error) {
 		confDir: o.ConfDir, binDirs: o.BinDirs, dir: o.Dir, poll: cmp.Or(o.Poll, 10*time.Second), log: o.Log,
 		run:     &runner{limit: cmp.Or(o.Limit, 2*time.Minute), log: o.Log, versions: map[string]binaryVersions{}},
 		records: records{filepath.Join(o.Dir, "attachments")},
-		tickets: tickets{held: map[string]*ticket{}},
 		loading: make(chan struct{}, 1), poke: make(chan struct{}, 1), inherited: map[string]bool{}, owed: map[string]bool{},
 	}
 	m.cni = libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.Dir, m.run)
@@ -172,7 +172,7 @@ func (m *Manager) Setup(ctx context.Context, p Pod) (_ Result, err error) {
 	if err != nil {
 		return Result{}, err
 	}
-	release, err := m.tickets.acquire(ctx, p.ID)
+	release, err := m.tickets.Lock(ctx, p.ID)
 	if err != nil {
 		return Result{}, err
 	}
@@ -237,7 +237,7 @@ func (m *Manager) hold(ctx context.Context, id string) (release func(), err erro
 	if e := utils.ValidateContainerID(id); e != nil {
 		return nil, fmt.Errorf("%w: %w", e, errdefs.ErrInvalidArgument)
 	}
-	return m.tickets.acquire(ctx, id)
+	return m.tickets.Lock(ctx, id)
 }
 
 // Teardown detaches a pod. It is idempotent, asks neither for the configuration of now nor for the namespace, and

@@ -5,44 +5,6 @@ import (
 	"sync"
 )
 
-// tickets lets one operation at a time have a sandbox: the specification forbids parallel ones of a container,
-// and of nothing else.
-type tickets struct {
-	mu   sync.Mutex
-	held map[string]*ticket
-}
-
-type ticket struct {
-	users int
-	free  chan struct{}
-}
-
-// acquire waits for the sandbox's ticket; release gives it back.
-func (t *tickets) acquire(ctx context.Context, id string) (release func(), err error) {
-	t.mu.Lock()
-	k := t.held[id]
-	if k == nil {
-		k = &ticket{free: make(chan struct{}, 1)}
-		t.held[id] = k
-	}
-	k.users++
-	t.mu.Unlock()
-	leave := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if k.users--; k.users == 0 {
-			delete(t.held, id)
-		}
-	}
-	select {
-	case k.free <- struct{}{}:
-		return func() { <-k.free; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
-	}
-}
-
 // gate keeps ADD and DEL apart from GC, as the specification wants. GC waits until none is under way, and holds nobody
 // up while it waits: one stuck plugin must not stop the others.
 type gate struct {

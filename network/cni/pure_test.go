@@ -89,29 +89,6 @@ func TestGate(t *testing.T) {
 	open()
 }
 
-func TestTickets(t *testing.T) {
-	k := tickets{held: map[string]*ticket{}}
-	bg := context.Background()
-	a, err := k.acquire(bg, "a")
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := k.acquire(bg, "b")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(bg, 20*time.Millisecond)
-	defer cancel()
-	if _, err := k.acquire(ctx, "a"); err == nil {
-		t.Fatal("two have it")
-	}
-	a()
-	b()
-	if len(k.held) != 0 {
-		t.Error("tickets leak")
-	}
-}
-
 func TestEnvironment(t *testing.T) {
 	got := strings.Join(environment([]string{"X=1", "NOTIFY_SOCKET=/run/x", "LISTEN_FDS=3", "WATCHDOG_USEC=1", "CNI_PATH=/x"}), " ")
 	if want := "CNI_PATH=/x PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin X=1"; got != want {
