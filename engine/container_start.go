@@ -243,7 +243,8 @@ func (e *Engine) start(ctx context.Context, c *container) (err error) {
 		if err != nil {
 			return err
 		}
-		pid, err = shim.Create(gctx, client.CreateOptions{
+		// It is not given up where the network fails: what undoes it could overtake it.
+		pid, err = shim.Create(ctx, client.CreateOptions{
 			ID: v.ID, Bundle: bundle, Checkpoint: e.checkpointImages(v), Rootfs: rootfsMounts(mounts, in.Pod != nil && in.Pod.UserNS != ""),
 			Stdio: client.Stdio{Terminal: v.Config.TTY, OpenStdin: v.Config.OpenStdin, StdinOnce: v.Config.StdinOnce, Log: log},
 		})

@@ -75,6 +75,7 @@ type Service struct {
 		creations  map[string]chan struct{} // closed when that is over
 		conns      int
 		reserved   time.Time // until then a container is expected
+		asked      bool      // Shutdown came while containers were only being created
 		idle       *time.Timer
 		sandbox    *sandbox // that this shim is; nil: none
 		over       bool     // it was one, and was told to go
@@ -324,9 +325,14 @@ func (s *Service) createTask(ctx context.Context, r *wire.CreateTaskRequest) (wi
 	close(creation)
 	if err != nil {
 		delete(s.mu.containers, r.ID)
+		if s.mu.asked && s.emptyLocked() && time.Now().After(s.mu.reserved) {
+			s.end()
+		}
 		s.mu.Unlock()
+		s.connections(0) // whoever asked for it may have gone meanwhile
 		return nil, fmt.Errorf("create container %s: %w", r.ID, err)
 	}
+	s.mu.asked = false
 	s.mu.containers[r.ID] = c
 	s.mu.Unlock()
 	p := c.init
@@ -532,6 +538,7 @@ func (s *Service) deleteContainer(ctx context.Context, c *container) error {
 	s.mu.Lock()
 	delete(s.mu.containers, c.id)
 	s.mu.Unlock()
+	s.connections(0) // whoever asked for it may have gone meanwhile
 	return nil
 }
 
@@ -710,12 +717,16 @@ func (s *Service) connect(_ context.Context, r *wire.ProcessRequest) (wire.Messa
 }
 
 // shutdownTask ends the shim if it holds no container. containerd calls it after
-// each container of a pod, and that it does not end then is no error.
+// each container of a pod, and that it does not end then is no error. Where containers are
+// only being created it ends if that fails: the caller may have given the creation up.
 func (s *Service) shutdownTask(_ context.Context, r *wire.ShutdownRequest) (wire.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.emptyLocked() && time.Now().After(s.mu.reserved) || r.Now {
+	switch {
+	case s.emptyLocked() && time.Now().After(s.mu.reserved) || r.Now:
 		s.end()
+	case len(s.mu.containers) == len(s.mu.creations):
+		s.mu.asked = true
 	}
 	return &wire.Empty{}, nil
 }

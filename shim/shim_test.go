@@ -695,3 +695,60 @@ func TestExecMeetsDelete(t *testing.T) {
 	delete(h.s.mu.containers, "c")
 	h.s.mu.Unlock()
 }
+
+// TestShutdownMeetsCreation: a caller gives a creation up, and asks the shim to go before that is over. It goes when the
+// creation fails.
+func TestShutdownMeetsCreation(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	h.rt.creating = make(chan struct{})
+	created := make(chan error, 1)
+	go func() { created <- h.create("true", wire.CreateTaskRequest{}) }()
+	<-h.rt.creating
+	h.must("Shutdown", &wire.ShutdownRequest{}, nil)
+	if err := os.Remove(filepath.Join(h.bundle, "command")); err != nil {
+		t.Fatal(err)
+	}
+	<-h.rt.creating
+	if err := <-created; err == nil {
+		t.Error("created without a command")
+	}
+	select {
+	case <-h.s.shutdown:
+	case <-time.After(5 * time.Minute):
+		t.Error("the shim stays, and holds nothing")
+	}
+}
+
+// TestLeftInCreation: nobody is connected any more when a creation fails. The shim does not stay for ever.
+func TestLeftInCreation(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	defer h.s.end()
+	h.rt.creating = make(chan struct{})
+	go h.create("true", wire.CreateTaskRequest{}) // fails: its connection is closed
+	<-h.rt.creating
+	h.rpc.Close()
+	state := func() (conns int, leaving bool) {
+		h.s.mu.Lock()
+		defer h.s.mu.Unlock()
+		return h.s.mu.conns, h.s.mu.idle != nil
+	}
+	deadline := time.Now().Add(5 * time.Minute)
+	for conns, _ := state(); conns != 0; conns, _ = state() {
+		if time.Now().After(deadline) {
+			t.Fatal("the connection is not seen to be closed")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := os.Remove(filepath.Join(h.bundle, "command")); err != nil {
+		t.Fatal(err)
+	}
+	<-h.rt.creating
+	for _, leaving := state(); !leaving; _, leaving = state() {
+		if time.Now().After(deadline) {
+			t.Fatal("the shim stays for nobody")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
