@@ -3,12 +3,14 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
@@ -132,5 +134,80 @@ func TestBegunIgnoredSignals(t *testing.T) {
 	}
 	if a, b := seen[os.Args[0]], seen[built(t)]; a != b || !strings.Contains(a, "0000000000000000") {
 		t.Errorf("without: %s\nwith: %s", a, b)
+	}
+}
+
+// TestBegunAffinity: while it starts the runtime keeps to one CPU. Neither hooks nor the container
+// inherit that, nor does the runtime keep it while the container runs.
+func TestBegunAffinity(t *testing.T) {
+	t.Parallel()
+	own := func(status string) string {
+		_, list, _ := strings.Cut(status, "Cpus_allowed_list:")
+		list, _, _ = strings.Cut(list, "\n")
+		return strings.TrimSpace(list)
+	}
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := own(string(status))
+	for name, more := range map[string]func(*specs.Spec){
+		"usual": func(*specs.Spec) {},
+		"hooks": func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", `grep -x "Cpus_allowed_list:.` + want + `" /proc/self/status`}}}}
+		},
+		"a child that does not fit": func(s *specs.Spec) {
+			for i := range 600 {
+				s.Linux.MaskedPaths = append(s.Linux.MaskedPaths, fmt.Sprintf("/no/such/%d", i))
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := newCLI(t, "wait")
+			c.edit(more)
+			if err := os.MkdirAll(filepath.Join(c.bundle, "state"), 0o711); err != nil { // nothing is begun without
+				t.Fatal(err)
+			}
+			cmd := exec.Command(built(t), "--root", filepath.Join(c.bundle, "state"), "run", c.id)
+			cmd.Dir = c.bundle
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				c.run("delete", "--force", c.id)
+				cmd.Wait()
+			})
+			// It is told to be running a moment before the runtime has heard of it.
+			var elsewhere []string
+			for deadline := time.Now().Add(hangLimit); ; time.Sleep(5 * time.Millisecond) {
+				out, _, _ := c.run("state", c.id)
+				tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", cmd.Process.Pid))
+				if err != nil {
+					t.Fatal(err)
+				}
+				elsewhere = nil
+				for _, task := range tasks {
+					if text, err := os.ReadFile(task); err == nil && own(string(text)) != want {
+						elsewhere = append(elsewhere, task+": "+own(string(text)))
+					}
+				}
+				if strings.Contains(out, `"status": "running"`) && len(tasks) > 1 && elsewhere == nil {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s, threads %v, not on %s: %v", out, tasks, want, elsewhere)
+				}
+			}
+			out, _, _ := c.run("state", c.id)
+			var state specs.State
+			if err := json.Unmarshal([]byte(out), &state); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", state.Pid))
+			if got := own(string(text)); err != nil || got != want {
+				t.Errorf("the container runs on the CPUs %q, want %q (%v)", got, want, err)
+			}
+		})
 	}
 }

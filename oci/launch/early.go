@@ -26,6 +26,9 @@ type Early struct {
 	room  *room
 	mem   memory // the rest of the shared memory
 	spent bool   // it was told to run the program of the container, or is gone
+
+	cpus   cpus // where this process may run
+	pinned bool // it may not now
 }
 
 // room begins the shared memory.
@@ -92,6 +95,7 @@ func (e *Early) Hatch(flags uint64, cgroup int) bool {
 		return false
 	}
 	e.Pid = int(pid)
+	e.pin()
 	return true
 }
 
@@ -326,6 +330,7 @@ func (e *Early) Kill() {
 		return
 	}
 	e.spent = true
+	e.unpin()
 	unix.Kill(e.Pid, unix.SIGKILL)
 	reap(e.Pid)
 	unix.Close(int(e.pidfd))

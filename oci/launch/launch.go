@@ -100,6 +100,7 @@ func Start(p *plan.Plan, c Config) (_ *Process, err error) {
 	r := &runner{p: p, c: c, sync: -1, mem: new(memory)}
 	if c.Early != nil {
 		r.mem = &c.Early.mem
+		defer c.Early.unpin()
 	}
 	defer r.close()
 	if err := r.prepare(); err != nil {
@@ -528,6 +529,9 @@ func (r *runner) accompany() error {
 	if r.p.HooksInSetup {
 		if err := r.expect(plan.MsgMounted); err != nil {
 			return err
+		}
+		if r.c.Early != nil {
+			r.c.Early.unpin()
 		}
 		if err := call(r.c.Hooks); err != nil {
 			return err

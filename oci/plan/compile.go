@@ -365,11 +365,12 @@ func (c *compiler) enterCgroup() {
 	}
 }
 
-// limitsLate tells whether the child enters its cgroup before that has limits. A runtime with a
-// real-time priority could not enter one that is still to be given real-time.
+// limitsLate tells whether the child enters its cgroup before that has limits. It does where it makes no
+// devices: while the rules for them are written all are denied. A runtime with a real-time priority
+// could not enter a cgroup that is still to be given real-time.
 func (c *compiler) limitsLate() bool {
 	r := c.spec.Linux.Resources
-	return c.o.LateDoors && len(c.o.Doors) > 0 && (r == nil || r.CPU == nil || r.CPU.RealtimeRuntime == nil)
+	return c.userns && c.o.LateDoors && len(c.o.Doors) > 0 && (r == nil || r.CPU == nil || r.CPU.RealtimeRuntime == nil)
 }
 
 // limits waits until the parent has set the limits, if that was not waited for before.
@@ -379,7 +380,7 @@ func (c *compiler) limits() {
 	}
 	c.p.LimitsLate = true
 	if !c.o.Hooks { // they come after the limits
-		c.at("linux.resources")
+		c.at("linux.cgroupsPath")
 		c.meet(0, "wait for the limits")
 	}
 }

@@ -63,6 +63,7 @@ func (c *compiler) protectAhead(after []specs.Mount) {
 			}
 		}
 	}
+	defer c.back(c.p.at)
 	c.protectPaths()
 }
 
