@@ -295,6 +295,9 @@ func (k *creation) openDoors() ([]int, error) {
 
 // doors opens the ways into the v1 cgroups.
 func (k *creation) doors() ([]int, error) {
+	if err := k.cg.Complete(); err != nil {
+		return nil, err
+	}
 	doors, err := k.cg.Doors()
 	if err != nil {
 		return nil, err

@@ -493,6 +493,11 @@ func (r *runner) accompany() error {
 			return err
 		}
 	}
+	if r.p.LimitsLate {
+		if err := r.letIn(); err != nil {
+			return errors.Join(err, r.peek())
+		}
+	}
 	if err := call(r.c.Place); err != nil {
 		return errors.Join(err, r.peek())
 	}
@@ -510,8 +515,15 @@ func (r *runner) accompany() error {
 			return err
 		}
 	}
-	if err := r.letIn(); err != nil {
-		return errors.Join(err, r.peek())
+	switch {
+	case !r.p.LimitsLate:
+		if err := r.letIn(); err != nil {
+			return errors.Join(err, r.peek())
+		}
+	case !r.p.HooksInSetup:
+		if err := r.goOn(); err != nil {
+			return errors.Join(err, r.peek())
+		}
 	}
 	if r.p.HooksInSetup {
 		if err := r.expect(plan.MsgMounted); err != nil {

@@ -33,6 +33,7 @@ type compiler struct {
 	mounted                        []*mount
 	procMounted                    bool
 	entered                        bool // the child has been told that it is in its cgroup
+	protected                      bool // paths are masked and read-only
 	devpts                         *mount
 }
 
@@ -68,6 +69,7 @@ func Container(s *specs.Spec, f Facts, o Options) (*Plan, error) {
 	c.protect()
 	c.propagate()
 	c.names()
+	c.limits()
 	if err := c.process(s.Process); err != nil {
 		return nil, err
 	}
@@ -313,6 +315,7 @@ func (c *compiler) mounts() error {
 		if m.typ == "cgroup" || m.typ == "cgroup2" {
 			if !m.bind {
 				m.child = true
+				c.protectAhead(c.spec.Mounts[i:])
 				c.mountCgroup(m)
 				continue
 			}
@@ -359,6 +362,25 @@ func (c *compiler) enterCgroup() {
 		c.atNamespace("cgroup")
 		b.do("make the cgroup namespace")
 		b.call(sysUnshare, flags(unix.CLONE_NEWCGROUP, "CLONE_NEWCGROUP"))
+	}
+}
+
+// limitsLate tells whether the child enters its cgroup before that has limits. A runtime with a
+// real-time priority could not enter one that is still to be given real-time.
+func (c *compiler) limitsLate() bool {
+	r := c.spec.Linux.Resources
+	return c.o.LateDoors && len(c.o.Doors) > 0 && (r == nil || r.CPU == nil || r.CPU.RealtimeRuntime == nil)
+}
+
+// limits waits until the parent has set the limits, if that was not waited for before.
+func (c *compiler) limits() {
+	if !c.limitsLate() {
+		return
+	}
+	c.p.LimitsLate = true
+	if !c.o.Hooks { // they come after the limits
+		c.at("linux.resources")
+		c.meet(0, "wait for the limits")
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci/internal/defence"
@@ -15,7 +16,7 @@ import (
 
 // protect makes read-only what must be, and masks paths.
 func (c *compiler) protect() {
-	b, l := c.child, c.spec.Linux
+	b := c.child
 	for _, m := range c.mounted {
 		if m.readOnlyLater {
 			c.atMount(m)
@@ -36,6 +37,38 @@ func (c *compiler) protect() {
 		b.do("make / read-only")
 		b.setattr(c.root, false, unix.MOUNT_ATTR_RDONLY, 0, 0)
 	}
+	if !c.protected {
+		c.protectPaths()
+	}
+}
+
+// protectAhead protects paths while the parent makes the cgroup, if that is the same before the
+// mounts that come after.
+func (c *compiler) protectAhead(after []specs.Mount) {
+	l := c.spec.Linux
+	if !c.limitsLate() || c.entered || c.protected || c.o.Hooks || c.noMountns || len(l.Sysctl) > 0 {
+		return
+	}
+	for _, paths := range [][]string{l.ReadonlyPaths, l.MaskedPaths} {
+		for _, p := range paths {
+			if at, _ := c.within(p); at == c.root { // links of the image may lead elsewhere later
+				return
+			}
+			p = path.Clean(p) + "/"
+			if slices.ContainsFunc(after, func(m specs.Mount) bool {
+				d := path.Clean("/"+m.Destination) + "/"
+				return strings.HasPrefix(d, p) || strings.HasPrefix(p, d)
+			}) {
+				return
+			}
+		}
+	}
+	c.protectPaths()
+}
+
+func (c *compiler) protectPaths() {
+	c.protected = true
+	b, l := c.child, c.spec.Linux
 	target, copySlot := b.slot("target"), b.slot("copy")
 	for i, p := range l.ReadonlyPaths {
 		c.at("linux.readonlyPaths", i)

@@ -225,6 +225,9 @@ type Plan struct {
 	NewTime      bool // a time namespace with offsets, made by the parent's thread
 	OOMScoreAdj  *int
 	HooksInSetup bool // run prestart, createRuntime and createContainer hooks
+	// LimitsLate: the parent lets the child into its cgroup first and sets the limits then, while
+	// the child goes on. The child waits for them before it becomes the container's process.
+	LimitsLate bool
 
 	// Hold: the loader says MsgReady, and waits for a start. What fails later goes to
 	// SlotReport.
