@@ -4,9 +4,14 @@ package security
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -50,56 +55,184 @@ func TestA12InjectedFiles(t *testing.T) {
 	})
 }
 
-// CVE-2021-43784: lengths that 16 bits do not hold.
-func TestA16HugeConfiguration(t *testing.T) {
-	needRoot(t)
-	uncontrolled(t, "A16 CVE-2021-43784 lengths", "no message of ours has a length of 16 bits", func(t *testing.T, e engine) string {
-		for name, change := range map[string]func(*specs.Linux){
-			"maps": func(l *specs.Linux) {
-				l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: "user"})
-				for i := range uint32(5000) {
-					l.UIDMappings = append(l.UIDMappings, specs.LinuxIDMapping{ContainerID: i, HostID: 100000 + i, Size: 1})
+// shortLengths passes the namespaces on as runc up to 1.0.2 did: each part behind a length of 16 bits that nobody has compared with
+// the part. The rest of one that is too long is read as other parts, and those that nobody knows are skipped.
+func shortLengths(l *specs.Linux) {
+	var message []byte
+	put := func(kind byte, text string) {
+		message = append(binary.LittleEndian.AppendUint16(append(message, kind), uint16(len(text))), text...)
+	}
+	var known []specs.LinuxNamespaceType
+	for _, n := range l.Namespaces {
+		if known = append(known, n.Type); n.Type == specs.UserNamespace {
+			var maps strings.Builder
+			for _, m := range l.UIDMappings {
+				fmt.Fprintf(&maps, "%4d %6d %3d\n", m.ContainerID, m.HostID, m.Size) // 16 bytes
+			}
+			put('m', maps.String())
+		}
+		put('n', string(n.Type)+" "+n.Path)
+	}
+	l.Namespaces, l.UIDMappings = nil, nil
+	for len(message) >= 3 {
+		kind, end := message[0], min(3+int(binary.LittleEndian.Uint16(message[1:])), len(message))
+		text := string(message[3:end])
+		message = message[end:]
+		switch kind {
+		case 'm':
+			for line := range strings.Lines(text) {
+				var m specs.LinuxIDMapping
+				if _, err := fmt.Sscan(line, &m.ContainerID, &m.HostID, &m.Size); err == nil {
+					l.UIDMappings = append(l.UIDMappings, m)
 				}
-				l.GIDMappings = l.UIDMappings
-			},
-			"namespace": func(l *specs.Linux) { l.Namespaces[4].Path = "/" + strings.Repeat("x", 1<<17) },
-		} {
-			b := newBundle(t, "echo started")
-			change(b.spec.Linux)
-			if out := b.run(e); out.err == nil || strings.Contains(out.text, "started") {
-				return name + ": the container was started"
+			}
+		case 'n':
+			typ, path, _ := strings.Cut(text, " ")
+			if slices.Contains(known, specs.LinuxNamespaceType(typ)) {
+				l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.LinuxNamespaceType(typ), Path: path})
 			}
 		}
-		return ""
-	})
+	}
+	l.GIDMappings = l.UIDMappings
+}
+
+// CVE-2021-43784: lengths that 16 bits do not hold.
+func TestA16HugeConfiguration(t *testing.T) {
+	ours := hako(t)
+	for namespace, change := range map[string]func(*specs.Linux){
+		"user": func(l *specs.Linux) {
+			l.Namespaces = append(l.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+			for i := range uint32(4096) {
+				l.UIDMappings = append(l.UIDMappings, specs.LinuxIDMapping{ContainerID: i, HostID: 100000 + i, Size: 1})
+			}
+			l.GIDMappings = l.UIDMappings
+		},
+		"net": func(l *specs.Linux) { l.Namespaces[4].Path = "/" + strings.Repeat("x", 1<<16-len("network /")) },
+	} {
+		hosts, err := os.Readlink("/proc/self/ns/" + namespace)
+		must(t, err)
+		attempt := func(handed func(*specs.Linux)) string {
+			b := newBundle(t, "echo started in $(readlink /proc/self/ns/"+namespace+")")
+			change(b.spec.Linux)
+			handed(b.spec.Linux)
+			switch out := b.run(ours); {
+			case strings.Contains(out.text, "started in "+hosts):
+				return "started in the host's namespace"
+			case out.err == nil || strings.Contains(out.text, "started") || strings.Contains(out.text, "goroutine "):
+				return fmt.Sprintf("no clean refusal: %v %s", out.err, out.text)
+			}
+			return ""
+		}
+		control := attempt(shortLengths)
+		if !strings.Contains(control, "host's") {
+			t.Errorf("control: %s", control)
+		}
+		compared(t, "A16 CVE-2021-43784 lengths, "+namespace, "lengths of 16 bits", control, attempt(func(*specs.Linux) {}))
+	}
+}
+
+// expandEnv makes this program a runtime that makes numbers of the configuration's lists.
+const expandEnv = "HAKO_SECURITY_EXPAND"
+
+// expand is how a list is obviously read. It ends where it has shown what that costs.
+func expand() int {
+	if !slices.Contains(os.Args, "run") {
+		return 0
+	}
+	raw, err := os.ReadFile("config.json")
+	var spec specs.Spec
+	if err = errors.Join(err, json.Unmarshal(raw, &spec)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cpu := spec.Linux.Resources.CPU
+	if cpu == nil {
+		return 0
+	}
+	var all []uint64
+	for _, list := range []string{cpu.Cpus, cpu.Mems} {
+		if list == "" {
+			continue
+		}
+		first, last, _ := strings.Cut(list, "-")
+		from, err := strconv.ParseUint(first, 10, 64)
+		to, err2 := strconv.ParseUint(last, 10, 64)
+		if err = errors.Join(err, err2); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		for n := from; n <= to; n++ {
+			if all = append(all, n); len(all) > 9<<20 {
+				return 1
+			}
+		}
+	}
+	return 0
 }
 
 // CVE-2018-20699: huge numbers make a process that expands them.
 func TestA18HugeNumbers(t *testing.T) {
 	needRoot(t)
-	uncontrolled(t, "A18 CVE-2018-20699 huge numbers", "bounds of time and memory", func(t *testing.T, e engine) string {
-		for name, change := range map[string]func(*specs.LinuxResources){
-			"cpus":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Cpus: "1-2147483647"} },
-			"mems":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Mems: "0-4294967295"} },
-			"shares": func(r *specs.LinuxResources) { v := ^uint64(0); r.CPU = &specs.LinuxCPU{Shares: &v, Cpus: "NaN"} },
-			"memory": func(r *specs.LinuxResources) { v := int64(-1 << 63); r.Memory = &specs.LinuxMemory{Limit: &v} },
-		} {
+	self, err := os.Executable()
+	must(t, err)
+	naive := engine{name: "expanding", command: []string{self}, env: []string{expandEnv + "=1"}}
+	battery(t, "A18 CVE-2018-20699 huge numbers", false, []engine{naive}, func(t *testing.T, e engine) string {
+		attempt := func(change func(*specs.LinuxResources)) (hit string, accepted bool) {
 			b := newBundle(t, "true")
 			change(b.spec.Linux.Resources)
 			b.writeConfig()
 			rss, cpu, err := b.took(e, "run", b.id)
 			b.remove(e)
 			if cpu > 5*time.Second {
-				return fmt.Sprintf("%s: took %v of the CPU", name, cpu)
+				return fmt.Sprintf("took %v of the CPU", cpu), err == nil
 			}
 			if rss > 64<<10 {
-				return fmt.Sprintf("%s: took %d KiB", name, rss)
+				return fmt.Sprintf("took %d KiB", rss), err == nil
 			}
-			if err == nil && name != "memory" {
-				return name + ": accepted"
+			return "", err == nil
+		}
+		// What is measured is the number, and not the program.
+		if hit, accepted := attempt(func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Cpus: "0-0"} }); hit != "" || !accepted {
+			t.Errorf("%s: an ordinary list: accepted: %t %s", e.name, accepted, hit)
+		}
+		var hits []string
+		for name, change := range map[string]func(*specs.LinuxResources){
+			"cpus":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Cpus: "1-2147483647"} },
+			"mems":   func(r *specs.LinuxResources) { r.CPU = &specs.LinuxCPU{Mems: "0-4294967295"} },
+			"shares": func(r *specs.LinuxResources) { v := ^uint64(0); r.CPU = &specs.LinuxCPU{Shares: &v, Cpus: "NaN"} },
+			"memory": func(r *specs.LinuxResources) { v := int64(-1 << 63); r.Memory = &specs.LinuxMemory{Limit: &v} },
+		} {
+			hit, accepted := attempt(change)
+			if accepted && name != "memory" {
+				hit += " accepted"
+			}
+			if hit != "" {
+				hits = append(hits, name+": "+hit)
 			}
 		}
-		return ""
+		return strings.Join(hits, "; ")
+	})
+}
+
+// The annotation of crun by which a configuration names a file for what its hooks say (row B7).
+func TestB7RuntimeAnnotations(t *testing.T) {
+	battery(t, "B7 annotations of a configuration", false, peers(t, "crun"), func(t *testing.T, e engine) string {
+		b := newBundle(t, "true")
+		must(t, os.Mkdir(filepath.Join(b.rootfs, "dev"), 0o755))
+		ran := filepath.Join(b.dir, "ran")
+		b.spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo >>" + ran + "; echo owned; echo owned >&2"}}}} //nolint:staticcheck // what crun knows
+		b.spec.Annotations = map[string]string{
+			"run.oci.hooks.stdout": filepath.Join(b.canary.dir, "sub/file"), "run.oci.hooks.stderr": filepath.Join(b.canary.dir, "new"),
+			"run.oci.handler": "krun", "org.systemd.property.ExecStopPost": b.canary.dir, "io.katacontainers.config.hypervisor.path": b.canary.dir,
+		}
+		if e.name == "crun" {
+			delete(b.spec.Annotations, "run.oci.handler") // Debian's is built without it, and refuses
+		}
+		out := b.run(e)
+		if _, err := os.Stat(ran); err != nil {
+			t.Errorf("%s: the hook did not run: %v %s", e.name, out.err, out.text)
+		}
+		return b.canary.touched(t)
 	})
 }
 

@@ -41,7 +41,7 @@ func TestNormalBuildsAreSecure(t *testing.T) {
 	}
 }
 
-// docs/security.md names a test for each row: they must exist.
+// docs/security.md names a test for each row, and a control: they must exist.
 func TestDocumentedTestsExist(t *testing.T) {
 	doc, err := os.ReadFile("../../docs/security.md")
 	must(t, err)
@@ -51,6 +51,13 @@ func TestDocumentedTestsExist(t *testing.T) {
 	names := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(doc), -1)
 	if len(names) < 40 {
 		t.Errorf("only %d tests are named", len(names))
+	}
+	// Every row of a runtime and of identities has a control.
+	for _, row := range regexp.MustCompile(`(?m)^\| [ABE]\d.*$`).FindAllString(string(doc), -1) {
+		cells := strings.Split(strings.Trim(row, "| "), "|")
+		if control := strings.TrimSpace(cells[len(cells)-1]); len(cells) != 3 || control == "" || strings.HasPrefix(control, "none") {
+			t.Errorf("docs/security.md: no control in %q", row)
+		}
 	}
 	for _, n := range names {
 		if !strings.Contains(declared, "func "+n[1]+"\n") {
