@@ -1,8 +1,8 @@
 // Package cli is the command line for people: commands, progress, tables.
 //
 // In flow arguments, the terminal and files of the user; out flow requests to the
-// Docker Engine API of hakod, and text. It is a client like any other: it knows
-// nothing of the engine's packages.
+// Docker Engine API of hakod, calls of what works with images away from it (Options.Images),
+// text and exit codes. It is a client like any other: it knows nothing of the engine's packages.
 package cli
 
 import (
