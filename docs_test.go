@@ -166,7 +166,7 @@ func TestNamedTestsExist(t *testing.T) {
 var (
 	makeTarget = regexp.MustCompile(`(?m)^([a-z][a-z0-9-]*):`)
 	madeTarget = regexp.MustCompile(`(?:^|&& |sudo )make ([a-z][a-z0-9-]*)`)
-	shBlock    = regexp.MustCompile("(?ms)^ *```(?:sh)?\n(.*?)^ *```")
+	shBlock    = regexp.MustCompile("(?ms)^ *```sh\n(.*?)^ *```")
 )
 
 // TestNamedTargetsExist holds that the documents call only targets that the Makefile has, and that 'make help' tells of each.
