@@ -140,6 +140,9 @@ func (c *config) load(path string, required bool) error {
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return nil
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read configuration: %w (hakod config default prints one; without a file its values count)", err)
+	}
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
 	}
