@@ -10,7 +10,7 @@ export CGO_ENABLED = 0
 BINARIES = hako hakod hako-shim hako-oci
 DEMO     = demo/image/demo-$(GOARCH).tar.gz
 
-.PHONY: all build build-all demo test test-race test-security test-vm test-vm-arm64 test-powercut lint bench fuzz install uninstall man quickstart clean
+.PHONY: all build build-all demo test test-race test-security test-vm test-vm-arm64 test-powercut lint bench fuzz install uninstall man quickstart clean help
 
 all: build
 
@@ -32,7 +32,7 @@ bin/containerd-shim-hako-v2: bin/hako-shim
 build-all: ## everything for both architectures, without keeping it
 	for arch in amd64 arm64; do GOARCH=$$arch $(GO) build -o /dev/null ./... && GOARCH=$$arch $(GO) vet ./cmd/... || exit 1; done
 
-demo: $(DEMO)
+demo: $(DEMO) ## the image that hako load --demo loads
 $(DEMO): $(wildcard demo/*.go demo/*/*.go)
 	$(GO) run ./demo/build -arch $(GOARCH) -o $@
 
@@ -95,12 +95,12 @@ install: build man ## into $(PREFIX)
 	  bin/$$b completion bash > $(SHARE)/bash-completion/completions/$$b && bin/$$b completion zsh > $(SHARE)/zsh/site-functions/_$$b && \
 	  bin/$$b completion fish > $(SHARE)/fish/vendor_completions.d/$$b.fish || exit 1; done
 
-uninstall:
+uninstall: ## what install has put there
 	rm -f $(BINARIES:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(PREFIX)/bin/containerd-shim-hako-v2 $(SHARE)/man/man1/hako.1 $(SHARE)/man/man1/hako-*.1
 	for b in hako hako-oci; do rm -f $(SHARE)/bash-completion/completions/$$b $(SHARE)/zsh/site-functions/_$$b $(SHARE)/fish/vendor_completions.d/$$b.fish; done
 
-clean:
+clean: ## without bin/ and the demo image
 	rm -rf bin demo/image/*.tar.gz
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14

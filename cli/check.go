@@ -57,7 +57,7 @@ Exit status: 0 clean, or repaired; 1 there are problems; 3 the check could not b
 	fs := cmd.Flags()
 	fs.BoolVar(&deep, "deep", false, "read and hash all that is there")
 	fs.BoolVar(&repair, "repair", false, "mend what is found")
-	fs.StringVar(&format, "format", "", `"json"`)
+	fs.StringVar(&format, "format", "", `"json": the report as one object (default: a finding a line)`)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if format != "" && format != "json" {
 			return usage("bad format %q: expected json", format)

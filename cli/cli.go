@@ -1,8 +1,8 @@
 // Package cli is the command line for people: commands, progress, tables.
 //
 // In flow arguments, the terminal and files of the user; out flow requests to the
-// Docker Engine API of hakod, and text. It is a client like any other: it knows
-// nothing of the engine's packages.
+// Docker Engine API of hakod, calls of what works with images away from it (Options.Images),
+// text and exit codes. It is a client like any other: it knows nothing of the engine's packages.
 package cli
 
 import (
@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -149,12 +150,27 @@ the default socket, in that order.`,
 		}
 	}
 	// The long forms that docker's users may be used to: hako container ls, hako image prune.
-	container := group("container", "Manage containers", append(longForms(a.containerCommands(), "ps", "ls"), a.containerPruneCommand())...)
+	containers := longForms(a.containerCommands(), "ps", "ls")
+	containers[slices.IndexFunc(containers, func(c *cobra.Command) bool { return c.Name() == "inspect" })] = a.containerInspectCommand()
+	container := group("container", "Manage containers", append(containers, a.containerPruneCommand())...)
 	image := group("image", "Manage images", append(append(longForms(a.imageCommands(), "images", "ls", "rmi", "rm"), a.imagePruneCommand()), a.imageToolCommands()...)...)
 	container.GroupID, image.GroupID = "container", "image"
 	root.AddCommand(container, image)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommandGroupID("system")
+	root.InitDefaultHelpCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "help" {
+			c.Use, c.Short, c.Long = "help [COMMAND]", "Show the help of a command", "Show the help of a command, as 'hako COMMAND --help' does."
+			c.Run, c.RunE = nil, func(_ *cobra.Command, args []string) error {
+				about, rest, err := root.Find(args)
+				if err != nil || about.HasSubCommands() && len(rest) > 0 {
+					return unknownCommand(about, rest[0])
+				}
+				return about.Help()
+			}
+		}
+	}
 	tidyUsage(root)
 	root.InitDefaultVersionFlag()
 	root.Flags().Lookup("version").Usage = "print the version"

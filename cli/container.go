@@ -212,7 +212,7 @@ func (a *app) updateCommand() *cobra.Command {
 	fs.StringVar(&f.cpusetMems, "cpuset-mems", "", "memory nodes to use")
 	fs.Int64Var(&f.pidsLimit, "pids-limit", 0, "limit of processes; -1: unlimited")
 	fs.Uint16Var(&f.blkioWeight, "blkio-weight", 0, "relative weight of block I/O, 10 to 1000")
-	fs.StringVar(&f.restart, "restart", "", "restart policy")
+	fs.StringVar(&f.restart, "restart", "", `when to restart: "no", "on-failure[:N]", "always", "unless-stopped"`)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if fs.NFlag() == 0 {
 			return &exitError{exitGeneral, "nothing to update: give at least one option"}

@@ -60,7 +60,7 @@ func (a *app) doctorCommand() *cobra.Command {
 			}
 			return nil
 		}}
-	cmd.Flags().StringVar(&format, "format", "", `"json"`)
+	cmd.Flags().StringVar(&format, "format", "", `"json": a list of all findings (default: a finding a line)`)
 	cmd.Flags().StringVar(&root, "root", "", "the daemon's data folder, whose disk is checked (default: the one that the daemon names if it answers, else "+defaultRoot+")")
 	return cmd
 }

@@ -183,10 +183,14 @@ References:
   dir:DIR                     a folder with one image's files, as skopeo makes them
   local:NAME, or just NAME    the daemon's images`
 
-// toolFlags are those of the commands here.
-func (a *app) toolFlags(fs *pflag.FlagSet) {
+// registryFlags are those of commands that speak to registries.
+func (a *app) registryFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&a.registryDir, "registry-dir", "/etc/hako/certs.d", "folder with HOST/hosts.toml: mirrors and certificates")
 	fs.IntVar(&a.retryTimes, "retry-times", 4, "how often a request to a registry is made again after a network error, 429 or 5xx")
+}
+
+// daemonFlags are those of commands that reach the daemon's images.
+func (a *app) daemonFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&a.containerd, "containerd-socket", "", "the daemon's containerd socket (default: beside its Docker socket)")
 }
 
@@ -247,12 +251,18 @@ func parsePlatforms(list []string) ([]ocispec.Platform, error) {
 }
 
 func (a *app) imageToolCommands() []*cobra.Command {
-	list := []*cobra.Command{
-		a.imageInspectCommand(), a.imageCopyCommand(), a.imageSyncCommand(), a.imageTagsCommand(), a.imageDeleteCommand(),
-		a.imageConvertCommand(), a.imageDiffCommand(), a.imageVerifyCommand(), a.imageMountCommand(), a.imageUnmountCommand(),
+	// Some are about registries, some about the daemon, most about places of all kinds.
+	registries := []*cobra.Command{a.imageTagsCommand(), a.imageDeleteCommand(), a.imageVerifyCommand()}
+	daemon := []*cobra.Command{a.imageMountCommand(), a.imageUnmountCommand()}
+	list := []*cobra.Command{a.imageInspectCommand(), a.imageCopyCommand(), a.imageSyncCommand(), a.imageConvertCommand(), a.imageDiffCommand()}
+	for _, c := range slices.Concat(registries, list) {
+		a.registryFlags(c.Flags())
 	}
+	for _, c := range slices.Concat(daemon, list) {
+		a.daemonFlags(c.Flags())
+	}
+	list = slices.Concat(list, registries, daemon)
 	for _, c := range list {
-		a.toolFlags(c.Flags())
 		c.RunE = interruptible(c.RunE)
 	}
 	return append(list, a.loginCommand(), a.logoutCommand())

@@ -43,7 +43,7 @@ The daemon checks by itself before it pulls, where its configuration says so: se
 docs/image-tools.md.`,
 		Example: `  hako image verify --key cosign.pub registry.example.com/app:1
   hako image verify --certificate-identity https://github.com/o/r/.github/workflows/release.yml@refs/heads/main \
-    --certificate-oidc-issuer https://token.actions.githubusercontent.com ghcr.io/o/r:1
+    --certificate-oidc-issuer https://token.actions.githubusercontent.com --trusted-root trusted_root.json ghcr.io/o/r:1
   hako image verify --policy /etc/hako/config.toml registry.example.com/team/app:1`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if len(issuers) != len(subjects) {

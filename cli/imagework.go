@@ -96,7 +96,7 @@ func (a *app) imageSyncCommand() *cobra.Command {
 folder, and skip those that are up to date. A failure does not stop the others; the exit
 code tells. The file is skopeo's, or says:
 
-  destination: docker://mirror.example.com/hub   # or oci:/srv/mirror, or the second argument
+  destination: docker://mirror.example.com/hub   # or oci:/srv/mirror
   registries:
     docker.io:
       repositories:
@@ -108,7 +108,7 @@ code tells. The file is skopeo's, or says:
       referrers: true                            # with signatures
       tls-verify: false                          # and username, password, token
 
-A destination docker://HOST/PATH gets PATH/REPOSITORY; a folder oci:DIR a layout in
+The second argument is the destination in place of the file's. A destination docker://HOST/PATH gets PATH/REPOSITORY; a folder oci:DIR a layout in
 DIR/HOST/REPOSITORY.`,
 		Example: "  hako image sync --dry-run mirror.yaml\n  hako image sync mirror.yaml docker://mirror.example.com\n  hako image sync --scoped docker://registry.example.com/team/app docker://mirror.example.com",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {

@@ -9,6 +9,22 @@ import (
 	"github.com/spf13/cobra"
 )
 
+// containerInspectCommand is the long form, 'hako container inspect', which looks among containers only.
+func (a *app) containerInspectCommand() *cobra.Command {
+	var format string
+	var size bool
+	cmd := &cobra.Command{Use: "inspect [OPTIONS] CONTAINER...", Short: "Show everything about containers", Args: needNames("a container"),
+		Example: "  hako container inspect -f '{{.State.Status}} {{.State.ExitCode}}' web",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.inspectAll(args, format, func(c *client.Client, name string) (any, error) {
+				return inspectAny(cmd.Context(), c, name, "container", size)
+			})
+		}}
+	cmd.Flags().StringVarP(&format, "format", "f", "", `"json" or a Go template`)
+	cmd.Flags().BoolVarP(&size, "size", "s", false, "with the sizes of containers")
+	return cmd
+}
+
 func (a *app) inspectCommand() *cobra.Command {
 	var format, kind string
 	var size bool

@@ -107,7 +107,7 @@ keep them where docker does: with the credential helper that ~/.docker/config.js
 	fs.StringVar(&certDir, "cert-dir", "", "folder with *.crt, and NAME.cert with NAME.key")
 	fs.StringVar(&authFile, "authfile", "", authFileHelp)
 	fs.BoolVar(&getLogin, "get-login", false, "only print the name that is logged in")
-	a.toolFlags(fs)
+	a.registryFlags(fs)
 	return cmd
 }
 

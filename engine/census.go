@@ -7,7 +7,8 @@ import (
 	"github.com/hako-engine/hako/image"
 )
 
-// Census counts the objects.
+// Census counts the objects of Docker's API and of the CRI; containers and tasks of containerd's
+// clients are not among them.
 type Census struct {
 	Containers map[Status]int
 	Sandboxes  map[SandboxState]int

@@ -1,11 +1,11 @@
-// Package engine holds the node's objects (containers, execs, images, volumes,
-// networks, events) and their state machines, and takes them up again after a
+// Package engine holds the node's objects (containers, pods' sandboxes, tasks, execs, images,
+// volumes, networks, events) and their state machines, and takes them up again after a
 // restart of the daemon.
 //
-// In flow requests in the engine's own types from the front-ends (api/docker); out
-// flow snapshots, bundles and commands to the rooms below, which the engine knows
-// only by the small interfaces of deps.go. Every
-// request takes a context; every error has a class of errdefs, and a text that
+// In flow requests in the engine's own types from the doors (api/docker, api/cri,
+// api/containerd), and what plugins want (api/nri); out flow snapshots, bundles and
+// commands to the rooms below, which the engine knows only by the small interfaces of
+// deps.go. Every request takes a context; every error has a class of errdefs, and a text that
 // Docker's users know where there is one. Values given out are copies.
 //
 // Guarantees: what was acknowledged survives kill -9 of the daemon; containers run

@@ -148,8 +148,8 @@ func (e *Engine) createVolume(ctx context.Context, v Volume) (_ Volume, made boo
 	return v, true, nil
 }
 
-// makeVolumeFolder makes a volume's folder, if there is none: closed to everybody but root,
-// with the files' own inside.
+// makeVolumeFolder makes a volume's folder, if there is none, which only root can list, and in it
+// that of the files. The folder of all volumes (0710) lets nobody else in.
 func makeVolumeFolder(data string) error {
 	if err := os.Mkdir(filepath.Dir(data), 0o701); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err

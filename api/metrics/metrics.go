@@ -48,7 +48,7 @@ func New(version string) *Metrics {
 		docker: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "hako_docker_request_duration_seconds",
 			Help: "How long requests of the Docker API took, streams included, by route and HTTP status.", Buckets: callBuckets}, []string{"route", "code"}),
 		pulls: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "hako_image_pull_duration_seconds",
-			Help: "How long pulls of images took, by result (ok or error).", Buckets: pullBuckets}, []string{"result"}),
+			Help: "How long pulls of images by Docker's API and the CRI took, by result (ok or error).", Buckets: pullBuckets}, []string{"result"}),
 		bytes: prometheus.NewCounter(prometheus.CounterOpts{Name: "hako_image_pull_bytes_total",
 			Help: "Bytes of layers that pulls got from registries."}),
 	}
@@ -62,10 +62,10 @@ func New(version string) *Metrics {
 // Watch adds the objects of an engine: count is called for each scrape.
 func (m *Metrics) Watch(count func() engine.Census) {
 	m.registry.MustRegister(&census{count: count,
-		containers: prometheus.NewDesc("hako_containers", "Containers by state.", []string{"state"}, nil),
+		containers: prometheus.NewDesc("hako_containers", "Containers of Docker's API and of pods, by state.", []string{"state"}, nil),
 		sandboxes:  prometheus.NewDesc("hako_pod_sandboxes", "Pod sandboxes by state.", []string{"state"}, nil),
 		execs:      prometheus.NewDesc("hako_execs", "Commands that run in containers for clients.", nil, nil),
-		shims:      prometheus.NewDesc("hako_shims", "Shim processes: one for each pod, and each lone container that runs.", nil, nil),
+		shims:      prometheus.NewDesc("hako_shims", "Shim processes: one for each pod, and each lone container that runs; not those of tasks of containerd's clients.", nil, nil),
 	})
 }
 

@@ -6,6 +6,9 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,5 +81,57 @@ func TestMetrics(t *testing.T) {
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/debug/pprof/", nil))
 	if w.Code != http.StatusNotFound {
 		t.Errorf("another path: %d", w.Code)
+	}
+}
+
+// TestDocumented holds docs/metrics.md to the code: each metric is there, with its labels, and no other.
+func TestDocumented(t *testing.T) {
+	t.Parallel()
+	doc, err := os.ReadFile("../../docs/metrics.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := map[string]string{} // name → what the page says of its type and labels
+	for _, m := range regexp.MustCompile("(?m)^\\| `(hako_[a-z_]+)` \\| ([^|]*) \\|").FindAllStringSubmatch(string(doc), -1) {
+		said[m[1]] = m[2]
+	}
+	m := New("1.2.3")
+	m.Watch(func() engine.Census { return engine.Census{} })
+	m.call("/x/Y", time.Now(), nil)
+	m.Docker("GET /x", 200, time.Second)
+	m.Pulled(engine.Pull{})
+	families, err := m.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		name := f.GetName()
+		if !strings.HasPrefix(name, "hako_") {
+			if !strings.HasPrefix(name, "go_") && !strings.HasPrefix(name, "process_") {
+				t.Errorf("docs/metrics.md does not have %s", name)
+			}
+			continue
+		}
+		text, ok := said[name]
+		delete(said, name)
+		if !ok || !strings.HasPrefix(text, strings.ToLower(f.GetType().String())) {
+			t.Errorf("docs/metrics.md says of %s, a %s: %q", name, strings.ToLower(f.GetType().String()), text)
+			continue
+		}
+		_, labels, _ := strings.Cut(text, ":")
+		labels, _, _ = strings.Cut(labels, "(") // what they may be
+		var got []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			got = append(got, "`"+l.GetName()+"`")
+		}
+		want := strings.FieldsFunc(labels, func(r rune) bool { return r == ',' || r == ' ' })
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("docs/metrics.md: the labels of %s are %v, not %v", name, got, want)
+		}
+	}
+	for name := range said {
+		t.Errorf("docs/metrics.md has %s, which there is not", name)
 	}
 }

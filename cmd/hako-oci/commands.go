@@ -236,7 +236,7 @@ func listCommand(a *app, fs *flag.FlagSet) (action, error) {
 			}
 			return 0, w.Flush()
 		}
-		return 0, fmt.Errorf("invalid format option %q", *format)
+		return 0, fmt.Errorf("invalid format option %q: it is table or json", *format)
 	}, nil
 }
 
@@ -272,7 +272,7 @@ func psCommand(a *app, fs *flag.FlagSet) (action, error) {
 		case "table":
 			return 0, psTable(pids, args[1:])
 		}
-		return 0, fmt.Errorf("invalid format option %q", *format)
+		return 0, fmt.Errorf("invalid format option %q: it is table or json", *format)
 	}, nil
 }
 

@@ -79,7 +79,7 @@ func completionCommand(*app, *flag.FlagSet) (action, error) {
 		case args[0] == "fish":
 			text = fishCompletion(global)
 		default:
-			return 0, fmt.Errorf("unknown shell %q", args[0])
+			return 0, fmt.Errorf("unknown shell %q: bash, zsh and fish are known", args[0])
 		}
 		_, err := os.Stdout.WriteString(text)
 		return 0, err

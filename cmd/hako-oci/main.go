@@ -112,7 +112,7 @@ func Main(args []string) int {
 	commands := commandTable()
 	i := slices.IndexFunc(commands, func(c command) bool { return c.name == name })
 	if i < 0 {
-		fmt.Fprintf(os.Stderr, "No help topic for '%s'\n", name)
+		fmt.Fprintf(os.Stderr, "No help topic for '%s' (see hako-oci --help)\n", name)
 		return exitNoSuch
 	}
 	log, closeLog, err := openLog(*g.logFile, *g.logFormat, *g.dbg)
@@ -250,7 +250,7 @@ func openLog(file, format string, dbg bool) (*slog.Logger, func(), error) {
 		return slog.New(slog.NewTextHandler(w, o)), done, nil
 	}
 	done()
-	return nil, nil, fmt.Errorf("invalid log-format: %q", format)
+	return nil, nil, fmt.Errorf("invalid log-format: %q: it is text or json", format)
 }
 
 func oneLine(err error) string {
@@ -274,7 +274,7 @@ func usage(global *flag.FlagSet) {
 }
 
 func commandUsage(w io.Writer, c command, fs *flag.FlagSet) {
-	fmt.Fprintf(w, "Usage: hako-oci %s [flags] %s\n\n%s\n", c.name, c.args, c.help)
+	fmt.Fprintf(w, "Usage: hako-oci %s\n\n%s\n", strings.TrimSpace(c.name+" [flags] "+c.args), c.help)
 	if fs.Lookup("help") != nil {
 		fmt.Fprintln(w, "\nFlags:")
 		printFlags(w, fs)

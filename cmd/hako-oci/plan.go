@@ -23,7 +23,7 @@ import (
 const factsLimit = 4 << 20
 
 func planCommand(a *app, fs *flag.FlagSet) (action, error) {
-	asJSON := fs.Bool("json", false, "print JSON (docs/plan.md)")
+	asJSON := fs.Bool("json", false, "print JSON, as docs/plan.schema.json says")
 	brief := fs.Bool("brief", false, "one line for each action")
 	other := fs.String("diff", "", "a config.json or bundle: print what it would do differently")
 	factsText := fs.String("facts", "", "another host: a file as --print-facts writes it (FILE, - for standard input),\nor changes to this host: cgroup=v1|hybrid|v2,kernel=5.15,rootless=true,apparmor=true,selinux=true,lastcap=40")
@@ -37,11 +37,12 @@ func planCommand(a *app, fs *flag.FlagSet) (action, error) {
 		if len(args) > 0 {
 			*bundle = args[0]
 		}
-		if *execFile != "" && *hook != "" || *printFacts && *execFile+*hook != "" {
-			return 0, fmt.Errorf("plan: %w: these flags exclude each other", errUsage)
-		}
-		if *asJSON && (*brief || *other != "") || *printFacts && (*asJSON || *brief || *other != "") {
-			return 0, fmt.Errorf("plan: %w: these flags exclude each other", errUsage)
+		given := map[string]bool{"exec": *execFile != "", "hook": *hook != "", "json": *asJSON, "brief": *brief, "diff": *other != "", "print-facts": *printFacts}
+		for _, pair := range [][2]string{{"exec", "hook"}, {"json", "brief"}, {"json", "diff"}, {"print-facts", "exec"}, {"print-facts", "hook"},
+			{"print-facts", "json"}, {"print-facts", "brief"}, {"print-facts", "diff"}} {
+			if given[pair[0]] && given[pair[1]] {
+				return 0, fmt.Errorf("plan: %w: --%s and --%s exclude each other", errUsage, pair[0], pair[1])
+			}
 		}
 		change, err := otherFacts(*factsText)
 		if err != nil {

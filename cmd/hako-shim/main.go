@@ -4,7 +4,8 @@
 //	hako-shim -namespace NS -id ID -bundle DIR [flags] serve|start|delete
 //
 // In flow a listening socket on file descriptor 3 (serve) or containerd's shim v2
-// bootstrap (start, delete, -v, -info); see docs/shim.md.
+// bootstrap (start, delete, -v, -info); out flow processes of containers, their logs, exit
+// statuses and events. See docs/shim.md.
 package main
 
 import (

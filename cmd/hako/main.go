@@ -1,6 +1,7 @@
-// Command hako is the command line of the hako container engine. It speaks to
-// hakod's sockets like any other client, and to registries by itself; it links no part
-// of the engine.
+// Command hako is the command line of the hako container engine.
+//
+// In flow arguments, standard input and files of the user; out flow requests to hakod's sockets, as
+// of any other client, requests to registries, text and exit codes. It links no part of the engine.
 package main
 
 import (

@@ -23,8 +23,8 @@ import (
 	"github.com/hako-engine/hako/image/verify"
 )
 
-// config is all that can be set: each field is a flag and a key of the file, of the
-// same name. Where both are given, the flag counts.
+// config is all that can be set: each field is a key of the file and, but for the tables of
+// plugins and rules, a flag of the same name (runtimes: --runtime). Where both are given, the flag counts.
 type config struct {
 	Root             string                 `toml:"root" comment:"Durable files: images, containers, volumes."`
 	State            string                 `toml:"state" comment:"Files that are gone after a reboot: sockets, bundles."`
@@ -123,11 +123,13 @@ func (c *config) flags(fs *pflag.FlagSet) {
 }
 
 // keys are the names that the file may hold.
-func keys() []string {
-	t := reflect.TypeFor[config]()
+func keys() []string { return tomlNames(reflect.TypeFor[config]()) }
+
+// tomlNames are the names of a structure's fields in the file.
+func tomlNames(t reflect.Type) []string {
 	out := make([]string, t.NumField())
 	for i := range out {
-		out[i] = t.Field(i).Tag.Get("toml")
+		out[i], _, _ = strings.Cut(t.Field(i).Tag.Get("toml"), ",")
 	}
 	return out
 }
@@ -137,6 +139,9 @@ func (c *config) load(path string, required bool) error {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && !required {
 		return nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read configuration: %w (hakod config default prints one; without a file its values count)", err)
 	}
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
@@ -151,7 +156,7 @@ func (c *config) load(path string, required bool) error {
 		for _, e := range strict.Errors {
 			row, _ := e.Position()
 			key := strings.Join(e.Key(), ".")
-			msgs = append(msgs, fmt.Sprintf("%s:%d: unknown key %q, did you mean %q?", path, row, key, nearest(key, keys())))
+			msgs = append(msgs, fmt.Sprintf("%s:%d: unknown key %q, did you mean %q?", path, row, key, nearestKey(reflect.TypeFor[config](), e.Key())))
 		}
 		return errors.New(strings.Join(msgs, "\n"))
 	case errors.As(err, &derr):
@@ -165,15 +170,18 @@ func (c *config) load(path string, required bool) error {
 
 // complete fills in what depends on other values, and checks all.
 func (c *config) complete() error {
-	for _, p := range []*string{&c.Root, &c.State} {
-		abs, err := filepath.Abs(*p)
-		if err != nil || *p == "" {
-			return fmt.Errorf("%q is not a folder", *p)
+	for _, d := range []struct {
+		key  string
+		path *string
+	}{{"root", &c.Root}, {"state", &c.State}} {
+		abs, err := filepath.Abs(*d.path)
+		if err != nil || *d.path == "" {
+			return fmt.Errorf("%s: %q is not a folder", d.key, *d.path)
 		}
-		*p = abs
+		*d.path = abs
 	}
 	if c.Root == c.State {
-		return fmt.Errorf("root and state are the same folder, %s", c.Root)
+		return fmt.Errorf("root and state are the same folder, %s: give each its own", c.Root)
 	}
 	for name, p := range map[string]*string{"docker": &c.DockerSocket, "containerd": &c.ContainerdSocket, "cri": &c.CRISocket, "debug": &c.DebugSocket, "nri": &c.NRISocket} {
 		switch {
@@ -206,7 +214,8 @@ func (c *config) complete() error {
 		if slices.Contains(allowed, value) {
 			return nil
 		}
-		return fmt.Errorf("%s: %q is not one of %s", key, value, strings.Join(allowed, ", "))
+		named := slices.DeleteFunc(allowed, func(s string) bool { return s == "" }) // "" is the default
+		return fmt.Errorf("%s: %q is not one of %s", key, value, strings.Join(named, ", "))
 	}
 	for _, err := range []error{
 		oneOf("restore-checkpoints", c.Restore, engine.RestoreNone, engine.RestoreArchives, engine.RestoreImages),
@@ -312,6 +321,24 @@ func (c config) write() ([]byte, error) {
 		}
 	}
 	return []byte(strings.Join(lines, "")), nil
+}
+
+// nearestKey gives the known key that is nearest to one of the file, of which the parts may be names of tables.
+func nearestKey(t reflect.Type, key []string) string {
+	for t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if t.Kind() == reflect.Map && len(key) > 1 {
+		return key[0] + "." + nearestKey(t.Elem(), key[1:])
+	}
+	if t.Kind() != reflect.Struct {
+		return strings.Join(key, ".")
+	}
+	known := tomlNames(t)
+	if i := slices.Index(known, key[0]); i >= 0 && len(key) > 1 {
+		return key[0] + "." + nearestKey(t.Field(i).Type, key[1:])
+	}
+	return nearest(key[0], known)
 }
 
 // nearest gives the known name with the smallest edit distance.

@@ -28,6 +28,16 @@ func TestUnknownNames(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), path+`:2: unknown key "bridge-subnett", did you mean "bridge-subnet"?`) {
 		t.Errorf("unknown key: %v", err)
 	}
+	for text, want := range map[string]string{
+		"[verify.'r.example/team']\nkeyz = ['/k']":                          `unknown key "verify.r.example/team.keyz", did you mean "verify.r.example/team.keys"?`,
+		"[[verify.'*'.identities]]\nissuer = 'x'\nsubjekt = 'y'":            `did you mean "verify.*.identities.subject"?`,
+		"[proxy_plugins.stargz]\ntype = 'snapshot'\nadress = '/run/s.sock'": `did you mean "proxy_plugins.stargz.address"?`,
+		"[runtime]\nrunc = '/usr/sbin/runc'":                                `did you mean "runtimes"?`,
+	} {
+		if err := run([]string{"config", "check", writeConfig(t, text)}, &bytes.Buffer{}); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %s", text, err, want)
+		}
+	}
 	err = run([]string{"--loglevel", "debug"}, &bytes.Buffer{})
 	if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), "did you mean --log-level?") {
 		t.Errorf("unknown flag: %v", err)
@@ -43,12 +53,12 @@ func TestBadValues(t *testing.T) {
 		"snapshotter = 'zfs'":                `snapshotter: "zfs" is not one of auto, erofs, overlayfs, native`,
 		"log-level = 'loud'":                 `log-level: "loud" is not one of debug, info, warn, error`,
 		"bridge-subnet = 'x'":                "bridge-subnet: ",
-		"cgroup-driver = 'x'":                `cgroup-driver: "x" is not one of , cgroupfs, systemd`,
+		"cgroup-driver = 'x'":                `cgroup-driver: "x" is not one of cgroupfs, systemd`,
 		"cgroup-path = 'x'":                  `cgroup-path: "x" is not an absolute path`,
 		"cgroup-path = '/'":                  `cgroup-path: "/" is not an absolute path`,
 		"cgroup-path = '/hako/'":             "cgroup-path: /hako/ is the parent of the containers",
 		"mtu = 'x'":                          "cannot decode TOML string",
-		"root = ''":                          `"" is not a folder`,
+		"root = ''":                          `root: "" is not a folder`,
 		"root = '/a'\nstate = '/a'":          "root and state are the same folder, /a",
 		"metrics-address = 'x:9'":            `metrics-address: "x:9" is not IP:PORT`,
 		"stream-address = ':9'":              "stream-address: address [::]:9 can be reached by other machines, which needs a certificate",

@@ -1,6 +1,9 @@
 // Command hakod is the daemon: it owns the node's objects and serves them on its
-// sockets. In flow flags and a configuration file; the rooms are opened and wired in
-// daemon.go, in one visible place. Containers run on when it ends, however it ends.
+// sockets. The rooms are opened and wired in daemon.go, in one visible place. Containers run
+// on when it ends, however it ends.
+//
+// In flow flags, a configuration file and requests on the sockets; out flow answers, shims, and a
+// log on standard error.
 //
 // Exit codes: 0 after SIGTERM or SIGINT, 1 on errors, 2 on wrong usage. Those of hakod check are
 // 0 for a clean root (or one that was repaired), 1 for problems that are there, 3 if it
@@ -41,9 +44,10 @@ Usage:
                              asked with hako system check. Exit codes: 0 clean,
                              1 problems, 3 not checked
 
-Each flag is also a key of the configuration file, without the dashes. SIGHUP
-makes the daemon read the file again; log level, runtimes and verify change at
-once, the rest at the next start.
+Each flag is also a key of the configuration file, without the dashes (--runtime
+is the table runtimes); the tables proxy_plugins and verify are in the file only.
+Flags count more than the file. SIGHUP makes the daemon read the file again; log
+level, runtimes and verify change at once, the rest at the next start.
 
 Flags:
 `

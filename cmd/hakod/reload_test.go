@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -105,16 +108,79 @@ func TestReload(t *testing.T) {
 	r.apply(eng, rules)
 }
 
-// TestConfigDocumented holds that docs/config.md has each key.
+// TestConfigDocumented holds docs/config.md to the code: each key is there, once, with its default and with when a
+// change of it counts, and no other.
 func TestConfigDocumented(t *testing.T) {
 	t.Parallel()
 	doc, err := os.ReadFile("../../docs/config.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range keys() {
-		if !strings.Contains(string(doc), "\n| `"+key+"` |") {
-			t.Errorf("docs/config.md does not have %s", key)
+	var seen []string
+	for line := range strings.Lines(string(doc)) {
+		cells := strings.Split(line, "|")
+		if !strings.HasPrefix(line, "| `") || len(cells) < 6 {
+			continue
+		}
+		key := strings.Trim(cells[1], " `")
+		seen = append(seen, key)
+		if slices.Index(keys(), key) < 0 {
+			t.Errorf("docs/config.md has %s, which is no key", key)
+			continue
+		}
+		if got, want := strings.TrimSpace(cells[2]), defaultOf(key); want != "" && !strings.HasPrefix(got, "`"+want+"`") || want == "" && strings.HasPrefix(got, "`") && !chosen[key] {
+			t.Errorf("docs/config.md: the default of %s is %s, not %q", key, got, want)
+		}
+		want := "at the next start"
+		if reloads(t, key) {
+			want = "at SIGHUP"
+		}
+		if got := strings.TrimSpace(cells[3]); got != want {
+			t.Errorf("docs/config.md: a change of %s counts %s, not %s", key, want, got)
 		}
 	}
+	for _, key := range keys() {
+		if n := len(slices.DeleteFunc(slices.Clone(seen), func(k string) bool { return k != key })); n != 1 {
+			t.Errorf("docs/config.md has %s %d times", key, n)
+		}
+	}
+}
+
+// chosen are the keys whose default depends on the machine.
+var chosen = map[string]bool{"cgroup-driver": true, "bridge-subnet": true}
+
+// defaultOf is what the configuration has without a file, "" for what is empty or a table.
+func defaultOf(key string) string {
+	c := defaultConfig()
+	switch v := reflect.ValueOf(c).Field(slices.Index(keys(), key)); {
+	case v.Kind() == reflect.Map:
+		return ""
+	case v.Interface() == unset:
+		return strings.TrimSuffix(key, "-socket") + ".sock"
+	default:
+		return fmt.Sprint(v.Interface())
+	}
+}
+
+// reloads tells whether a running daemon takes a change of a key.
+func reloads(t *testing.T, key string) bool {
+	t.Helper()
+	next := defaultConfig()
+	v := reflect.ValueOf(&next).Elem().Field(slices.Index(keys(), key))
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("debug")
+	case reflect.Int:
+		v.SetInt(v.Int() + 1)
+	case reflect.Float64:
+		v.SetFloat(v.Float() / 2)
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		v.SetMapIndex(reflect.ValueOf("x"), reflect.New(v.Type().Elem()).Elem())
+	default:
+		t.Fatalf("%s: what is another %s?", key, v.Kind())
+	}
+	r := &reloader{read: func() (config, error) { return next, nil }, now: defaultConfig(), level: new(slog.LevelVar), log: slog.New(slog.DiscardHandler)}
+	r.apply(&fakeRuntimes{}, &fakeRules{})
+	return len(changed(r.now, next)) == 0
 }

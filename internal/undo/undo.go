@@ -2,7 +2,8 @@
 //
 // In flow named steps as the operation makes progress; on failure they run in
 // reverse order, each one retried, all of them even if some fail, under a context
-// that the client's cancellation does not reach.
+// that the client's cancellation does not reach. Out flow the errors of those that
+// could not be taken back.
 package undo
 
 import (

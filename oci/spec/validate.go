@@ -32,7 +32,7 @@ const Version = "1.3.0"
 func Read(file string) (*specs.Spec, []byte, error) {
 	raw, err := readBounded(file)
 	if os.IsNotExist(err) {
-		return nil, nil, classed.Errorf(errdefs.ErrNotFound, "JSON specification file %s not found", path.Base(file))
+		return nil, nil, classed.Errorf(errdefs.ErrNotFound, "JSON specification file %s not found in %s", path.Base(file), path.Dir(file))
 	}
 	if err != nil {
 		return nil, nil, err

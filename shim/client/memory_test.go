@@ -21,7 +21,7 @@ func TestMemory(t *testing.T) {
 		pid, err := e.shim.Pid(e.ctx)
 		e.check(err)
 		var pss int
-		// A shim gives memory back when it has been quiet for a second.
+		// A shim gives memory back when it has been quiet for a moment.
 		ok := eventually(func() bool {
 			pss = rollup(t, pid, "Pss:")
 			return pss <= maxPSS

@@ -176,7 +176,7 @@ func ReadFrame(r io.Reader, buf []byte) (typ byte, p []byte, err error) {
 const (
 	ServiceTaskV3 = "containerd.task.v3.Task"
 	ServiceTaskV2 = "containerd.task.v2.Task"
-	ServiceHako   = "hako.shim.v1.Shim" // ReopenLog(ProcessRequest) returns Empty
+	ServiceHako   = "hako.shim.v1.Shim" // hako's own: ReopenLog, Reserve
 	ServiceEvents = "containerd.services.events.ttrpc.v1.Events"
 )
 

@@ -182,3 +182,79 @@ func TestDockerRoutes(t *testing.T) {
 		}
 	}
 }
+
+var (
+	fenced = regexp.MustCompile("(?ms)^ *```[a-z]*\n(.*?)^ *```")
+	span   = regexp.MustCompile("`([^`\n]+)`")
+)
+
+// shown gives the command lines in code font and in blocks of a page.
+func shown(text string) (out []string) {
+	for _, block := range fenced.FindAllStringSubmatch(text, -1) {
+		out = append(out, strings.Split(block[1], "\n")...)
+	}
+	for _, m := range span.FindAllStringSubmatch(fenced.ReplaceAllString(text, ""), -1) {
+		out = append(out, m[1])
+	}
+	return out
+}
+
+// TestRuntimeAndDaemonAsShown holds what all pages show of hako-oci and hakod to the programs: commands and flags. In
+// docs/oci.md the commands of hako-oci are also meant without its name.
+func TestRuntimeAndDaemonAsShown(t *testing.T) {
+	built(t)
+	daemon := help(t, "hakod")
+	runtime := map[string]string{} // command → help
+	for _, m := range regexp.MustCompile(`(?m)^  ([a-z]+) {2,}[a-z]`).FindAllStringSubmatch(help(t, "hako-oci"), -1) {
+		runtime[m[1]] = help(t, "hako-oci", m[1])
+	}
+	if len(runtime) < 15 {
+		t.Fatalf("only %d commands of hako-oci were found", len(runtime))
+	}
+	pages, err := filepath.Glob(filepath.Join(top, "docs/*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	for _, path := range append(pages, filepath.Join(top, "README.md"), filepath.Join(top, "ARCHITECTURE.md")) {
+		name, err := filepath.Rel(top, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range shown(page(t, name)) {
+			line, _, _ = strings.Cut(line, "  ") // what it is for
+			words := strings.Fields(line)
+			if len(words) < 2 {
+				continue
+			}
+			if name == "docs/oci.md" && runtime[words[0]] != "" && strings.HasPrefix(words[1], "--") {
+				words = append([]string{"hako-oci"}, words...)
+			}
+			var text, sign string
+			switch {
+			case words[0] == "hako-oci" && runtime[words[1]] != "":
+				text, sign = runtime[words[1]], "-" // as package flag prints them
+			case words[0] == "hako-oci" && words[1] != "COMMAND":
+				t.Errorf("%s: %q: hako-oci has no command %s", name, line, words[1])
+				continue
+			case words[0] == "hakod":
+				text, sign = daemon, "--"
+				if c := words[1]; c != "&" && c != "verify-image" && !strings.HasPrefix(c, "-") && !strings.Contains(daemon, "\n  hakod "+c) {
+					t.Errorf("%s: %q: hakod has no command %s", name, line, c)
+				}
+			default:
+				continue
+			}
+			checked++
+			for _, m := range longFlag.FindAllStringSubmatch(" "+strings.Join(words, " "), -1) {
+				flag := sign + strings.TrimPrefix(m[1], "--")
+				if !hasFlag(text, flag) && flag != sign+"help" && !strings.Contains(text, "["+m[1]+"]") {
+					t.Errorf("%s: %q: %s %s has no flag %s", name, line, words[0], words[1], m[1])
+				}
+			}
+		}
+	}
+	if checked < 25 {
+		t.Errorf("only %d commands were found", checked)
+	}
+}

@@ -3,5 +3,5 @@
 // left of an exec in the daemon (goroutines, descriptors) can be counted; the shim
 // is the real one. The clients are those of Kubernetes.
 //
-// In flows nothing but this repository and the machine's busybox.
+// In flows nothing but this repository and the machine's busybox; out flow verdicts.
 package streaming

@@ -3,6 +3,8 @@
 // Command ocilives makes and ends containers with hako-oci, side by side, and kills
 // hako-oci itself in some of them: test/bench/oci-lives.sh runs it.
 //
+// In flow its flags and the path of hako-oci; out flow a summary and, if anything was wrong, an exit code of 1.
+//
 // A life is create, start, the end of the process, delete. In a killed life one of the
 // three commands gets SIGKILL at a random moment, and delete --force has to clear up after
 // it. Every exit code is checked, and after each life and at the end what is left: state,
