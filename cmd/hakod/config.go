@@ -132,11 +132,15 @@ func keys() []string {
 	return out
 }
 
-// load reads a file over c. A missing one is no error unless it was asked for.
-func (c *config) load(path string, required bool) error {
+// load reads a file over c. Only one that nobody named may be missing.
+func (c *config) load(path string, named bool) error {
 	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !required {
+	switch {
+	case !errors.Is(err, fs.ErrNotExist):
+	case !named:
 		return nil
+	default:
+		return fmt.Errorf("read configuration: %w: make it with hakod config default, or name no file for the defaults", err)
 	}
 	if err != nil {
 		return fmt.Errorf("read configuration: %w", err)
