@@ -172,26 +172,12 @@ func (e *Engine) makeTask(ctx context.Context, t *task, rec containers.Container
 		Stdin: c.Stdin, Stdout: c.Stdout, Stderr: c.Stderr, Checkpoint: checkpoint, Options: t.shims.Options,
 	})
 	if err != nil {
-		return notRunnable(err)
+		return err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.pid = resp.Pid
 	return t.changeLocked(taskCreated)
-}
-
-// notRunnable takes the class from a shim's error about the program that it was to execute: clients would take a
-// missing program for a missing container, task or process.
-func notRunnable(err error) error {
-	if !errdefs.IsNotFound(err) && !errdefs.IsPermissionDenied(err) {
-		return err
-	}
-	for _, s := range []string{"unable to start container process", "exec failed", "executable file"} {
-		if strings.Contains(err.Error(), s) {
-			return errors.New(err.Error())
-		}
-	}
-	return err
 }
 
 // mountAbilities tells what the shim of a task mounts itself.
@@ -526,7 +512,7 @@ func (e *Engine) StartTask(ctx context.Context, id, execID string) (pid uint32, 
 	}
 	resp, err := shim.Start(ctx, &taskapi.StartRequest{ID: id, ExecID: execID})
 	if err != nil {
-		return 0, fmt.Errorf("start task %s: %w", id, notRunnable(err))
+		return 0, fmt.Errorf("start task %s: %w", id, err)
 	}
 	if execID == "" {
 		e.taskStarted(t)

@@ -132,7 +132,7 @@ func (e *Engine) startOurExec(ctx context.Context, c *container, execID string) 
 	resp, err := shim.Start(ctx, &taskapi.StartRequest{ID: c.id, ExecID: execID})
 	if err != nil {
 		shim.Close()
-		return 0, fmt.Errorf("start process %s of container %s: %w", execID, c.id, notRunnable(err))
+		return 0, fmt.Errorf("start process %s of container %s: %w", execID, c.id, err)
 	}
 	// The shims of Docker's containers tell nobody of what they do.
 	e.announce(Namespace, "/tasks/exec-started", &eventsapi.TaskExecStarted{ContainerID: c.id, ExecID: execID, Pid: resp.Pid})

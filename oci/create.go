@@ -493,7 +493,7 @@ func withDevices(r *specs.LinuxResources) *specs.LinuxResources {
 // privilege; to ask for what is there already does not.
 func setOOMScore(pid, score int) error {
 	path := fmt.Sprintf("/proc/%d/oom_score_adj", pid)
-	err := writeExisting(path, strconv.Itoa(score))
+	err := rawfile.Put(path, strconv.Itoa(score))
 	if err == nil {
 		return nil
 	}
@@ -501,19 +501,6 @@ func setOOMScore(pid, score int) error {
 		return nil
 	}
 	return fmt.Errorf("set oom_score_adj to %d: %w", score, err)
-}
-
-// writeExisting writes a small file of procfs with one call.
-func writeExisting(path, value string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return &os.PathError{Op: "write", Path: path, Err: err}
-	}
-	return nil
 }
 
 // raiseLimits lifts hard limits that the child could not lift, because it may have

@@ -10,6 +10,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/launch"
 )
 
@@ -19,7 +20,7 @@ func writeMaps(pid int, l *specs.Linux) error {
 		return rootlessMaps(pid, l)
 	}
 	for file, m := range map[string][]specs.LinuxIDMapping{"uid_map": l.UIDMappings, "gid_map": l.GIDMappings} {
-		if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, file), launch.MapText(m)); err != nil {
+		if err := rawfile.Put(fmt.Sprintf("/proc/%d/%s", pid, file), launch.MapText(m)); err != nil {
 			return err
 		}
 	}
@@ -36,11 +37,11 @@ func rootlessMaps(pid int, l *specs.Linux) error {
 	}{{"newuidmap", "uid_map", l.UIDMappings, os.Geteuid()}, {"newgidmap", "gid_map", l.GIDMappings, os.Getegid()}} {
 		if len(k.maps) == 1 && k.maps[0].Size == 1 && int(k.maps[0].HostID) == k.own {
 			if k.file == "gid_map" {
-				if err := writeExisting(fmt.Sprintf("/proc/%d/setgroups", pid), "deny"); err != nil {
+				if err := rawfile.Put(fmt.Sprintf("/proc/%d/setgroups", pid), "deny"); err != nil {
 					return err
 				}
 			}
-			if err := writeExisting(fmt.Sprintf("/proc/%d/%s", pid, k.file), launch.MapText(k.maps)); err != nil {
+			if err := rawfile.Put(fmt.Sprintf("/proc/%d/%s", pid, k.file), launch.MapText(k.maps)); err != nil {
 				return err
 			}
 			continue

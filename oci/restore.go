@@ -23,6 +23,7 @@ import (
 	"github.com/hako-engine/hako/internal/safepath"
 	"github.com/hako-engine/hako/oci/criu"
 	"github.com/hako-engine/hako/oci/internal/classed"
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
@@ -422,7 +423,7 @@ func (k *restoration) freeze() error {
 			continue
 		}
 		file := filepath.Join(h.Mount, h.Own, "cgroup.procs")
-		if err := writeExisting(file, strconv.Itoa(k.criu)); err != nil && h.V2 == (k.c.state.Cgroups["freezer"] == "") {
+		if err := rawfile.Put(file, strconv.Itoa(k.criu)); err != nil && h.V2 == (k.c.state.Cgroups["freezer"] == "") {
 			return fmt.Errorf("move CRIU out of the container's cgroup: %w", err)
 		}
 	}

@@ -38,7 +38,7 @@ cleanup() {
     "$hako" ps -aq 2>/dev/null | while read -r id; do "$hako" rm -fv "$id" >/dev/null 2>&1 || true; done
     kill "$daemon" 2>/dev/null || true
     wait "$daemon" 2>/dev/null || true
-    bin/hakod --root "$dir/lib" --state "$dir/run" --config "$dir/none.toml" --bridge-name "$bridge" cleanup >/dev/null 2>&1 || true
+    bin/hakod --root "$dir/lib" --state "$dir/run" --config /dev/null --bridge-name "$bridge" cleanup >/dev/null 2>&1 || true
   fi
   if [ $status -ne 0 ] && [ -s "$dir/log" ]; then echo "--- hakod's log:" >&2; tail -20 "$dir/log" >&2; fi
   rm -rf "$dir"
@@ -52,7 +52,7 @@ show hako doctor
 
 step "Starting hakod with root $dir/lib, network $subnet"
 t0=$(now)
-bin/hakod --config "$dir/none.toml" --root "$dir/lib" --state "$dir/run" --containerd-socket '' --cri-socket '' \
+bin/hakod --config /dev/null --root "$dir/lib" --state "$dir/run" --containerd-socket '' --cri-socket '' \
   --bridge-name "$bridge" --bridge-subnet "$subnet" >"$dir/log" 2>&1 &
 daemon=$!
 for _ in $(seq 200); do

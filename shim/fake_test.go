@@ -273,13 +273,19 @@ func (h *harness) must(method string, req, resp wire.Message) {
 // create makes container "c" that runs a shell command.
 func (h *harness) create(command string, io wire.CreateTaskRequest) error {
 	h.t.Helper()
+	h.write(command)
 	io.ID, io.Bundle = "c", h.bundle
+	return h.call("Create", &io, nil)
+}
+
+// write makes the bundle of "c".
+func (h *harness) write(command string) {
+	h.t.Helper()
 	for name, content := range map[string]string{"command": command, "config.json": `{"linux":{"namespaces":[{"type":"pid"}]}}`} {
 		if err := os.WriteFile(filepath.Join(h.bundle, name), []byte(content), 0o600); err != nil {
 			h.t.Fatal(err)
 		}
 	}
-	return h.call("Create", &io, nil)
 }
 
 func (h *harness) start() { h.t.Helper(); h.must("Start", &wire.ProcessRequest{ID: "c"}, nil) }

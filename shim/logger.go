@@ -75,5 +75,5 @@ func startLogger(u *url.URL, r ioRequest, start startChild) (out, errs sink, err
 		ours[1].Close()
 		return nil, nil, err
 	}
-	return ours[0], ours[1], nil
+	return &piped{File: ours[0]}, &piped{File: ours[1]}, nil
 }

@@ -30,7 +30,8 @@ type RuntimeConfig struct {
 	SystemdCgroup bool   `json:"systemdCgroup,omitempty"`
 }
 
-// Runtime makes containers. Its methods may start child processes if they wait for
+// Runtime makes containers. An error about the program that was to be run has no class, whatever its text
+// says: the classes are of containers and processes. Its methods may start child processes if they wait for
 // them before they return; only the pids that they give are left to the shim,
 // which is a child subreaper.
 type Runtime interface {

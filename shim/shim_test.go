@@ -726,7 +726,8 @@ func TestLeftInCreation(t *testing.T) {
 	h := newHarness(t)
 	defer h.s.end()
 	h.rt.creating = make(chan struct{})
-	go h.create("true", wire.CreateTaskRequest{}) // fails: its connection is closed
+	h.write("true")
+	go h.call("Create", &wire.CreateTaskRequest{ID: "c", Bundle: h.bundle}, nil) // fails: its connection is closed
 	<-h.rt.creating
 	h.rpc.Close()
 	state := func() (conns int, leaving bool) {

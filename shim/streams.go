@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,8 +20,8 @@ import (
 )
 
 const (
-	// drainLimit bounds how long the end of a process waits for its output to be taken,
-	// by a FIFO or a logging program that nobody reads.
+	// drainLimit bounds how long the end of a process waits for a FIFO or a logging program
+	// that takes nothing of its output. One that is slow is waited for as for copying.
 	drainLimit = 2 * time.Second
 	// copyLimit bounds it where nobody refuses the output, and it is only not copied yet, as on a
 	// machine with much else to do.
@@ -173,7 +174,42 @@ func openSink(name string) (sink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open output: %w", err)
 	}
+	if st, err := f.Stat(); err == nil && st.Mode()&os.ModeNamedPipe != 0 {
+		return &piped{File: f}, nil
+	}
 	return f, nil
+}
+
+// piped is a FIFO or pipe as a sink. It counts what has gone in: whether a write that takes long
+// stands still, or its reader is only slow.
+type piped struct {
+	*os.File
+	taken atomic.Int64 // bytes
+}
+
+func (p *piped) Write(b []byte) (int, error) {
+	raw, err := p.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	done := 0
+	werr := raw.Write(func(fd uintptr) bool {
+		for done < len(b) {
+			var n int
+			n, err = ignoreEINTR(func() (int, error) { return unix.Write(int(fd), b[done:]) })
+			if errors.Is(err, unix.EAGAIN) {
+				err = nil
+				return false
+			}
+			if err != nil {
+				return true
+			}
+			done += n
+			p.taken.Add(int64(n))
+		}
+		return true
+	})
+	return done, errors.Join(err, werr)
 }
 
 // openInput opens stdin.
@@ -294,22 +330,48 @@ func (s *streams) closeEnds() {
 // clients, whose queues take what is left.
 func (s *streams) drain() {
 	s.clients.unbound()
-	limit := time.NewTicker(drainLimit)
-	defer limit.Stop()
+	ctx, cancel := context.WithTimeout(context.Background(), copyLimit)
+	defer cancel()
 	for _, o := range s.outputs {
 		o.processEnded()
 	}
-	began := time.Now()
+	var waits sync.WaitGroup
 	for _, o := range s.outputs {
-		for waits := true; waits; {
-			select {
-			case <-o.drained:
-				waits = false
-			case <-limit.C:
-				if o.refused.Load() || time.Since(began) >= copyLimit {
-					return
-				}
+		waits.Go(func() {
+			tick := time.NewTicker(drainLimit)
+			defer tick.Stop()
+			o.awaitDrained(ctx, tick.C, o.held())
+		})
+	}
+	waits.Wait()
+}
+
+// notHeld: no write stands before a pipe.
+const notHeld = -1
+
+// held tells how much the reader of a pipe had taken when a write has to wait for it, and else notHeld.
+func (o *output) held() int64 {
+	if o.pipe == nil || !o.refused.Load() {
+		return notHeld
+	}
+	return o.pipe.taken.Load()
+}
+
+// awaitDrained waits for one output, unless its reader takes nothing from one tick to the next. last is what held has given at the
+// beginning.
+func (o *output) awaitDrained(ctx context.Context, tick <-chan time.Time, last int64) {
+	for {
+		select {
+		case <-o.drained:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick:
+			now := o.held()
+			if now != notHeld && now == last {
+				return
 			}
+			last = now
 		}
 	}
 }
@@ -357,13 +419,15 @@ type output struct {
 	src   *os.File
 	to    sink        // nil: nothing but the clients takes it
 	log   *log.Stream // to, if it is one
+	pipe  *piped      // to, if it is one
 
 	mu struct {
 		sync.Mutex
 		taken int64 // bytes read from src
 		given int64 // of these, how many have reached the takers
-		// limit: the process has ended, and its output ends at so many bytes. -1: not yet known.
-		limit int64
+		// limit: the process has ended, and its output ends at so many bytes, or earlier with ending. -1: not yet known.
+		limit  int64
+		ending bool // it ends when a console has nothing more
 	}
 	drained chan struct{} // closed when all output of the process has been given
 	running atomic.Bool   // run closes the sink
@@ -375,6 +439,7 @@ func newOutput(s *streams, frame byte, to sink) *output {
 	o := &output{s: s, frame: frame, to: to, drained: make(chan struct{})}
 	o.mu.limit = -1
 	o.log, _ = to.(*log.Stream)
+	o.pipe, _ = to.(*piped)
 	return o
 }
 
@@ -412,8 +477,14 @@ func (o *output) run() {
 			if n > 0 {
 				o.mu.taken += int64(n)
 			}
+			empty := errors.Is(err, unix.EAGAIN)
+			over := empty && o.mu.ending
 			o.mu.Unlock()
-			if errors.Is(err, unix.EAGAIN) {
+			if over {
+				o.flush()
+				o.isDrained()
+			}
+			if empty {
 				chunks.Put(buf)
 				buf = nil
 				return false
@@ -482,10 +553,14 @@ func (o *output) finish() {
 	o.isDrained()
 }
 
+// consoleHolds is more than a console can hold: 8 KiB on the way (pty(7) gives no number; the kernel's
+// tty_buffer_set_limit in pty.c does) and a page that is ready to be read.
+const consoleHolds = 64 << 10
+
 // processEnded finds out where the output of the process ends: whatever it wrote is
 // in the pipe by now, so that is what has been read, and what the pipe holds. A
-// console hands its data on with a delay; its output ends when it has been still
-// for a moment.
+// console hands its data on with a delay; but poll and read wait for what is on the way before they
+// say that there is nothing.
 func (o *output) processEnded() {
 	if o.src == nil {
 		o.isDrained()
@@ -496,22 +571,36 @@ func (o *output) processEnded() {
 		o.isDrained()
 		return
 	}
-	if o.s.terminal {
-		go o.awaitStill()
-		return
-	}
 	o.mu.Lock()
 	held := 0
-	cerr := raw.Control(func(fd uintptr) { held, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	cerr := raw.Control(func(fd uintptr) {
+		if o.s.terminal {
+			held, err = consoleReady(fd)
+		} else {
+			held, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+		}
+	})
 	if cerr != nil || err != nil {
 		held = 0
 	}
 	o.mu.limit = o.mu.taken + int64(held)
+	o.mu.ending = o.s.terminal && held > 0
 	reached := o.mu.given >= o.mu.limit
 	o.mu.Unlock()
 	if reached {
 		o.awaitEOF()
 	}
+}
+
+// consoleReady gives more bytes than a console can hold, or 0 if it holds none.
+func consoleReady(fd uintptr) (int, error) {
+	n, err := ignoreEINTR(func() (int, error) {
+		return unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	})
+	if n > 0 {
+		return consoleHolds, err
+	}
+	return 0, err
 }
 
 // awaitEOF is for a stream that holds nothing more: nearly always nobody else has it
@@ -525,27 +614,6 @@ func (o *output) awaitEOF() {
 			o.isDrained()
 		}
 	}()
-}
-
-func (o *output) awaitStill() {
-	const still = 50 * time.Millisecond
-	var last int64 = -1
-	for {
-		o.mu.Lock()
-		taken, quiet := o.mu.taken, o.mu.taken == o.mu.given
-		o.mu.Unlock()
-		if quiet && taken == last {
-			o.flush()
-			o.isDrained()
-			return
-		}
-		last = taken
-		select {
-		case <-o.drained:
-			return
-		case <-time.After(still):
-		}
-	}
 }
 
 func (o *output) close() {

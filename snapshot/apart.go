@@ -28,6 +28,9 @@ func MountAny(mounts []mount.Mount) (*os.File, error) {
 	return f, err
 }
 
+// apart is a folder of every Linux that holds nothing which a mount could need.
+const apart = "/proc/tty"
+
 func mountApart(mounts []mount.Mount) (f *os.File, err error) {
 	for _, m := range mounts {
 		n := 0
@@ -38,12 +41,6 @@ func mountApart(mounts []mount.Mount) (f *os.File, err error) {
 			return nil, fmt.Errorf("mount %s: %d bytes of options: %w", m.Type, n, errdefs.ErrNotImplemented)
 		}
 	}
-	dir, err := os.MkdirTemp("", "hako-mount-")
-	if err != nil {
-		return nil, err
-	}
-	// In the host's view nothing was ever mounted there.
-	defer func() { err = errors.Join(err, os.Remove(dir)) }()
 	ownthread.Run(func() {
 		if err = unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			err = os.NewSyscallError("unshare", err)
@@ -51,6 +48,17 @@ func mountApart(mounts []mount.Mount) (f *os.File, err error) {
 		}
 		if err = unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 			err = os.NewSyscallError("make mounts private", err)
+			return
+		}
+		// The folder goes with the namespace, however this process ends.
+		if err = unix.Mount("tmpfs", apart, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+			err = os.NewSyscallError("mount tmpfs on "+apart, err)
+			return
+		}
+		// Not only when the thread has ended: the clone is then the last that holds the file systems.
+		defer func() { _ = unix.Unmount(apart, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) }()
+		dir := apart + "/mount"
+		if err = os.Mkdir(dir, 0o700); err != nil {
 			return
 		}
 		if err = mount.All(mounts, dir); err != nil {

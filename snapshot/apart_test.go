@@ -32,6 +32,7 @@ func TestMountAny(t *testing.T) {
 		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
 		must(t, os.WriteFile(filepath.Join(dir, d, "of-"+d), nil, 0o600))
 	}
+	t.Setenv("TMPDIR", filepath.Join(dir, "none")) // nothing is made there, which a kill could leave
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	for name, ms := range map[string][]mount.Mount{
 		"a file system of its own": {{Type: "tmpfs", Source: "tmpfs", Options: []string{"size=1m"}}},

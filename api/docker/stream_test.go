@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -22,6 +23,17 @@ import (
 	"github.com/hako-engine/hako/api/stream"
 	"github.com/hako-engine/hako/engine"
 )
+
+// readFrame reads a frame of the multiplexed format: io.EOF is the end between frames.
+func readFrame(r io.Reader) (stream int, p []byte, err error) {
+	var header [8]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return 0, nil, err
+	}
+	p = make([]byte, binary.BigEndian.Uint32(header[4:]))
+	_, err = io.ReadFull(r, p)
+	return int(header[0]), p, err
+}
 
 func (n *node) dial() *net.UnixConn {
 	n.t.Helper()
@@ -156,14 +168,14 @@ func TestAttach(t *testing.T) {
 			if got := <-p.stdin; got != "input" {
 				t.Errorf("stdin %q", got)
 			}
-			r := stream.NewReader(br)
+			r := br
 			for _, want := range []frame{{1, "out"}, {2, "err"}} {
-				if s, b, err := r.ReadFrame(); err != nil || s != want.stream || string(b) != want.data {
+				if s, b, err := readFrame(r); err != nil || s != want.stream || string(b) != want.data {
 					t.Errorf("%d %q %v, want %v", s, b, err, want)
 				}
 			}
 			close(p.frames)
-			if _, _, err := r.ReadFrame(); !errors.Is(err, io.EOF) {
+			if _, _, err := readFrame(r); !errors.Is(err, io.EOF) {
 				t.Errorf("at the end: %v", err)
 			}
 		})
@@ -233,7 +245,7 @@ func TestExec(t *testing.T) {
 	if resp.StatusCode != 101 {
 		t.Fatal(resp.Status)
 	}
-	if _, b, err := stream.NewReader(br).ReadFrame(); err != nil || string(b) != "done" {
+	if _, b, err := readFrame(br); err != nil || string(b) != "done" {
 		t.Errorf("%q %v", b, err)
 	}
 
@@ -243,7 +255,7 @@ func TestExec(t *testing.T) {
 	if resp.StatusCode != 101 {
 		t.Fatal(resp.Status)
 	}
-	if _, b, err := stream.NewReader(br).ReadFrame(); err != nil || string(b) != "exec: nope: not found\r\n" {
+	if _, b, err := readFrame(br); err != nil || string(b) != "exec: nope: not found\r\n" {
 		t.Errorf("%q %v", b, err)
 	}
 	for _, st := range []engine.Status{engine.StatusPaused, engine.StatusExited} {
@@ -303,9 +315,9 @@ func TestLogs(t *testing.T) {
 	}
 	n := serve(t, f)
 	frames := func(query string) (out []frame) {
-		r := stream.NewReader(strings.NewReader(n.expect(200, "GET", "/v1.50/containers/x/logs?stdout=1&stderr=1"+query, "")))
+		r := strings.NewReader(n.expect(200, "GET", "/v1.50/containers/x/logs?stdout=1&stderr=1"+query, ""))
 		for {
-			s, b, err := r.ReadFrame()
+			s, b, err := readFrame(r)
 			if errors.Is(err, io.EOF) {
 				return out
 			}

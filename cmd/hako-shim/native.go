@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/hako-engine/hako/oci"
+	"github.com/hako-engine/hako/oci/launch"
 	"github.com/hako-engine/hako/shim"
 	"github.com/hako-engine/hako/shim/wire"
 )
@@ -43,7 +44,7 @@ func (n native) Create(ctx context.Context, id string, o shim.CreateOptions) (sh
 		})
 	}
 	if err != nil {
-		return nil, err
+		return nil, notRun(err)
 	}
 	if c.PidFD != nil {
 		c.PidFD.Close() // the shim has one of its own
@@ -113,7 +114,17 @@ func (n nativeContainer) Start(ctx context.Context) error {
 	if n.restored {
 		return n.c.Resume(ctx)
 	}
-	return n.c.Start(ctx)
+	return notRun(n.c.Start(ctx))
+}
+
+// notRun takes the class from the error of a step on the way to the program: whoever calls a shim would take a missing
+// program for a missing container, task or process.
+func notRun(err error) error {
+	var step *launch.StepError
+	if errors.As(err, &step) && !errdefs.IsInvalidArgument(err) {
+		return errors.New(err.Error())
+	}
+	return err
 }
 
 func (n nativeContainer) Checkpoint(ctx context.Context, o shim.CheckpointOptions) error {
@@ -129,7 +140,7 @@ func (n nativeContainer) Checkpoint(ctx context.Context, o shim.CheckpointOption
 func (n nativeContainer) Exec(ctx context.Context, o shim.ExecOptions) (shim.Process, error) {
 	p, err := n.c.Exec(ctx, oci.ExecOptions{Process: o.Process, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
 	if err != nil {
-		return shim.Process{}, err
+		return shim.Process{}, notRun(err)
 	}
 	if p.PidFD != nil {
 		p.PidFD.Close()

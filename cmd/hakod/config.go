@@ -134,11 +134,15 @@ func tomlNames(t reflect.Type) []string {
 	return out
 }
 
-// load reads a file over c. A missing one is no error unless it was asked for.
-func (c *config) load(path string, required bool) error {
+// load reads a file over c. Only one that nobody named may be missing.
+func (c *config) load(path string, named bool) error {
 	raw, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !required {
+	switch {
+	case !errors.Is(err, fs.ErrNotExist):
+	case !named:
 		return nil
+	default:
+		return fmt.Errorf("read configuration: %w: make it with hakod config default, or name no file for the defaults", err)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read configuration: %w (hakod config default prints one; without a file its values count)", err)

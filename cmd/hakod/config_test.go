@@ -77,8 +77,22 @@ func TestBadValues(t *testing.T) {
 			t.Errorf("%s: %v, want %s", text, err, want)
 		}
 	}
-	if err := run([]string{"config", "check", filepath.Join(t.TempDir(), "none")}, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("missing file: %v", err)
+}
+
+// TestMissingFile: a file that somebody names is there, or what they wanted of it would be lost without a word.
+func TestMissingFile(t *testing.T) {
+	t.Parallel()
+	none := filepath.Join(t.TempDir(), "none")
+	for _, args := range [][]string{
+		{"config", "check", none}, {"--config", none, "config", "check"}, {"--config", none}, {"--config", none, "check"}, {"--config=" + none, "cleanup"},
+	} {
+		if err := run(args, &bytes.Buffer{}); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "make it with hakod config default") {
+			t.Errorf("%v: %v", args, err)
+		}
+	}
+	c, err := settings(none, false, nil)
+	if want := defaultConfig(); err != nil || c.Root != want.Root {
+		t.Errorf("the default file is missing: %+v, %v", c, err)
 	}
 }
 

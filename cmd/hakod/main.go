@@ -83,7 +83,7 @@ func run(args []string, out io.Writer) error {
 	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.SortFlags = false
-	path := fs.String("config", defaultConfigPath, "Configuration file; it may be missing.")
+	path := fs.String("config", defaultConfigPath, "Configuration file. Only the default one may be missing.")
 	showVersion := fs.Bool("version", false, "Print the version.")
 	cfg.flags(fs)
 	var cf checkFlags
@@ -112,14 +112,19 @@ func run(args []string, out io.Writer) error {
 		}
 		return err
 	case len(cmd) >= 2 && len(cmd) <= 3 && cmd[0] == "config" && cmd[1] == "check":
+		named := fs.Changed("config")
 		if len(cmd) == 3 {
-			*path = cmd[2]
+			*path, named = cmd[2], true
 		}
-		if err := errors.Join(cfg.load(*path, true)); err != nil {
+		if err := cfg.load(*path, named); err != nil {
 			return err
 		}
 		if err := cfg.complete(); err != nil {
 			return fmt.Errorf("%s: %w", *path, err)
+		}
+		if _, err := os.Stat(*path); errors.Is(err, os.ErrNotExist) {
+			fmt.Fprintf(out, "there is no %s: the defaults hold\n", *path)
+			return nil
 		}
 		fmt.Fprintf(out, "%s is valid\n", *path)
 		return nil
@@ -133,7 +138,7 @@ func run(args []string, out io.Writer) error {
 	if fs.Arg(0) != "check" && (fs.Changed("repair") || fs.Changed("deep") || fs.Changed("format")) {
 		return fmt.Errorf("--repair, --deep and --format are of hakod check: %w", errUsage)
 	}
-	given := func() (config, error) { return settings(*path, args) }
+	given := func() (config, error) { return settings(*path, fs.Changed("config"), args) }
 	cfg, err := given()
 	if err != nil {
 		return err
@@ -155,15 +160,15 @@ func run(args []string, out io.Writer) error {
 	return serve(ctx, cfg, newReloader(cfg, given, level, log), log)
 }
 
-// settings reads the file, lays the flags over it, and checks the whole.
-func settings(path string, args []string) (config, error) {
+// settings reads the file, which the user may have named, lays the flags over it, and checks the whole.
+func settings(path string, named bool, args []string) (config, error) {
 	cfg := defaultConfig()
 	fs := pflag.NewFlagSet("hakod", pflag.ContinueOnError)
 	fs.String("config", path, "")
 	fs.Bool("version", false, "")
 	new(checkFlags).flags(fs)
 	cfg.flags(fs)
-	if err := cfg.load(path, false); err != nil {
+	if err := cfg.load(path, named); err != nil {
 		return cfg, err
 	}
 	if err := fs.Parse(args); err != nil {

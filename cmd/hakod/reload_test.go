@@ -48,7 +48,7 @@ func (f *fakeRules) SetRules(m map[string]verify.Rule) error {
 func TestReload(t *testing.T) {
 	t.Parallel()
 	path := writeConfig(t, "log-level = 'info'\n")
-	read := func() (config, error) { return settings(path, []string{"--mtu", "1400"}) }
+	read := func() (config, error) { return settings(path, false, []string{"--mtu", "1400"}) }
 	cfg, err := read()
 	if err != nil || cfg.MTU != 1400 {
 		t.Fatalf("%+v, %v", cfg, err)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync/atomic"
 
@@ -170,9 +169,6 @@ func verifyByPolicy(ctx context.Context, rep verifyReport, q verifyRequest, ref 
 		return rep, errors.New("--policy goes by the name of an image in a registry, and takes no keys and identities besides")
 	}
 	cfg := defaultConfig()
-	if _, err := os.Stat(q.Policy); err != nil {
-		return rep, err
-	}
 	if err := cfg.load(q.Policy, true); err != nil {
 		return rep, err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/oci/internal/rawfile"
 	"github.com/hako-engine/hako/oci/plan"
 )
 
@@ -51,7 +52,7 @@ func userNamespace(uids, gids []specs.LinuxIDMapping) (_ *os.File, err error) {
 		file string
 		maps []specs.LinuxIDMapping
 	}{{"uid_map", uids}, {"gid_map", gids}} {
-		if err := writeFile(fmt.Sprintf("/proc/%d/%s", pid, k.file), MapText(k.maps)); err != nil {
+		if err := rawfile.Put(fmt.Sprintf("/proc/%d/%s", pid, k.file), MapText(k.maps)); err != nil {
 			return nil, err
 		}
 	}
@@ -65,19 +66,6 @@ func MapText(maps []specs.LinuxIDMapping) string {
 		fmt.Fprintf(&b, "%d %d %d\n", e.ContainerID, e.HostID, e.Size)
 	}
 	return b.String()
-}
-
-// writeFile writes a small file of procfs with one call.
-func writeFile(path, value string) error {
-	fd, err := unix.Open(path, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	defer unix.Close(fd)
-	if _, err := unix.Write(fd, []byte(value)); err != nil {
-		return &os.PathError{Op: "write", Path: path, Err: err}
-	}
-	return nil
 }
 
 // cloneOn clones while the calling thread, and therefore the child, runs on the CPUs of

@@ -64,7 +64,7 @@ func TestRun(t *testing.T) {
 		p := sh("")
 		p.Args = []string{"/bin/missing"}
 		var start *client.StartError
-		if _, _, err := e.shim.Run(e.ctx, client.ExecOptions{ID: e.id, ExecID: "r3", Spec: p}); !errors.As(err, &start) {
+		if _, _, err := e.shim.Run(e.ctx, client.ExecOptions{ID: e.id, ExecID: "r3", Spec: p}); !errors.As(err, &start) || errdefs.IsNotFound(err) {
 			t.Errorf("a missing program: %v", err)
 		}
 		if !gone("r3") {

@@ -274,7 +274,7 @@ func TestBadRequests(t *testing.T) {
 				t.Errorf("delete: %v", derr)
 			}
 		}
-		if !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "/nosuch") {
+		if err == nil || errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "/nosuch") { // the container is there
 			t.Errorf("missing command: %v", err)
 		}
 		os.WriteFile(filepath.Join(e.bundle, "config.json"), []byte("{"), 0o600)

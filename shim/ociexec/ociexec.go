@@ -148,6 +148,9 @@ func classify(command, text string) error {
 	case command == "kill" && has("process already finished", "not running", "no such process", "does not exist", "not found"),
 		command != "create" && has("container does not exist", "does not exist"):
 		return errdefs.ErrNotFound
+	case (command == "create" || command == "start" || command == "exec") &&
+		has("executable file not found", "no such file or directory", "permission denied", "operation not permitted", "is a directory"):
+		return errdefs.ErrUnknown // of the program, see shim.Runtime
 	case has("executable file not found", "no such file or directory"):
 		return errdefs.ErrNotFound
 	case has("permission denied", "operation not permitted", "is a directory"):

@@ -123,8 +123,8 @@ func TestErrors(t *testing.T) {
 		class         error
 	}{
 		{"create", "container with given ID already exists", errdefs.ErrAlreadyExists},
-		{"create", `exec: \"nosuch\": executable file not found in $PATH`, errdefs.ErrNotFound},
-		{"create", `exec: \"/etc\": permission denied`, errdefs.ErrPermissionDenied},
+		{"create", `exec: \"nosuch\": executable file not found in $PATH`, errdefs.ErrUnknown},
+		{"create", `exec: \"/etc\": permission denied`, errdefs.ErrUnknown},
 		{"start", "container does not exist", errdefs.ErrNotFound},
 		{"start", "cannot start an already running container", errdefs.ErrFailedPrecondition},
 		{"kill", "container not running", errdefs.ErrNotFound},

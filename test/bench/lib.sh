@@ -39,7 +39,7 @@ wait_for() { # wait_for SECONDS COMMAND...
 start_hakod() {
   local name=$1; shift
   mkdir -p "$work/$name"
-  unshare -n sh -c 'ip link set lo up; exec "$@"' - "$root/bin/hakod" --config "$work/none.toml" --root "$work/$name/lib" --state "$work/$name/run" \
+  unshare -n sh -c 'ip link set lo up; exec "$@"' - "$root/bin/hakod" --config /dev/null --root "$work/$name/lib" --state "$work/$name/run" \
     --containerd-socket '' --cri-socket '' --bridge-name "hakob$((RANDOM % 10000))" --bridge-subnet 10.231.7.0/24 "$@" >"$work/$name.log" 2>&1 &
   pids+=($!)
   # shellcheck disable=SC2034 # for the script that sources this

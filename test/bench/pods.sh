@@ -31,7 +31,7 @@ cleanup() {
   for p in "${pids[@]}"; do wait "$p" 2>/dev/null || true; done
   if [ -x "$w/hakod" ]; then
     for n in $networks; do
-      if [ -e "$w/$n" ]; then "$w/hakod" --config "$w/none" --root "$w/$n/lib" --state "$w/$n/run" --bridge-name hkpods0 cleanup || true; fi
+      if [ -e "$w/$n" ]; then "$w/hakod" --config /dev/null --root "$w/$n/lib" --state "$w/$n/run" --bridge-name hkpods0 cleanup || true; fi
     done
   fi
   find /sys/fs/cgroup -depth -type d -path "*/hako-pods-$$*" -exec rmdir {} + 2>/dev/null || true
@@ -80,7 +80,7 @@ for net in $networks; do
   mkdir -p "$d/logs"
   pods=pod hako=$net
   [ "$net" = host ] && pods=host hako=builtin
-  daemon=("$w/hakod" --config "$w/none" --root "$d/lib" --state "$d/run" --network "$hako" --cni-conf-dir "$w/cni" --cni-bin-dir "${CNI_BIN:-/opt/cni/bin:/usr/lib/cni}"
+  daemon=("$w/hakod" --config /dev/null --root "$d/lib" --state "$d/run" --network "$hako" --cni-conf-dir "$w/cni" --cni-bin-dir "${CNI_BIN:-/opt/cni/bin:/usr/lib/cni}"
     --containerd-socket "" --bridge-name hkpods0 --bridge-subnet 10.213.8.0/24 --log-level debug)
   "${daemon[@]}" >>"$d/log" 2>&1 & pids=($!)
   for _ in $(seq 100); do [ -S "$d/run/cri.sock" ] && break; sleep 0.1; done

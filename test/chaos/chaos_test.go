@@ -71,7 +71,7 @@ func newNode(t *testing.T, snapshotter string) *node {
 
 func (n *node) args(args ...string) []string {
 	return append(append(args, n.flags...),
-		"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
+		"--config", os.DevNull, "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
 		"--snapshotter", n.snapshotter, "--registry-dir", n.dir, "--bridge-name", fmt.Sprintf("hkc%d", os.Getpid()%100000),
 		"--bridge-subnet", fmt.Sprintf("10.199.%d.0/24", os.Getpid()%250), "--network", "builtin",
 	)

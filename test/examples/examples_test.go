@@ -69,7 +69,7 @@ func daemon(t *testing.T) (host string) {
 	}
 	pid := os.Getpid()
 	flags := []string{
-		"--config", filepath.Join(dir, "none.toml"), "--root", filepath.Join(dir, "lib"), "--state", filepath.Join(dir, "run"),
+		"--config", os.DevNull, "--root", filepath.Join(dir, "lib"), "--state", filepath.Join(dir, "run"),
 		"--containerd-socket", "", "--cri-socket", "", "--bridge-name", fmt.Sprintf("hkx%d", pid%1_000_000),
 		"--bridge-subnet", fmt.Sprintf("10.199.%d.0/24", pid%250),
 	}

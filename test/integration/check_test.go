@@ -37,7 +37,7 @@ func (r checkReport) String() string {
 func checkRoot(t *testing.T, n *node, code int, args ...string) (r checkReport) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(workDir, "hakod"), append([]string{"check", "--format", "json", "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
-		"--config", filepath.Join(n.dir, "none.toml"), "--registry-dir", filepath.Join(n.dir, "certs.d")}, args...)...)
+		"--config", os.DevNull, "--registry-dir", filepath.Join(n.dir, "certs.d")}, args...)...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -481,7 +481,7 @@ func (c checkedNode) overwritePage() {
 		c.t.Fatal(err)
 	}
 	// The daemon does not start on it, and says what to do.
-	out, err := exec.Command(filepath.Join(workDir, "hakod"), "--root", c.lib(), "--state", filepath.Join(c.dir, "run"), "--config", "/none", "--bridge-name", c.bridge).CombinedOutput()
+	out, err := exec.Command(filepath.Join(workDir, "hakod"), "--root", c.lib(), "--state", filepath.Join(c.dir, "run"), "--config", os.DevNull, "--bridge-name", c.bridge).CombinedOutput()
 	if err == nil || !strings.Contains(string(out), fmt.Sprintf("page %d", page)) || !strings.Contains(string(out), "hakod check --repair") {
 		c.t.Errorf("the daemon on a damaged page: %v, %s", err, out)
 	}

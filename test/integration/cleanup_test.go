@@ -26,7 +26,7 @@ func TestCleanup(t *testing.T) {
 	n.docker(t, "run", "--name", "ended", testImage, "true")
 	id := n.docker(t, "inspect", "-f", "{{.Id}}", "orphan")
 
-	args := []string{"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"),
+	args := []string{"--config", os.DevNull, "--root", filepath.Join(n.dir, "lib"),
 		"--state", filepath.Join(n.dir, "run"), "--bridge-name", n.bridge, "cleanup"}
 	if out, err := exec.Command(filepath.Join(workDir, "hakod"), args...).CombinedOutput(); err == nil || !strings.Contains(string(out), "another daemon") {
 		t.Errorf("beside a daemon that runs: %v %s", err, out)
@@ -125,7 +125,7 @@ func TestCleanupHungShim(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.Command(filepath.Join(workDir, "hakod"), "--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--shim-binary", updated,
+	out, err := exec.Command(filepath.Join(workDir, "hakod"), "--config", os.DevNull, "--root", filepath.Join(n.dir, "lib"), "--shim-binary", updated,
 		"--state", filepath.Join(n.dir, "run"), "--bridge-name", n.bridge, "cleanup").CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "killed a shim") || strings.Count(string(out), "killed a shim") != 1 {
 		t.Errorf("%v\n%s", err, out)

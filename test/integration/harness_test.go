@@ -203,7 +203,7 @@ func newNode(flags ...string) (*node, error) {
 // start runs the daemon and waits until it answers.
 func (n *node) start() error {
 	args := append([]string{
-		"--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
+		"--config", os.DevNull, "--root", filepath.Join(n.dir, "lib"), "--state", filepath.Join(n.dir, "run"),
 		"--docker-socket", n.socket, "--containerd-socket", "", "--registry-dir", filepath.Join(n.dir, "certs.d"),
 		"--bridge-name", n.bridge, "--bridge-subnet", n.subnet, "--log-level", "debug",
 	}, append([]string{"--network", "builtin"}, n.flags...)...)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,7 +19,7 @@ func TestSecondDaemon(t *testing.T) {
 	n := sharedWithout(t)
 	second := func(root, bridge string) string {
 		dir := t.TempDir()
-		cmd := exec.Command(filepath.Join(workDir, "hakod"), "--config", filepath.Join(dir, "none"), "--root", root, "--state", filepath.Join(dir, "run"), "--bridge-name", bridge)
+		cmd := exec.Command(filepath.Join(workDir, "hakod"), "--config", os.DevNull, "--root", root, "--state", filepath.Join(dir, "run"), "--bridge-name", bridge)
 		out, err := cmd.CombinedOutput()
 		if err == nil || cmd.ProcessState.ExitCode() != 1 {
 			t.Errorf("a second daemon: %v", err)

@@ -51,7 +51,7 @@ cleanup() {
 	exit $status
 }
 mkdir -p "$w/manifests" "$w/pods" "$w/kubelet" "$w/logs" "$w/cni" "$w/plugins"
-hakod_flags=(--config "$w/none" --root "$w/lib" --state "$w/run" --network "$net" --cni-conf-dir "$w/cni" --cni-bin-dir "${CNI_BIN:-/opt/cni/bin:/usr/lib/cni}"
+hakod_flags=(--config /dev/null --root "$w/lib" --state "$w/run" --network "$net" --cni-conf-dir "$w/cni" --cni-bin-dir "${CNI_BIN:-/opt/cni/bin:/usr/lib/cni}"
 	--containerd-socket "" --bridge-name hkkubelet0 --bridge-subnet 10.213.9.0/24 --log-level debug)
 trap cleanup EXIT
 cp "$hakod" "$(dirname "$hakod")/hako-shim" "$w/"

@@ -327,7 +327,7 @@ func (s settings) look(ctx context.Context, worker int, image string, model *cha
 		}
 	}()
 	// As it lies there, before a daemon has put anything right.
-	args := []string{"--config", filepath.Join(dir, "none"), "--root", root, "--state", state, "--network", "builtin",
+	args := []string{"--config", os.DevNull, "--root", root, "--state", state, "--network", "builtin",
 		"--bridge-name", fmt.Sprintf("hkpc%d", worker), "--bridge-subnet", fmt.Sprintf("10.197.%d.0/24", worker), "--registry-dir", dir, "--snapshotter", s.snapshotter}
 	if _, err := os.Stat(filepath.Join(root, "meta.db")); err == nil {
 		wrong = append(wrong, s.offline(ctx, args)...)

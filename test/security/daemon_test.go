@@ -84,7 +84,7 @@ func startDaemon() (*node, error) {
 	if n.log, err = os.Create(filepath.Join(n.dir, "log")); err != nil {
 		return nil, err
 	}
-	n.cmd = exec.Command(filepath.Join(workDir, "bin/hakod"), "--config", filepath.Join(n.dir, "none.toml"), "--root", filepath.Join(n.dir, "lib"),
+	n.cmd = exec.Command(filepath.Join(workDir, "bin/hakod"), "--config", os.DevNull, "--root", filepath.Join(n.dir, "lib"),
 		"--state", filepath.Join(n.dir, "run"), "--docker-socket", n.socket, "--containerd-socket", "", "--network", "builtin", "--debug-socket", filepath.Join(n.dir, "run/debug.sock"),
 		"--registry-dir", filepath.Join(n.dir, "certs.d"), "--bridge-name", n.bridge, "--bridge-subnet", fmt.Sprintf("10.199.%d.0/24", os.Getpid()%250), "--log-level", "debug")
 	n.cmd.Env = append(os.Environ(), "HAKO_DAEMON_TOKEN="+n.token)

@@ -92,6 +92,19 @@ func Write(path string, data []byte, perm uint32) error {
 	return nil
 }
 
+// Put writes to a file that is there with one call, as those of procfs want it.
+func Put(path, value string) error {
+	fd, err := Open(path, unix.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(value)); err != nil {
+		return &fs.PathError{Op: "write", Path: path, Err: err}
+	}
+	return nil
+}
+
 // CloseAll closes descriptors, neighbours with one call. Negative numbers are skipped.
 func CloseAll(fds ...int) {
 	fds = slices.Clone(fds)
