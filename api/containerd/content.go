@@ -8,6 +8,7 @@ import (
 
 	api "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -159,6 +160,12 @@ func (s *contentService) Write(conn api.Content_WriteServer) (err error) {
 		return err
 	}
 	defer in.w.Close()
+	// The lease keeps what there is of it until the client comes back, however long that takes.
+	if id, ok := leases.FromContext(in.ctx); ok && id != "" {
+		if err := s.opt.Leases.AddResource(in.ctx, leases.Lease{ID: id}, leases.Resource{ID: in.ref, Type: "ingests"}); err != nil {
+			return err
+		}
+	}
 	for {
 		resp, err := in.handle(req)
 		if err != nil {
