@@ -88,10 +88,11 @@ func listBeside[T any](ctx context.Context, fs []string, stored func(context.Con
 
 func (r *recordView) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
 	if isShared(ctx) {
-		// A name of Docker's would mean two containers then.
-		if _, err := r.e.containers.byName(c.ID); err == nil {
-			return containers.Container{}, fmt.Errorf("container %q: Docker has one of this name: %w", c.ID, errdefs.ErrAlreadyExists)
+		free, err := r.claim(c.ID, c.ID, c.Labels[nerdctlName])
+		if err != nil {
+			return containers.Container{}, err
 		}
+		defer free()
 		if r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil {
 			return containers.Container{}, fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
@@ -103,9 +104,39 @@ func (r *recordView) Create(ctx context.Context, c containers.Container) (contai
 	return made, err
 }
 
+// claim keeps Docker from giving names to a container of its own until free is called, by which time a record has them.
+// errdefs.ErrAlreadyExists: Docker has one of them, which would mean two containers then.
+func (r *recordView) claim(id string, names ...string) (free func(), err error) {
+	owner := "containerd:" + id // no container's id
+	var held []string
+	free = func() {
+		for _, n := range held {
+			r.e.containers.unreserve(n, owner)
+		}
+	}
+	for _, n := range names {
+		if n == "" {
+			continue
+		}
+		if r.e.containers.reserve(n, owner) != nil {
+			free()
+			return nil, fmt.Errorf("container %q: Docker has one of the name %q: %w", id, n, errdefs.ErrAlreadyExists)
+		}
+		held = append(held, n)
+	}
+	return free, nil
+}
+
 func (r *recordView) Update(ctx context.Context, c containers.Container, fieldpaths ...string) (containers.Container, error) {
 	if isShared(ctx) && (r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil) {
 		return containers.Container{}, failedf("container %q was made by Docker or the CRI, and is changed there", c.ID)
+	}
+	if isShared(ctx) {
+		free, err := r.claim(c.ID, c.Labels[nerdctlName])
+		if err != nil {
+			return containers.Container{}, err
+		}
+		defer free()
 	}
 	return r.Store.Update(ctx, c, fieldpaths...)
 }
@@ -145,15 +176,6 @@ func (r *registry) exact(id string) *container {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return r.byID[id]
-}
-
-func (r *registry) byName(name string) (id string, err error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if id, ok := r.names[name]; ok {
-		return id, nil
-	}
-	return "", errdefs.ErrNotFound
 }
 
 func (r *sandboxes) exact(id string) *sandbox {
