@@ -26,6 +26,9 @@ import (
 // nerdctlName is the label under which nerdctl keeps a container's name.
 const nerdctlName = "nerdctl/name"
 
+// nerdctlNetworks is the annotation with the networks that nerdctl has put a container on.
+const nerdctlNetworks = "nerdctl/networks"
+
 // stopSignalLabel is where containerd's clients keep the signal that stops a container.
 const stopSignalLabel = "io.containerd.image.config.stop-signal"
 

@@ -3,6 +3,7 @@ package engine
 import (
 	"archive/tar"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -340,5 +342,71 @@ func TestNamesAreOneSet(t *testing.T) {
 	}
 	if _, err := cs.Update(n.ctx, rec("g1", "web"), "labels."+nerdctlName); err != nil {
 		t.Errorf("a name that is free: %v", err)
+	}
+}
+
+// TestClientLabels: nerdctl finds Docker's containers by their names, and keeps notes on them whenever it stops one; what they are stays
+// Docker's to change.
+func TestClientLabels(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	id := n.create("web", Config{Image: testImage, Labels: map[string]string{"a": "b", "empty": ""}})
+	cs := n.e.ContainerStore()
+	get := func() containers.Container {
+		t.Helper()
+		rec, err := cs.Get(n.ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rec
+	}
+	rec := get()
+	var spec struct{ Annotations map[string]string }
+	if err := json.Unmarshal(rec.Spec.GetValue(), &spec); err != nil || spec.Annotations[nerdctlNetworks] != `["none"]` {
+		t.Errorf("%v, %v", spec, err)
+	}
+	if rec.Labels[nerdctlName] != "web" || rec.Labels["a"] != "b" {
+		t.Errorf("labels %v", rec.Labels)
+	}
+	// All of it comes back, as clients do it.
+	rec.Labels[labelRestartStopped] = "true"
+	if out, err := cs.Update(n.ctx, rec); err != nil || out.Labels[labelRestartStopped] != "true" {
+		t.Fatalf("%v, %v", out.Labels, err)
+	}
+	if _, err := cs.Update(n.ctx, containers.Container{ID: id, Labels: map[string]string{"nerdctl/error": "e"}}, "labels.nerdctl/error"); err != nil {
+		t.Error(err)
+	}
+	n.reboot()
+	cs = n.e.ContainerStore()
+	if got := get().Labels; got[labelRestartStopped] != "true" || got["nerdctl/error"] != "e" || got["a"] != "b" {
+		t.Errorf("after a restart: %v", got)
+	}
+	if c, err := n.e.Container(bg, id); err != nil || len(c.Labels) != 2 {
+		t.Errorf("Docker sees %v, %v", c.Labels, err)
+	}
+	for name, change := range map[string]func(*containers.Container){
+		"image":      func(c *containers.Container) { c.Image = "other" },
+		"spec":       func(c *containers.Container) { c.Spec = &anypb.Any{TypeUrl: specType, Value: []byte("{}")} },
+		"no spec":    func(c *containers.Container) { c.Spec = nil },
+		"snapshot":   func(c *containers.Container) { c.SnapshotKey = "other" },
+		"label":      func(c *containers.Container) { c.Labels["a"] = "c" },
+		"less":       func(c *containers.Container) { delete(c.Labels, "a") },
+		"more":       func(c *containers.Container) { c.Labels["x"] = "y" },
+		"name":       func(c *containers.Container) { c.Labels[nerdctlName] = "www" },
+		"extensions": func(c *containers.Container) { c.Extensions = map[string]typeurl.Any{"x": &anypb.Any{}} },
+	} {
+		rec := get()
+		change(&rec)
+		if _, err := cs.Update(n.ctx, rec); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := cs.Update(n.ctx, get(), "spec"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("by its path: %v", err)
+	}
+	rec = get()
+	delete(rec.Labels, labelRestartStopped)
+	if out, err := cs.Update(n.ctx, rec); err != nil || out.Labels[labelRestartStopped] != "" || out.Labels["nerdctl/error"] != "e" {
+		t.Errorf("taken back: %v, %v", out.Labels, err)
 	}
 }

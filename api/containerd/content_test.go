@@ -213,4 +213,17 @@ func TestWriteOffsets(t *testing.T) {
 	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("the digest turns out to be known: %v", err)
 	}
+	if conn, err = raw.Write(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ask(&contentapi.WriteContentRequest{Action: write, Ref: "u", Data: []byte("x")})
+	if err := conn.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Expected: digest.FromString("again").String()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("that nobody had told: %v", err)
+	}
+	if list, err := r.ContentStore().ListStatuses(r.ctx); err != nil || len(list) != 0 {
+		t.Errorf("ingests stay: %v, %v", list, err)
+	}
 }
