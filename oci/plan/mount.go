@@ -31,6 +31,11 @@ var overProc = []string{
 // create makes a file system of the given type, detached, in slot.
 func (b *builder) create(typ, source string, data []string, attr uint64, slot Slot) []*Step {
 	fs := b.slot("fs")
+	return append(b.superblock(typ, source, data, fs), b.mount(fs, attr, slot))
+}
+
+// superblock makes a file system of the given type, of which no mount is made yet.
+func (b *builder) superblock(typ, source string, data []string, fs Slot) []*Step {
 	var steps []*Step
 	add := func(s *Step) { steps = append(steps, s) }
 	add(b.call(sysFsopen, str(typ), flags(unix.FSOPEN_CLOEXEC, "CLOEXEC")).into(fs))
@@ -44,8 +49,12 @@ func (b *builder) create(typ, source string, data []string, attr uint64, slot Sl
 		add(b.call(sysFsconfig, in(fs), flags(unix.FSCONFIG_SET_FD, "SET_FD"), str("pidns"), none, in(b.pidns)))
 	}
 	add(b.config(fs, unix.FSCONFIG_CMD_CREATE, "CMD_CREATE", none, none))
-	add(b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot))
 	return steps
+}
+
+// mount makes a detached mount of a new file system.
+func (b *builder) mount(fs Slot, attr uint64, slot Slot) *Step {
+	return b.call(sysFsmount, in(fs), flags(unix.FSMOUNT_CLOEXEC, "CLOEXEC"), flags(attr, attrText(attr))).into(slot)
 }
 
 // option sets one mount option, "key" or "key=value".
@@ -109,12 +118,22 @@ func (c *compiler) builderFor(m *mount) *builder {
 	return c.host
 }
 
-// reorder makes a copy of a file system that the parent has mounted, because the child has
-// none of the rights for it in its user namespace: the copy comes later in the kernel's
-// list of mounts, after what the child has mounted. Before Linux 6.15 there are no copies
-// of detached mounts.
+// outOfOrder tells whether the parent makes a file system, because the child has none of the
+// rights for it in its user namespace, that is to be listed after what the child has mounted: the kernel lists
+// mounts in the order in which they were made.
+func (c *compiler) outOfOrder(m *mount) bool {
+	return !m.child && !m.bind && c.childMounts && (m.typ != "devpts" || c.spec.Process == nil || !c.spec.Process.Terminal)
+}
+
+// untouched tells whether the parent needs no mount of a file system that it makes.
+func (c *compiler) untouched(m *mount) bool {
+	return !m.copyUp && !m.idmap && !m.relabel && m.dest != "/dev"
+}
+
+// reorder makes a copy of a file system that the parent has mounted: the copy comes later in the
+// list. Before Linux 6.15 there are no copies of detached mounts.
 func (c *compiler) reorder(m *mount) {
-	if m.child || m.bind || !c.childMounts || m.typ == "devpts" && c.spec.Process != nil && c.spec.Process.Terminal {
+	if !c.outOfOrder(m) {
 		return
 	}
 	next := c.child.label()
@@ -155,6 +174,18 @@ func (c *compiler) prepare(m *mount) error {
 	}
 	if m.source == "" {
 		m.source = m.typ
+	}
+	if c.outOfOrder(m) && c.untouched(m) {
+		// The rights are needed for the file system, and not for a mount of it.
+		fs := b.slot("fs-" + m.dest)
+		b.superblock(m.typ, m.source, data, fs)
+		b = c.child
+		b.do("mount %s, in its place in the list of mounts", m.dest)
+		b.mount(fs, attr, m.slot)
+		if m.propagation != 0 && m.propagation != unix.MS_UNBINDABLE {
+			b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
+		}
+		return nil
 	}
 	steps := b.create(m.typ, m.source, data, attr, m.slot)
 	if m.typ == "sysfs" && c.userns {
