@@ -30,6 +30,8 @@ type record struct {
 	Networks []EndpointSettings `json:"networks"`
 	// Started tells that it ran at least once: only such ones are started by a policy.
 	Started bool `json:"started,omitempty"`
+	// ClientLabels are what clients of containerd noted, see isClientLabel.
+	ClientLabels map[string]string `json:"clientLabels,omitempty"`
 }
 
 // container is one container of the engine.

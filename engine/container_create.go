@@ -296,10 +296,14 @@ func (r *registry) making(keys []string, snapshotter string, on bool) {
 // reserveName takes the name asked for, or a random one.
 func (e *Engine) reserveName(name, id string) (string, error) {
 	if name != "" {
-		if err := e.nameFree(name); err != nil {
-			return name, err
+		// In this order: a client of containerd's that comes in between finds it taken.
+		err := e.containers.reserve(name, id)
+		if err == nil {
+			if err = e.nameFree(name); err != nil {
+				e.containers.unreserve(name, id)
+			}
 		}
-		return name, e.containers.reserve(name, id)
+		return name, err
 	}
 	for attempt := 0; ; attempt++ {
 		n := randomName(attempt)

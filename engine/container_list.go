@@ -277,11 +277,12 @@ func (e *Engine) RenameContainer(ctx context.Context, ref, newName string) error
 	if v.Name == newName {
 		return invalidf("Renaming a container with the same name as its current name")
 	}
-	if err := e.nameFree(newName); err != nil {
-		return err
-	}
 	if err := e.containers.reserve(newName, c.id); err != nil {
 		return fmt.Errorf("Error when allocating new name: %w", err)
+	}
+	if err := e.nameFree(newName); err != nil {
+		e.containers.unreserve(newName, c.id)
+		return err
 	}
 	c.mu.Lock()
 	c.rec.Name = newName

@@ -26,6 +26,9 @@ import (
 // nerdctlName is the label under which nerdctl keeps a container's name.
 const nerdctlName = "nerdctl/name"
 
+// nerdctlNetworks is the annotation with the networks that nerdctl has put a container on.
+const nerdctlNetworks = "nerdctl/networks"
+
 // stopSignalLabel is where containerd's clients keep the signal that stops a container.
 const stopSignalLabel = "io.containerd.image.config.stop-signal"
 
@@ -298,7 +301,30 @@ func (e *Engine) endGuest(ctx context.Context, g *guest, sig int, all bool, time
 	}
 }
 
+// keepStopped notes that somebody wants a guest stopped, whatever its restart policy says, and gives it as it is then.
+func (e *Engine) keepStopped(ctx context.Context, g *guest) (*guest, error) {
+	if g.rec.Labels[labelRestartStatus] == "" {
+		return g, nil
+	}
+	ctx = shared(ctx)
+	done, err := e.holdRestart(ctx, g.key())
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	labels := map[string]string{labelRestartStopped: "true"}
+	rec, err := e.opt.ContainerRecords.Update(ctx, containers.Container{ID: g.rec.ID, Labels: labels}, "labels."+labelRestartStopped)
+	if err != nil {
+		return nil, err
+	}
+	return e.newGuest(g.namespace, rec), nil
+}
+
 func (e *Engine) stopGuest(ctx context.Context, g *guest, o StopOptions) error {
+	g, err := e.keepStopped(ctx, g)
+	if err != nil {
+		return err
+	}
 	if !g.live() {
 		return notModifiedf("container %s is already stopped", g.rec.ID)
 	}
@@ -326,6 +352,16 @@ func (e *Engine) killGuest(ctx context.Context, g *guest, sig int) error {
 	if !g.live() {
 		return conflictf("cannot kill container: %s: container %s is not running", g.rec.ID, g.rec.ID)
 	}
+	stop, _, _ := stopParameters(g.view(), StopOptions{})
+	if sig == int(unix.SIGKILL) || sig == stop {
+		var err error
+		if g, err = e.keepStopped(ctx, g); err != nil {
+			return err
+		}
+		if !g.live() {
+			return conflictf("cannot kill container: %s: container %s is not running", g.rec.ID, g.rec.ID)
+		}
+	}
 	ctx = context.WithoutCancel(ctx)
 	if sig == int(unix.SIGKILL) {
 		return e.killGuest9(ctx, g)
@@ -344,6 +380,12 @@ func (e *Engine) freezeGuest(ctx context.Context, g *guest, to Status) error {
 // removeGuest removes task, record and, unless somebody else uses it, the snapshot.
 func (e *Engine) removeGuest(ctx context.Context, g *guest, force bool) error {
 	ctx = shared(context.WithoutCancel(ctx))
+	done, err := e.holdRestart(ctx, g.key())
+	if err != nil {
+		return err
+	}
+	defer done()
+	g = e.newGuest(g.namespace, g.rec) // it may have been started again since it was looked up
 	if g.live() {
 		if !force {
 			return conflictf("cannot remove container %q: container is running: stop the container before removing or force remove", g.rec.ID)
@@ -357,7 +399,7 @@ func (e *Engine) removeGuest(ctx context.Context, g *guest, force bool) error {
 			return err
 		}
 	}
-	err := e.opt.ContainerRecords.Delete(ctx, g.rec.ID)
+	err = e.opt.ContainerRecords.Delete(ctx, g.rec.ID)
 	if errdefs.IsNotFound(err) { // its client was faster
 		return nil
 	} else if err != nil {

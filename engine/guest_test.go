@@ -3,6 +3,7 @@ package engine
 import (
 	"archive/tar"
 	"context"
+	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -234,5 +236,177 @@ func TestCopyMeetsCreation(t *testing.T) {
 	}
 	if got := n.count("task.create"); got != 1 {
 		t.Errorf("%d tasks", got)
+	}
+}
+
+// always makes a guest that is to be started again whenever it ends, and gives its record.
+func (n *taskNode) always(id string) (*fakeTaskShim, containers.Container) {
+	n.t.Helper()
+	s := n.guest(id, testImage)
+	labels := map[string]string{labelRestartStatus: "running", labelRestartPolicy: "always"}
+	rec, err := n.e.ContainerStore().Update(n.ctx, containers.Container{ID: id, Labels: labels}, "labels."+labelRestartStatus, "labels."+labelRestartPolicy)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return s, rec
+}
+
+// TestGuestStaysStopped: a guest that somebody ends through Docker's API is not started again by its restart policy, not even
+// if it was to be just now.
+func TestGuestStaysStopped(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		do    func(n *taskNode) error
+		again int // tasks that are made after it
+	}{
+		"stop": {func(n *taskNode) error { return n.e.StopContainer(bg, "g", StopOptions{}) }, 0},
+		"kill": {func(n *taskNode) error { return n.e.KillContainer(bg, "g", "KILL") }, 0},
+		"term": {func(n *taskNode) error { return n.e.KillContainer(bg, "g", "TERM") }, 0},
+		"rm":   {func(n *taskNode) error { return n.e.RemoveContainer(bg, "g", RemoveOptions{Force: true}) }, 0},
+		"hup":  {func(n *taskNode) error { return n.e.KillContainer(bg, "g", "HUP") }, 1},
+		"stop one that has ended": {func(n *taskNode) error {
+			n.tasks.shim(n.bundleOf("g")).end(1)
+			if _, err := n.e.WaitTask(n.ctx, "g", ""); err != nil {
+				return err
+			}
+			if err := n.e.StopContainer(bg, "g", StopOptions{}); !errdefs.IsNotModified(err) {
+				return err
+			}
+			return nil
+		}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newGuestNode(t)
+			_, rec := n.always("g")
+			if err := c.do(n); err != nil {
+				t.Fatal(err)
+			}
+			if name != "rm" {
+				if _, err := n.e.WaitTask(n.ctx, "g", ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			before := n.count("task.create")
+			if err := n.e.fulfil(n.ctx, rec); err != nil && !errdefs.IsNotFound(err) { // by the record of before
+				t.Error(err)
+			}
+			if got := n.count("task.create") - before; got != c.again {
+				t.Errorf("%d tasks, want %d", got, c.again)
+			}
+		})
+	}
+}
+
+// TestNamesAreOneSet: Docker and containerd's clients do not get one name twice, not even at the same time.
+func TestNamesAreOneSet(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	cs := n.e.ContainerStore()
+	n.create("web", Config{Image: testImage})
+	rec := func(id, name string) containers.Container {
+		return containers.Container{ID: id, Labels: map[string]string{nerdctlName: name}, Runtime: containers.RuntimeInfo{Name: RuntimeRunc}, Spec: &anypb.Any{TypeUrl: specType, Value: []byte("{}")}}
+	}
+	for _, c := range []containers.Container{rec("web", ""), rec("g1", "web")} {
+		if _, err := cs.Create(n.ctx, c); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%s, %v: %v", c.ID, c.Labels, err)
+		}
+	}
+	if _, err := cs.Create(n.ctx, rec("g1", "db")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := cs.Update(n.ctx, rec("g1", "web"), "labels."+nerdctlName); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("renamed: %v", err)
+	}
+	for _, name := range []string{"g1", "db"} {
+		if _, _, err := n.e.CreateContainer(bg, name, Config{Image: testImage}); !errdefs.IsConflict(err) {
+			t.Errorf("Docker makes %s: %v", name, err)
+		}
+		if err := n.e.RenameContainer(bg, "web", name); !errdefs.IsConflict(err) {
+			t.Errorf("Docker renames to %s: %v", name, err)
+		}
+	}
+	// Between a look and a record.
+	n.records.before = func() {
+		n.records.before = nil
+		if _, _, err := n.e.CreateContainer(bg, "both", Config{Image: testImage}); !errdefs.IsConflict(err) {
+			t.Errorf("Docker takes a name that is being given: %v", err)
+		}
+	}
+	if _, err := cs.Create(n.ctx, rec("h", "both")); err != nil {
+		t.Error(err)
+	}
+	// What was refused holds no name.
+	if err := n.e.RenameContainer(bg, "web", "www"); err != nil {
+		t.Error(err)
+	}
+	if _, err := cs.Update(n.ctx, rec("g1", "web"), "labels."+nerdctlName); err != nil {
+		t.Errorf("a name that is free: %v", err)
+	}
+}
+
+// TestClientLabels: nerdctl finds Docker's containers by their names, and keeps notes on them whenever it stops one; what they are stays
+// Docker's to change.
+func TestClientLabels(t *testing.T) {
+	t.Parallel()
+	n := newGuestNode(t)
+	id := n.create("web", Config{Image: testImage, Labels: map[string]string{"a": "b", "empty": ""}})
+	cs := n.e.ContainerStore()
+	get := func() containers.Container {
+		t.Helper()
+		rec, err := cs.Get(n.ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rec
+	}
+	rec := get()
+	var spec struct{ Annotations map[string]string }
+	if err := json.Unmarshal(rec.Spec.GetValue(), &spec); err != nil || spec.Annotations[nerdctlNetworks] != `["none"]` {
+		t.Errorf("%v, %v", spec, err)
+	}
+	if rec.Labels[nerdctlName] != "web" || rec.Labels["a"] != "b" {
+		t.Errorf("labels %v", rec.Labels)
+	}
+	// All of it comes back, as clients do it.
+	rec.Labels[labelRestartStopped] = "true"
+	if out, err := cs.Update(n.ctx, rec); err != nil || out.Labels[labelRestartStopped] != "true" {
+		t.Fatalf("%v, %v", out.Labels, err)
+	}
+	if _, err := cs.Update(n.ctx, containers.Container{ID: id, Labels: map[string]string{"nerdctl/error": "e"}}, "labels.nerdctl/error"); err != nil {
+		t.Error(err)
+	}
+	n.reboot()
+	cs = n.e.ContainerStore()
+	if got := get().Labels; got[labelRestartStopped] != "true" || got["nerdctl/error"] != "e" || got["a"] != "b" {
+		t.Errorf("after a restart: %v", got)
+	}
+	if c, err := n.e.Container(bg, id); err != nil || len(c.Labels) != 2 {
+		t.Errorf("Docker sees %v, %v", c.Labels, err)
+	}
+	for name, change := range map[string]func(*containers.Container){
+		"image":      func(c *containers.Container) { c.Image = "other" },
+		"spec":       func(c *containers.Container) { c.Spec = &anypb.Any{TypeUrl: specType, Value: []byte("{}")} },
+		"no spec":    func(c *containers.Container) { c.Spec = nil },
+		"snapshot":   func(c *containers.Container) { c.SnapshotKey = "other" },
+		"label":      func(c *containers.Container) { c.Labels["a"] = "c" },
+		"less":       func(c *containers.Container) { delete(c.Labels, "a") },
+		"more":       func(c *containers.Container) { c.Labels["x"] = "y" },
+		"name":       func(c *containers.Container) { c.Labels[nerdctlName] = "www" },
+		"extensions": func(c *containers.Container) { c.Extensions = map[string]typeurl.Any{"x": &anypb.Any{}} },
+	} {
+		rec := get()
+		change(&rec)
+		if _, err := cs.Update(n.ctx, rec); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := cs.Update(n.ctx, get(), "spec"); !errdefs.IsFailedPrecondition(err) {
+		t.Errorf("by its path: %v", err)
+	}
+	rec = get()
+	delete(rec.Labels, labelRestartStopped)
+	if out, err := cs.Update(n.ctx, rec); err != nil || out.Labels[labelRestartStopped] != "" || out.Labels["nerdctl/error"] != "e" {
+		t.Errorf("taken back: %v, %v", out.Labels, err)
 	}
 }

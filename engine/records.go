@@ -1,13 +1,16 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
+	eventsapi "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/filters"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -88,10 +91,11 @@ func listBeside[T any](ctx context.Context, fs []string, stored func(context.Con
 
 func (r *recordView) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
 	if isShared(ctx) {
-		// A name of Docker's would mean two containers then.
-		if _, err := r.e.containers.byName(c.ID); err == nil {
-			return containers.Container{}, fmt.Errorf("container %q: Docker has one of this name: %w", c.ID, errdefs.ErrAlreadyExists)
+		free, err := r.claim(c.ID, c.ID, c.Labels[nerdctlName])
+		if err != nil {
+			return containers.Container{}, err
 		}
+		defer free()
 		if r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil {
 			return containers.Container{}, fmt.Errorf("container %q: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
@@ -103,11 +107,105 @@ func (r *recordView) Create(ctx context.Context, c containers.Container) (contai
 	return made, err
 }
 
+// claim keeps Docker from giving names to a container of its own until free is called, by which time a record has them.
+// errdefs.ErrAlreadyExists: Docker has one of them, which would mean two containers then.
+func (r *recordView) claim(id string, names ...string) (free func(), err error) {
+	owner := "containerd:" + id // no container's id
+	var held []string
+	free = func() {
+		for _, n := range held {
+			r.e.containers.unreserve(n, owner)
+		}
+	}
+	for _, n := range names {
+		if n == "" {
+			continue
+		}
+		if r.e.containers.reserve(n, owner) != nil {
+			free()
+			return nil, fmt.Errorf("container %q: Docker has one of the name %q: %w", id, n, errdefs.ErrAlreadyExists)
+		}
+		held = append(held, n)
+	}
+	return free, nil
+}
+
 func (r *recordView) Update(ctx context.Context, c containers.Container, fieldpaths ...string) (containers.Container, error) {
-	if isShared(ctx) && (r.e.containers.exact(c.ID) != nil || r.e.pods.exact(c.ID) != nil) {
-		return containers.Container{}, failedf("container %q was made by Docker or the CRI, and is changed there", c.ID)
+	if isShared(ctx) {
+		if own := r.e.containers.exact(c.ID); own != nil {
+			return r.relabel(ctx, own, c, fieldpaths)
+		}
+		if r.e.pods.exact(c.ID) != nil {
+			return containers.Container{}, changedThere(c.ID)
+		}
+		free, err := r.claim(c.ID, c.Labels[nerdctlName])
+		if err != nil {
+			return containers.Container{}, err
+		}
+		defer free()
 	}
 	return r.Store.Update(ctx, c, fieldpaths...)
+}
+
+func changedThere(id string) error {
+	return failedf("container %q was made by Docker or the CRI, and is changed there", id)
+}
+
+// isClientLabel is for labels by which clients of containerd keep notes on containers, whoever made these: nerdctl does whenever it
+// stops or kills one. For Docker's containers and the CRI's they mean nothing, and are kept for who asks.
+func isClientLabel(key string) bool {
+	return key != nerdctlName && (strings.HasPrefix(key, "containerd.io/restart.") || strings.HasPrefix(key, "nerdctl/"))
+}
+
+// relabel is Update of a container of the engine's: of those labels alone.
+func (r *recordView) relabel(ctx context.Context, c *container, want containers.Container, paths []string) (have containers.Container, err error) {
+	if err := c.acquire(ctx); err != nil {
+		return have, err
+	}
+	defer c.release()
+	have = r.e.containerRecord(c)
+	if len(paths) == 0 {
+		if want.Image != have.Image || want.SnapshotKey != have.SnapshotKey || len(want.Extensions) > 0 || want.Spec == nil || !bytes.Equal(want.Spec.GetValue(), have.Spec.GetValue()) {
+			return have, changedThere(c.id)
+		}
+		paths = []string{"labels"}
+	}
+	labels := have.Labels
+	for _, p := range paths {
+		var ok bool
+		if labels, ok = store.UpdateLabels(labels, want.Labels, p); !ok {
+			return have, changedThere(c.id)
+		}
+	}
+	own, rest, before := map[string]string{}, store.CloneLabels(labels), store.CloneLabels(have.Labels)
+	for k, v := range labels {
+		if isClientLabel(k) {
+			own[k] = v
+		}
+	}
+	others := func(k, _ string) bool { return isClientLabel(k) }
+	maps.DeleteFunc(rest, others)
+	maps.DeleteFunc(before, others)
+	if !maps.Equal(rest, before) {
+		return have, changedThere(c.id)
+	}
+	if err := store.ValidateLabels(own); err != nil {
+		return have, fmt.Errorf("update container %q: %w", c.id, err)
+	}
+	ctx = context.WithoutCancel(ctx) // the record and what is known here stay the same
+	c.mu.Lock()
+	old := c.rec.ClientLabels
+	c.rec.ClientLabels = own
+	c.mu.Unlock()
+	if err := r.e.save(ctx, c); err != nil {
+		c.mu.Lock()
+		c.rec.ClientLabels = old
+		c.mu.Unlock()
+		return have, fmt.Errorf("update container %q: %w", c.id, err)
+	}
+	have = r.e.containerRecord(c)
+	r.e.announce(Namespace, "/containers/update", &eventsapi.ContainerUpdate{ID: c.id, Image: have.Image, Labels: have.Labels, SnapshotKey: have.SnapshotKey})
+	return have, nil
 }
 
 func (r *recordView) Delete(ctx context.Context, id string) error {
@@ -147,15 +245,6 @@ func (r *registry) exact(id string) *container {
 	return r.byID[id]
 }
 
-func (r *registry) byName(name string) (id string, err error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if id, ok := r.names[name]; ok {
-		return id, nil
-	}
-	return "", errdefs.ErrNotFound
-}
-
 func (r *sandboxes) exact(id string) *sandbox {
 	for _, s := range r.all() {
 		if s.id == id {
@@ -175,12 +264,17 @@ func (e *Engine) containerRecord(c *container) containers.Container {
 	if v.Config.Runtime != "" && v.Config.Runtime != "hako" {
 		out.Runtime.Name = v.Config.Runtime
 	}
+	if out.Labels == nil {
+		out.Labels = map[string]string{}
+	}
+	c.mu.Lock()
+	maps.Copy(out.Labels, c.rec.ClientLabels)
+	c.mu.Unlock()
 	if p := v.Config.Pod; p != nil {
 		out.SandboxID, out.Image = p.Sandbox, p.UserImage
-		if out.Labels == nil {
-			out.Labels = map[string]string{}
-		}
 		out.Labels[criKind] = criKindContainer
+	} else {
+		out.Labels[nerdctlName] = v.Name // by which nerdctl finds it
 	}
 	return out
 }
@@ -198,7 +292,30 @@ func (e *Engine) specOf(v Container) typeurl.Any {
 			raw = []byte("{}")
 		}
 	}
-	return &anypb.Any{TypeUrl: specType, Value: raw}
+	return &anypb.Any{TypeUrl: specType, Value: annotated(raw)}
+}
+
+// annotated adds to an OCI configuration what nerdctl wants to know before it removes a container: which networks it has to take
+// down. None is its own.
+func annotated(raw []byte) []byte {
+	var spec map[string]json.RawMessage
+	if json.Unmarshal(raw, &spec) != nil {
+		return raw
+	}
+	annotations := map[string]string{}
+	if a, ok := spec["annotations"]; ok && json.Unmarshal(a, &annotations) != nil || annotations == nil || annotations[nerdctlNetworks] != "" {
+		return raw
+	}
+	annotations[nerdctlNetworks] = `["none"]`
+	a, err := json.Marshal(annotations)
+	if err == nil {
+		spec["annotations"] = a
+		a, err = json.Marshal(spec)
+	}
+	if err != nil {
+		return raw
+	}
+	return a
 }
 
 // sandboxContainer is a pod's sandbox in containerd's terms.

@@ -480,6 +480,10 @@ func (e *Engine) restoreRooms(ctx context.Context) {
 		if err == nil {
 			err = json.Unmarshal(raw, &meta)
 		}
+		if errors.Is(err, os.ErrNotExist) { // its creation had hardly begun
+			e.removeBundle(&b.shimTie)
+			return
+		}
 		if err != nil || meta.Version > 1 {
 			e.log.Error("the bundle of a sandbox cannot be read and is left alone", "sandbox", k.id, "namespace", k.namespace, "error", err)
 			return

@@ -82,7 +82,16 @@ func (e *Engine) storeFolder(ctx context.Context, ref, mediaType, dir string) (d
 	if err != nil {
 		return d, err
 	}
-	defer w.Close()
+	stored := false
+	defer func() {
+		w.Close()
+		if stored {
+			return
+		}
+		if aerr := e.opt.Content.Abort(context.WithoutCancel(ctx), ref); aerr != nil && !errdefs.IsNotFound(aerr) {
+			e.log.Warn("half a checkpoint stays", "ref", ref, "error", aerr)
+		}
+	}()
 	size := &countingWriter{w: w}
 	tw := tar.NewWriter(size)
 	err = filepath.WalkDir(dir, func(name string, f fs.DirEntry, err error) error {
@@ -95,10 +104,11 @@ func (e *Engine) storeFolder(ctx context.Context, ref, mediaType, dir string) (d
 		return packFile(tw, dir, name, f)
 	})
 	if err = errors.Join(err, tw.Close()); err != nil {
-		return d, errors.Join(err, e.opt.Content.Abort(ctx, ref))
+		return d, err
 	}
 	d = ocispec.Descriptor{MediaType: mediaType, Digest: w.Digest(), Size: size.n}
-	if err := w.Commit(ctx, size.n, d.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+	err = w.Commit(ctx, size.n, d.Digest)
+	if stored = err == nil || errdefs.IsAlreadyExists(err); !stored {
 		return d, err
 	}
 	return d, nil

@@ -140,18 +140,25 @@ func (e *Engine) monitorTasks(ctx context.Context) {
 
 // fulfil makes the task of a container be as its labels want it.
 func (e *Engine) fulfil(ctx context.Context, rec containers.Container) error {
-	w, err := wishOf(rec.Labels)
+	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
+	defer cancel()
+	if m, _, _, err := e.due(ctx, rec); err != nil || m == moveNone {
+		return err
+	}
+	done, err := e.holdRestart(ctx, taskKey{namespaceOf(ctx), rec.ID})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, cleanupLimit)
-	defer cancel()
-	p, err := e.Task(ctx, rec.ID, "")
-	there := err == nil
-	if err != nil && !errdefs.IsNotFound(err) {
+	defer done()
+	// Somebody may have stopped or removed it since the list was made.
+	if rec, err = e.opt.ContainerRecords.Get(ctx, rec.ID); err != nil {
 		return err
 	}
-	switch w.move(there, p.Status == TaskStatusStopped, p.Exit.Status) {
+	m, w, there, err := e.due(ctx, rec)
+	if err != nil {
+		return err
+	}
+	switch m {
 	case moveStop:
 		if err := e.KillTask(ctx, rec.ID, "", uint32(unix.SIGKILL), true); err != nil {
 			return err
@@ -165,6 +172,29 @@ func (e *Engine) fulfil(ctx context.Context, rec containers.Container) error {
 		return e.restartTask(ctx, rec, w, there)
 	}
 	return nil
+}
+
+// due is what has to be done with the task of a container, what its labels say, and whether there is one.
+func (e *Engine) due(ctx context.Context, rec containers.Container) (m move, w wish, there bool, err error) {
+	if w, err = wishOf(rec.Labels); err != nil {
+		return m, w, false, err
+	}
+	p, err := e.Task(ctx, rec.ID, "")
+	if err != nil && !errdefs.IsNotFound(err) {
+		return m, w, false, err
+	}
+	there = err == nil
+	return w.move(there, p.Status == TaskStatusStopped, p.Exit.Status), w, there, nil
+}
+
+// holdRestart makes the caller the only one that decides whether a container has a task: the monitor, or somebody who
+// stops or removes it.
+func (e *Engine) holdRestart(ctx context.Context, k taskKey) (done func(), err error) {
+	done, err = e.tasks.holdGroup(ctx, "restart/"+k.namespace+"/"+k.id)
+	if err != nil {
+		return nil, fmt.Errorf("restarts of container %s: another operation is under way: %w", k.id, err)
+	}
+	return done, nil
 }
 
 func (e *Engine) restartTask(ctx context.Context, rec containers.Container, w wish, there bool) error {

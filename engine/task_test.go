@@ -32,6 +32,7 @@ import (
 
 	"github.com/hako-engine/hako/internal/execfile"
 	"github.com/hako-engine/hako/shim/client"
+	"github.com/hako-engine/hako/store"
 )
 
 // fakeTaskShims are shims of tasks that a test tells what to do.
@@ -252,6 +253,8 @@ type fakeContainers struct {
 	containers.Store
 	mu  sync.Mutex
 	all map[string]containers.Container // by namespace/id
+	// before is called before a record is made, if it is not nil.
+	before func()
 }
 
 func (f *fakeContainers) key(ctx context.Context, id string) string {
@@ -280,10 +283,30 @@ func (f *fakeContainers) List(ctx context.Context, _ ...string) (list []containe
 }
 
 func (f *fakeContainers) Create(ctx context.Context, c containers.Container) (containers.Container, error) {
+	if f.before != nil {
+		f.before()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.all[f.key(ctx, c.ID)] = c
 	return c, nil
+}
+
+// Update changes labels; paths are needed.
+func (f *fakeContainers) Update(ctx context.Context, c containers.Container, paths ...string) (containers.Container, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	have, ok := f.all[f.key(ctx, c.ID)]
+	if !ok {
+		return have, fmt.Errorf("container %q: %w", c.ID, errdefs.ErrNotFound)
+	}
+	for _, p := range paths {
+		if have.Labels, ok = store.UpdateLabels(have.Labels, c.Labels, p); !ok {
+			return have, fmt.Errorf("field %q: %w", p, errdefs.ErrInvalidArgument)
+		}
+	}
+	f.all[f.key(ctx, c.ID)] = have
+	return have, nil
 }
 
 func (f *fakeContainers) Delete(ctx context.Context, id string) error {
@@ -732,5 +755,59 @@ func TestGuest(t *testing.T) {
 	}
 	if _, err := n.e.Container(bg, "web"); !errdefs.IsNotFound(err) {
 		t.Errorf("after the removal: %v", err)
+	}
+}
+
+// TestHalfARoom: a sandbox whose creation was cut short before it had a shim leaves nothing.
+func TestHalfARoom(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	half, damaged := filepath.Join(n.state, roomFolder, "test", "half"), filepath.Join(n.state, roomFolder, "test", "damaged")
+	for _, dir := range []string{half, damaged} {
+		if err := os.MkdirAll(filepath.Join(dir, "rootfs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(damaged, roomMetaFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n.reboot()
+	if _, err := os.Stat(half); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("half a bundle: %v", err)
+	}
+	if _, err := os.Stat(damaged); err != nil {
+		t.Errorf("one that cannot be read, behind which there may be a shim: %v", err)
+	}
+}
+
+// TestHalfACheckpoint: what could not be stored whole leaves nothing in the store.
+func TestHalfACheckpoint(t *testing.T) {
+	t.Parallel()
+	n := newTaskNode(t)
+	s, err := store.Open(t.TempDir(), store.Options{NoBackgroundGC: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	n.e.opt.Content = s.Content()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "image"), []byte("text"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.e.storeFolder(n.ctx, "r", "x", filepath.Join(dir, "none")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a folder that is not there: %v", err)
+	}
+	ctx, cancel := context.WithCancel(n.ctx)
+	cancel()
+	if _, err := n.e.storeFolder(ctx, "r", "x", dir); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a client that has gone: %v", err)
+	}
+	if list, err := s.Content().ListStatuses(n.ctx); err != nil || len(list) != 0 {
+		t.Errorf("left: %v, %v", list, err)
+	}
+	for range 2 { // known content is fine
+		if d, err := n.e.storeFolder(n.ctx, "r", "x", dir); err != nil || d.Size == 0 {
+			t.Errorf("%v, %v", d, err)
+		}
 	}
 }

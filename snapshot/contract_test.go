@@ -642,3 +642,71 @@ func FuzzOverlayOptions(f *testing.F) {
 		}
 	})
 }
+
+// TestCommitAgain: after a commit that failed at its end a client goes on with the layer, and what it wrote then is committed the
+// next time.
+func TestCommitAgain(t *testing.T) {
+	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
+		ctx := testContext()
+		base := prepare(t, sn, "l0", "")
+		write(t, base, "base", "0")
+		must(t, sn.Commit(ctx, "c0", "l0"))
+		for key, opts := range map[string][]snapshots.Opt{"rebased": {snapshots.WithParent("c0")}, "alone": nil, "upon": nil} {
+			parent := ""
+			if key == "upon" {
+				parent = "c0"
+			}
+			write(t, prepare(t, sn, key, parent), "a", "old")
+			if err := sn.Commit(leases.WithLease(ctx, "none"), "c-"+key, key, opts...); !errdefs.IsNotFound(err) {
+				t.Fatal(err)
+			}
+			m, err := sn.Mounts(ctx, key)
+			must(t, err)
+			root := detached(t, m)
+			write(t, root, "a", "new")
+			write(t, root, "b", "new")
+			must(t, sn.Commit(ctx, "c-"+key, key, opts...))
+			want := "a=new b=new"
+			if key != "alone" {
+				want += " base=0"
+			}
+			if got := tree(t, view(t, sn, "v-"+key, "c-"+key)); got != want {
+				t.Errorf("%s: %s, want %s", key, got, want)
+			}
+		}
+	})
+}
+
+// TestCommitBesideCommit: of two who commit one snapshot side by side, one does, and the layer is whole.
+func TestCommitBesideCommit(t *testing.T) {
+	forEachDriver(t, func(t *testing.T, sn *Snapshotter) {
+		ctx := testContext()
+		write(t, prepare(t, sn, "l0", ""), "base", "0")
+		must(t, sn.Commit(ctx, "c0", "l0"))
+		for i := range 5 {
+			key := fmt.Sprint("key", i)
+			root := prepare(t, sn, key, "")
+			for f := range 20 {
+				write(t, root, fmt.Sprintf("f%02d", f), "text")
+			}
+			var errs [2]error
+			var wg sync.WaitGroup
+			for j := range errs {
+				wg.Go(func() {
+					errs[j] = sn.Commit(ctx, fmt.Sprintf("c%d-%d", i+1, j), key, snapshots.WithParent("c0"))
+				})
+			}
+			wg.Wait()
+			for j, err := range errs {
+				switch {
+				case err == nil && errdefs.IsNotFound(errs[1-j]):
+					if got := tree(t, view(t, sn, "v-"+key, fmt.Sprintf("c%d-%d", i+1, j))); strings.Count(got, "=text") != 20 || !strings.HasPrefix(got, "base=0 ") {
+						t.Errorf("%s", got)
+					}
+				case !errdefs.IsNotFound(err) || errs[1-j] != nil:
+					t.Fatalf("%v", errs)
+				}
+			}
+		}
+	})
+}

@@ -58,7 +58,7 @@ type ErofsOptions struct {
 }
 
 func newImages(state string, o ErofsOptions) *images {
-	d := &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}, mount: erofs.Mount, merged: newMerges(o.MergeFrom)}
+	d := &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}, given: map[layer]bool{}, mount: erofs.Mount, merged: newMerges(o.MergeFrom)}
 	if o.Loop {
 		d.mount = erofs.MountLoop
 	}
@@ -84,6 +84,9 @@ type images struct {
 	// mu is held while mounts are made and ended.
 	mu   sync.Mutex
 	pins map[layer]int // layers in use by calls under way
+	// given are layers not yet committed whose image is what they hold (LayerFile). Any other image of such a layer
+	// was made of its directory by a commit that failed, and its client may have gone on with the directory since.
+	given map[layer]bool
 
 	merged merges
 }
@@ -196,7 +199,14 @@ func (d *images) hide(used func() (map[layer]bool, error)) error {
 func (d *images) drop(l layer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	delete(d.given, l)
 	return errors.Join(unmount(d.mountPoint(l)), d.dropMerged(l))
+}
+
+func (d *images) isGiven(l layer) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.given[l]
 }
 
 // unmount removes a mount point with what is mounted there. Overlays that stand upon it have
@@ -239,9 +249,7 @@ func (d *images) rebase(_ context.Context, l layer, below []string) error {
 	if len(below) == 0 {
 		return nil
 	}
-	if there, err := exists(l.image()); err != nil {
-		return err
-	} else if !there {
+	if !d.isGiven(l) {
 		return inheritRoot(below[0], l.fs())
 	}
 	f, err := os.OpenFile(l.image(), os.O_RDWR, 0)
@@ -273,11 +281,7 @@ func (d *images) rebase(_ context.Context, l layer, below []string) error {
 
 // seal makes an image of a directory.
 func (d *images) seal(ctx context.Context, l layer) (sealed, error) {
-	there, err := exists(l.image())
-	if err != nil {
-		return sealed{}, err
-	}
-	if !there {
+	if !d.isGiven(l) {
 		if err := imageOf(ctx, l); err != nil {
 			return sealed{}, err
 		}
@@ -331,6 +335,9 @@ func verifyImage(name string, inodes int64) error {
 
 // tidy removes what the image was made of.
 func (d *images) tidy(l layer) error {
+	d.mu.Lock()
+	delete(d.given, l)
+	d.mu.Unlock()
 	return errors.Join(os.RemoveAll(l.fs()), os.RemoveAll(l.work()), os.RemoveAll(l.partial()))
 }
 
@@ -350,13 +357,15 @@ func checkOverlayDir(dir string) error {
 type LayerFile struct {
 	*os.File
 	l layer
+	d *images
 }
 
 // NewLayerFile begins an image for an active snapshot without parent: what the snapshot will
 // hold when it is committed. It returns nil if the snapshotter keeps no images. The caller
 // writes a whole image, Seals it, and closes it in any case.
 func (sn *Snapshotter) NewLayerFile(ctx context.Context, key string) (*LayerFile, error) {
-	if _, ok := sn.driver.(*images); !ok {
+	d, ok := sn.driver.(*images)
+	if !ok {
 		return nil, nil
 	}
 	ns, err := store.Namespace(ctx)
@@ -379,12 +388,18 @@ func (sn *Snapshotter) NewLayerFile(ctx context.Context, key string) (*LayerFile
 	if err != nil {
 		return nil, wrap(err, "layer file of snapshot %q", key)
 	}
-	return &LayerFile{f, l}, nil
+	return &LayerFile{f, l, d}, nil
 }
 
 // Seal makes the image durable, and the snapshot's contents.
 func (f *LayerFile) Seal() error {
-	return wrap(publish(f.File, f.l), "layer file %s", f.Name())
+	if err := publish(f.File, f.l); err != nil {
+		return wrap(err, "layer file %s", f.Name())
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.d.given[f.l] = true
+	return nil
 }
 
 func publish(f *os.File, l layer) error {

@@ -53,6 +53,18 @@ func (n native) rebase(ctx context.Context, l layer, below []string) error {
 	return applyDiff(ctx, n.diff(l), l.fs())
 }
 
+// reopen makes the difference the layer's files again.
+func (n native) reopen(l layer) error {
+	kept, err := exists(n.diff(l))
+	if err != nil || !kept {
+		return err
+	}
+	if err := os.RemoveAll(l.fs()); err != nil {
+		return err
+	}
+	return os.Rename(n.diff(l), l.fs())
+}
+
 func (n native) tidy(l layer) error { return os.RemoveAll(n.diff(l)) }
 
 func (native) whole() bool { return true }

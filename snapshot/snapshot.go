@@ -31,6 +31,7 @@ import (
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/hako-engine/hako/internal/keylock"
 	"github.com/hako-engine/hako/store"
 )
 
@@ -46,8 +47,9 @@ type Snapshotter struct {
 	// mapsIDs tells that the ids of a snapshot's lower layers may be mapped.
 	mapsIDs bool
 
-	nextID atomic.Uint64
-	syncs  store.Coalescer
+	nextID  atomic.Uint64
+	syncs   store.Coalescer
+	commits keylock.Locks // by layer: one at a time gives it its form
 
 	mu      sync.Mutex
 	fresh   map[uint64]bool // directories whose record is not written yet
@@ -84,6 +86,8 @@ type driver interface {
 	// rebase makes a layer that was filled without parents fit upon them. It may be
 	// called again if the commit failed.
 	rebase(ctx context.Context, l layer, below []string) error
+	// reopen takes back what rebase made, after a commit that failed: whoever fills the layer may go on with it.
+	reopen(l layer) error
 	// tidy removes what a layer needs no more once it is committed.
 	tidy(l layer) error
 	// whole tells that a layer holds everything, not only what differs from its parents.
@@ -104,8 +108,8 @@ type driver interface {
 	hide(used func() (map[layer]bool, error)) error
 	// drop is called before a layer's directory is removed, and when a new one is made.
 	drop(l layer) error
-	// seal gives a layer that is being committed its final form. It may be called again if
-	// the commit failed.
+	// seal gives a layer that is being committed its final form. It is called again if
+	// the commit failed: its client may have changed the layer since.
 	seal(ctx context.Context, l layer) (sealed, error)
 	// mounts gives what an active snapshot, or with readonly a view, is mounted with.
 	// A view with parents has no layer of its own ("").
@@ -127,6 +131,7 @@ func (directories) unmerged([]layer) bool                       { return false }
 func (directories) merge(context.Context, []layer) error        { return nil }
 func (directories) hide(func() (map[layer]bool, error)) error   { return nil }
 func (directories) drop(layer) error                            { return nil }
+func (directories) reopen(layer) error                          { return nil }
 func (directories) seal(context.Context, layer) (sealed, error) { return sealed{}, nil }
 
 func (directories) lower(chain []layer) (below []string, release func(), err error) {
@@ -511,6 +516,7 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 	}
 	var active record
 	var parents []layer
+	var id uint64 // of the layer that is given its form
 	check := func(s section) (err error) {
 		if s.has(name) {
 			return errdefs.ErrAlreadyExists
@@ -520,6 +526,9 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		}
 		if active.kind() != snapshots.KindActive {
 			return fmt.Errorf("it is not active: %w", errdefs.ErrFailedPrecondition)
+		}
+		if id != 0 && active.ID != id {
+			return fmt.Errorf("it was removed, and made anew meanwhile: %w", errdefs.ErrFailedPrecondition)
 		}
 		if info.Parent != "" && active.Parent != "" && info.Parent != active.Parent {
 			return fmt.Errorf("it has parent %q already: %w", active.Parent, errdefs.ErrInvalidArgument)
@@ -533,13 +542,28 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 	if err := sn.store.DB().View(ctx, func(tx *bolt.Tx) error { return check(sn.section(tx, ns)) }); err != nil {
 		return err
 	}
-	l := sn.layer(active.ID)
+	id = active.ID
+	l := sn.layer(id)
+	unlock, err := sn.commits.Lock(ctx, string(l))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// Whoever had the turn before may have committed it.
+	if err := sn.store.DB().View(ctx, func(tx *bolt.Tx) error { return check(sn.section(tx, ns)) }); err != nil {
+		return err
+	}
 	below, release, err := sn.driver.lower(parents)
 	if err != nil {
 		return err
 	}
 	defer release()
 	if info.Parent != active.Parent {
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, sn.driver.reopen(l))
+			}
+		}()
 		if err := sn.driver.rebase(ctx, l, below); err != nil {
 			return err
 		}
@@ -584,7 +608,7 @@ func (sn *Snapshotter) Commit(ctx context.Context, name, key string, opts ...sna
 		}
 		t := now()
 		return s.add(name, record{
-			ID: active.ID, Kind: snapshots.KindCommitted.String(), Parent: info.Parent, Labels: info.Labels,
+			ID: id, Kind: snapshots.KindCommitted.String(), Parent: info.Parent, Labels: info.Labels,
 			Created: t, Updated: t, Size: hints.usage.Size, Inodes: hints.usage.Inodes,
 		})
 	})

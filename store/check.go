@@ -163,6 +163,12 @@ func (s *Store) checkRecords(tx *bolt.Tx, blobs map[digest.Digest]*blobState) (f
 			}
 		})
 		found = append(found, s.checkContainers(tx, ns)...)
+		each(NamespaceBucket(tx, ns, sectionSandboxes), func(k, v []byte) {
+			var r sandboxRecord
+			if err := decode(v, &r); err != nil {
+				damaged(ns, sectionSandboxes, string(k), err)
+			}
+		})
 		found = append(found, s.checkLeases(tx, ns)...)
 		return nil
 	})
@@ -521,7 +527,7 @@ func (s *Store) dropRecord(ctx context.Context, f Finding) (string, error) {
 				return s.putBlob(tx, f.Namespace, digest.Digest(id), blobRecord{Size: size, Created: t, Updated: t})
 			}
 			return NamespaceBucket(tx, f.Namespace, typ).Delete([]byte(id))
-		case resourceImages, sectionContainers:
+		case resourceImages, sectionContainers, sectionSandboxes:
 			return NamespaceBucket(tx, f.Namespace, typ).Delete([]byte(id))
 		case resourceLeases:
 			// What it holds is known all the same; it is kept for a while, as for a new lease.

@@ -293,6 +293,32 @@ func TestListStatuses(t *testing.T) {
 	}
 }
 
+// TestLeftIngestGoes: half a blob is dropped when it turns out that the blob is there.
+func TestLeftIngestGoes(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	d := ocispec.Descriptor{Digest: digest.FromString("text"), Size: 4}
+	for _, ref := range []string{"left", "other"} {
+		desc := d
+		if ref == "other" {
+			desc = ocispec.Descriptor{}
+		}
+		w := newWriter(t, ctx, s, ref, desc)
+		_, err := w.Write([]byte("te"))
+		must(t, err)
+		must(t, w.Close())
+	}
+	blob(t, ctx, s, "text")
+	for _, ref := range []string{"left", "other"} {
+		if _, err := s.Content().Writer(ctx, content.WithRef(ref), content.WithDescriptor(d)); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if list, err := s.Content().ListStatuses(ctx); err != nil || len(list) != 1 || list[0].Ref != "other" {
+		t.Errorf("%v, %v", list, err)
+	}
+}
+
 func FuzzRecords(f *testing.F) {
 	f.Add([]byte(`{"size":1,"created":"2026-01-01T00:00:00Z","labels":{"a":"b"}}`))
 	f.Add([]byte(`{"target":{"digest":"sha256:00","size":1},"labels":null}`))

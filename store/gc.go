@@ -630,6 +630,9 @@ func (s *Store) sweepNode(tx *bolt.Tx, collectors map[string]Collector, n Node, 
 		if b == nil || b.Bucket([]byte(n.ID)) == nil {
 			return nil
 		}
+		if r, err := readLease(b.Bucket([]byte(n.ID))); err != nil || !r.expired(time.Now()) {
+			return nil // another one was made of that name
+		}
 		got.leases++
 		return b.DeleteBucket([]byte(n.ID))
 	}

@@ -426,3 +426,28 @@ func TestGCBackReferences(t *testing.T) {
 		t.Errorf("%v stayed", got)
 	}
 }
+
+// TestGCMeetsNewLease: a lease of the name of one that expires just now is another one.
+func TestGCMeetsNewLease(t *testing.T) {
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	_, err := s.Leases().Create(ctx, leases.WithID("l"), leases.WithLabel(labelExpire, "2001-01-01T00:00:00Z"))
+	must(t, err)
+	var d ocispec.Descriptor
+	s.AddSource(sourceFunc(func(context.Context, func(Node)) error { // while the collection is under way
+		if err := s.Leases().Delete(ctx, leases.Lease{ID: "l"}); err != nil {
+			return err
+		}
+		if _, err := s.Leases().Create(ctx, leases.WithID("l"), leases.WithExpiration(time.Hour)); err != nil {
+			return err
+		}
+		d = blob(t, leases.WithLease(ctx, "l"), s, "text")
+		return nil
+	}))
+	if st := collect(t, s); st.Leases != 0 {
+		t.Errorf("%+v", st)
+	}
+	if list, err := s.Leases().ListResources(ctx, leases.Lease{ID: "l"}); err != nil || len(list) != 1 || !there(t, ctx, s, d) {
+		t.Errorf("the lease holds %v, %v", list, err)
+	}
+}

@@ -163,8 +163,9 @@ func recordTime(ctx context.Context) time.Time {
 	return now()
 }
 
-func sameTarget(a, b ocispec.Descriptor) bool {
-	return a.Digest == b.Digest && a.Size == b.Size && a.MediaType == b.MediaType
+// sameTarget compares a target with what a client says of it, who may know no more than the digest.
+func sameTarget(have, said ocispec.Descriptor) bool {
+	return have.Digest == said.Digest && (said.Size == 0 || have.Size == said.Size) && (said.MediaType == "" || have.MediaType == said.MediaType)
 }
 
 // putImage also tells a collection under way that the image, and so what it refers

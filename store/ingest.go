@@ -139,7 +139,25 @@ func (s *contentStore) Abort(ctx context.Context, ref string) error {
 	if _, err := os.Lstat(s.blobs.ingestDir(name)); errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("abort ingest %q: %w", ref, errdefs.ErrNotFound)
 	}
-	return wrap(s.blobs.removeIngest(name), "abort ingest %q", ref)
+	return wrap(errors.Join(s.blobs.removeIngest(name), (*Store)(s).unleaseIngest(ctx, ns, ref)), "abort ingest %q", ref)
+}
+
+// unleaseIngest takes an ingest that is no more from the lease of ctx. In the usual case, when that does not hold it,
+// nothing is written.
+func (s *Store) unleaseIngest(ctx context.Context, ns, ref string) error {
+	id, ok := leaseOf(ctx)
+	if !ok {
+		return nil
+	}
+	held := false
+	err := s.db.View(ctx, func(tx *bolt.Tx) error {
+		held = leaseHolds(tx, ns, id, resourceIngests, ref)
+		return nil
+	})
+	if err != nil || !held {
+		return err
+	}
+	return s.db.Update(ctx, func(tx *bolt.Tx) error { return UnleaseResource(ctx, tx, resourceIngests, ref) })
 }
 
 // Writer begins an ingest or takes one up again. It has one writer at a time:
@@ -178,6 +196,12 @@ func (s *contentStore) Writer(ctx context.Context, opts ...content.WriterOpt) (_
 		}
 		w.alg = d.Algorithm()
 		shared, err := s.existing(ctx, ns, d)
+		if errdefs.IsAlreadyExists(err) {
+			// What an earlier writer left of it is of no more use.
+			if r, _, rerr := s.blobs.readIngest(name); rerr == nil && r.Expected == d {
+				err = errors.Join(err, s.blobs.removeIngest(name), (*Store)(s).unleaseIngest(ctx, ns, o.Ref))
+			}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -650,7 +674,7 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	if mine {
 		err := w.s.leaseExisting(ctx, w.ns, d)
 		if err == nil {
-			return fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+			return errors.Join(fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists), w.s.unleaseIngest(ctx, w.ns, w.rec.Ref))
 		}
 		// What was there may be collected until the lease holds it. The file stays, for the
 		// lock is held, and gets its name anew.
@@ -663,8 +687,10 @@ func (w *writer) publish(ctx context.Context, d digest.Digest, labels map[string
 	}
 	had := false // another writer came first
 	err = w.s.db.Update(ctx, func(tx *bolt.Tx) (err error) {
-		had, err = w.s.addBlob(ctx, tx, w.ns, d, w.offset, labels)
-		return err
+		if had, err = w.s.addBlob(ctx, tx, w.ns, d, w.offset, labels); err != nil {
+			return err
+		}
+		return UnleaseResource(ctx, tx, resourceIngests, w.rec.Ref)
 	})
 	if err == nil && had {
 		err = errdefs.ErrAlreadyExists

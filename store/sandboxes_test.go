@@ -6,6 +6,7 @@ import (
 	"github.com/containerd/containerd/v2/core/sandbox"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	bolt "go.etcd.io/bbolt"
 	"google.golang.org/protobuf/types/known/anypb"
 )
 
@@ -49,5 +50,29 @@ func TestSandboxes(t *testing.T) {
 	}
 	if err := bs.Delete(ctx, "s1"); !errdefs.IsNotFound(err) {
 		t.Errorf("second deletion: %v", err)
+	}
+}
+
+// TestCheckSandbox: a record that cannot be read, which stops the collection of its namespace, is found and dropped.
+func TestCheckSandbox(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, t.TempDir())
+	ctx := inNamespace("a")
+	must(t, s.DB().Update(ctx, func(tx *bolt.Tx) error {
+		b, err := MakeNamespaceBucket(tx, "a", sectionSandboxes)
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte("s1"), []byte("{"))
+	}))
+	found, err := s.Check(ctx, CheckOptions{})
+	if err != nil || len(found) != 1 || found[0].Problem != ProblemRecord || found[0].Object != "sandboxes s1" || found[0].Severity != Damage {
+		t.Fatalf("%+v, %v", found, err)
+	}
+	if done, err := s.Repair(ctx, found[0], nil); err != nil || done != "dropped" {
+		t.Errorf("%q, %v", done, err)
+	}
+	if found, err = s.Check(ctx, CheckOptions{}); err != nil || len(found) != 0 {
+		t.Errorf("after the repair: %+v, %v", found, err)
 	}
 }

@@ -2,12 +2,14 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 
 	api "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -159,6 +161,16 @@ func (s *contentService) Write(conn api.Content_WriteServer) (err error) {
 		return err
 	}
 	defer in.w.Close()
+	// The lease keeps what there is of it until the client comes back, however long that takes.
+	if id, ok := leases.FromContext(in.ctx); ok && id != "" {
+		if err := s.opt.Leases.AddResource(in.ctx, leases.Lease{ID: id}, leases.Resource{ID: in.ref, Type: "ingests"}); err != nil {
+			if st, serr := in.w.Status(); serr == nil && st.Offset == 0 { // it was made for nothing
+				in.w.Close()
+				_ = s.opt.Content.Abort(context.WithoutCancel(in.ctx), in.ref)
+			}
+			return err
+		}
+	}
 	for {
 		resp, err := in.handle(req)
 		if err != nil {
@@ -204,9 +216,9 @@ func (in *ingest) handle(req *api.WriteContentRequest) (*api.WriteContentRespons
 		if err != nil {
 			return nil, err
 		}
-		if in.expected != "" && d != in.expected {
-			if _, err := in.store.Info(in.ctx, d); err == nil {
-				return nil, fmt.Errorf("content %s: %w", d, errdefs.ErrAlreadyExists)
+		if d != in.expected && req.GetAction() != api.WriteAction_COMMIT { // which finds out itself
+			if err := in.known(d); err != nil {
+				return nil, err
 			}
 		}
 		in.expected = d
@@ -232,6 +244,30 @@ func (in *ingest) handle(req *api.WriteContentRequest) (*api.WriteContentRespons
 		return nil, err
 	}
 	return in.response(req.GetAction(), st), nil
+}
+
+// known ends the ingest with errdefs.ErrAlreadyExists if it turns out that the blob is there. The lease holds it then.
+func (in *ingest) known(d digest.Digest) error {
+	if _, err := in.store.Info(in.ctx, d); err != nil {
+		return nil
+	}
+	// Asked for by another name, which nothing is written to.
+	w, err := in.store.Writer(in.ctx, content.WithRef("known-"+rand.Text()), content.WithDescriptor(ocispec.Descriptor{Digest: d}))
+	if err == nil { // it has just been removed, or only its bytes are missing
+		st, err := w.Status()
+		w.Close()
+		if err == nil {
+			_ = in.store.Abort(in.ctx, st.Ref)
+		}
+		return nil
+	}
+	if errdefs.IsAlreadyExists(err) {
+		in.w.Close()
+		if err := in.store.Abort(context.WithoutCancel(in.ctx), in.ref); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return err
 }
 
 // write appends at the offset that was come to; a lower one takes back what is behind it.

@@ -3,11 +3,13 @@ package containerd_test
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
 	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -109,6 +111,62 @@ func TestContent(t *testing.T) {
 	}
 }
 
+// TestIngestLease: what is written under a lease is the lease's while it is written.
+func TestIngestLease(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cs, lm := r.ContentStore(), r.LeasesService()
+	l, err := lm.Create(r.ctx, leases.WithID("l"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := leases.WithLease(r.ctx, l.ID)
+	held := func(when string, want ...leases.Resource) {
+		t.Helper()
+		if list, err := lm.ListResources(r.ctx, l); err != nil || !slices.Equal(list, want) {
+			t.Errorf("%s: %v, %v; want %v", when, list, err, want)
+		}
+	}
+	text := leases.Resource{ID: digest.FromString("text").String(), Type: "content"}
+	write := func(ref string) content.Writer {
+		t.Helper()
+		w, err := cs.Writer(ctx, content.WithRef(ref))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte("text")); err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	w := write("r")
+	held("written to", leases.Resource{ID: "r", Type: "ingests"})
+	if err := w.Commit(ctx, 4, digest.FromString("text")); err != nil {
+		t.Fatal(err)
+	}
+	held("committed", text)
+	if err := write("again").Commit(ctx, 4, digest.FromString("text")); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("known content: %v", err)
+	}
+	held("known", text)
+	write("aborted").Close()
+	held("left", text, leases.Resource{ID: "aborted", Type: "ingests"})
+	for err = errdefs.ErrUnavailable; errdefs.IsUnavailable(err); { // until the daemon knows that the writer has gone
+		err = cs.Abort(ctx, "aborted")
+	}
+	if err != nil {
+		t.Error(err)
+	}
+	held("aborted", text)
+	w, err = cs.Writer(leases.WithLease(r.ctx, "none"), content.WithRef("x"))
+	if err == nil {
+		w.Close()
+	}
+	if !errdefs.IsNotFound(err) {
+		t.Errorf("of a lease that is not there: %v", err)
+	}
+}
+
 func TestWriteOffsets(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -154,5 +212,18 @@ func TestWriteOffsets(t *testing.T) {
 	}
 	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
 		t.Errorf("the digest turns out to be known: %v", err)
+	}
+	if conn, err = raw.Write(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ask(&contentapi.WriteContentRequest{Action: write, Ref: "u", Data: []byte("x")})
+	if err := conn.Send(&contentapi.WriteContentRequest{Action: contentapi.WriteAction_STAT, Expected: digest.FromString("again").String()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Recv(); status.Code(err) != codes.AlreadyExists {
+		t.Errorf("that nobody had told: %v", err)
+	}
+	if list, err := r.ContentStore().ListStatuses(r.ctx); err != nil || len(list) != 0 {
+		t.Errorf("ingests stay: %v, %v", list, err)
 	}
 }

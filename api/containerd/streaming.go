@@ -27,6 +27,7 @@ type streams struct {
 // stream is one of them. Its two directions may be used by different goroutines.
 type stream struct {
 	conn   api.Streaming_StreamServer
+	used   bool // somebody has got it; guarded by mu of streams
 	once   sync.Once
 	closed chan struct{}
 }
@@ -83,7 +84,7 @@ func (s *streams) remove(ns, id string) {
 	delete(s.m, [2]string{ns, id})
 }
 
-// get finds a stream of the namespace of ctx, and closes it when ctx ends.
+// get takes a stream of the namespace of ctx, once, and closes it when ctx ends.
 func (s *streams) get(ctx context.Context, id string) (*stream, error) {
 	ns, err := namespaces.NamespaceRequired(ctx)
 	if err != nil {
@@ -95,6 +96,10 @@ func (s *streams) get(ctx context.Context, id string) (*stream, error) {
 	if st == nil {
 		return nil, fmt.Errorf("stream %q: %w", id, errdefs.ErrNotFound)
 	}
+	if st.used { // two would write to it at the same time
+		return nil, fmt.Errorf("stream %q is in use already: %w", id, errdefs.ErrFailedPrecondition)
+	}
+	st.used = true
 	context.AfterFunc(ctx, st.close) // also wakes who waits for a message
 	return st, nil
 }

@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	streamingapi "github.com/containerd/containerd/api/services/streaming/v1"
+	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
+	transfertypes "github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/containerd/v2/core/transfer"
 	tarchive "github.com/containerd/containerd/v2/core/transfer/archive"
 	timage "github.com/containerd/containerd/v2/core/transfer/image"
@@ -17,6 +20,11 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 func TestTransfer(t *testing.T) {
@@ -146,5 +154,46 @@ func TestTransferAsksForCredentials(t *testing.T) {
 	src, _ = tregistry.NewOCIRegistry(r.ctx, host+"/x:1", tregistry.WithDefaultScheme("http"))
 	if err := r.Transfer(r.ctx, src, timage.NewStore("y")); err == nil {
 		t.Error("pulled without credentials")
+	}
+}
+
+// TestStreamOnce: a stream serves one transfer.
+func TestStreamOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ctx, cancel := context.WithTimeout(r.ctx, 5*time.Minute)
+	defer cancel()
+	conn := r.Conn().(grpc.ClientConnInterface)
+	open := func(id string) {
+		t.Helper()
+		st, err := streamingapi.NewStreamingClient(conn).Stream(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := anypb.New(&streamingapi.StreamInit{ID: id})
+		if err == nil {
+			err = st.Send(a)
+		}
+		if err == nil {
+			_, err = st.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	open("s")
+	pack := func(m proto.Message) *anypb.Any {
+		a, err := anypb.New(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	_, err := transferapi.NewTransferClient(conn).Transfer(ctx, &transferapi.TransferRequest{
+		Source: pack(&transfertypes.ImageStore{Name: "x"}), Destination: pack(&transfertypes.ImageExportStream{Stream: "s"}),
+		Options: &transferapi.TransferOptions{ProgressStream: "s"},
+	})
+	if status.Code(err) != codes.FailedPrecondition {
+		t.Errorf("for progress and bytes: %v", err)
 	}
 }

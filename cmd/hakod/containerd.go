@@ -60,9 +60,11 @@ func (r containerdRooms) gone(ctx context.Context, n store.Node) bool {
 		found, err := r.store.Exists(ctx, n)
 		return err == nil && !found
 	}
-	_, err := r.engine.ContainerStore().Get(ctx, n.ID)
-	_, terr := r.engine.Task(ctx, n.ID, "")
-	return errdefs.IsNotFound(err) && errdefs.IsNotFound(terr)
+	if _, err := r.engine.ContainerStore().Get(ctx, n.ID); !errdefs.IsNotFound(err) {
+		return false
+	}
+	_, err := r.engine.Task(ctx, n.ID, "")
+	return errdefs.IsNotFound(err)
 }
 
 // serveContainerd adds the containerd API, for clients and for shims, to what runs until ctx ends.
