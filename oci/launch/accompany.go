@@ -78,6 +78,9 @@ func (r *runner) accompany() error {
 		if err := r.expect(plan.MsgMounted); err != nil {
 			return err
 		}
+		if r.c.Early != nil {
+			r.c.Early.unpin()
+		}
 		if err := call(r.c.Hooks); err != nil {
 			return err
 		}
