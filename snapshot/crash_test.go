@@ -3,6 +3,7 @@ package snapshot
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -219,4 +221,52 @@ func TestFullDisk(t *testing.T) {
 		t.Error(err)
 	}
 	prepare(t, sn, "small", "")
+}
+
+// TestGivenImageOutlivesTheDaemon: an image that was sealed is what the snapshot holds, also for the daemon that comes after the one
+// which took it; and one that a failed commit has made of the directory is not.
+func TestGivenImageOutlivesTheDaemon(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	s := openStore(t, filepath.Join(dir, "store"))
+	t.Cleanup(func() { must(t, s.Close()) })
+	open := func() *Snapshotter {
+		sn, err := newErofs(filepath.Join(dir, "sn"), s)
+		must(t, err)
+		t.Cleanup(func() { must(t, unmountAll(filepath.Join(dir, "sn"))) })
+		return sn
+	}
+	ctx, sn := testContext(), open()
+	write(t, prepare(t, sn, "l0", ""), "a", "given")
+	must(t, sn.Commit(ctx, "c0", "l0"))
+	images, err := filepath.Glob(filepath.Join(dir, "sn", "snapshots", "*", "layer.erofs"))
+	must(t, err)
+	if len(images) != 1 {
+		t.Fatalf("images %v", images)
+	}
+	image, err := os.ReadFile(images[0])
+	must(t, err)
+
+	write(t, prepare(t, sn, "given", ""), "a", "of no account")
+	f, err := sn.NewLayerFile(ctx, "given")
+	must(t, err)
+	_, err = f.Write(image)
+	must(t, errors.Join(err, f.Seal(), f.Close()))
+	write(t, prepare(t, sn, "made", ""), "a", "old")
+	if err := sn.Commit(leases.WithLease(ctx, "none"), "c-made", "made"); !errdefs.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	must(t, sn.Close())
+
+	sn = open()
+	defer sn.Close()
+	m, err := sn.Mounts(ctx, "made")
+	must(t, err)
+	write(t, detached(t, m), "a", "new")
+	for key, want := range map[string]string{"given": "a=given", "made": "a=new"} {
+		must(t, sn.Commit(ctx, "c-"+key, key))
+		if got := tree(t, view(t, sn, "v-"+key, "c-"+key)); got != want {
+			t.Errorf("%s: %s, want %s", key, got, want)
+		}
+	}
 }

@@ -58,7 +58,7 @@ type ErofsOptions struct {
 }
 
 func newImages(state string, o ErofsOptions) *images {
-	d := &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}, given: map[layer]bool{}, mount: erofs.Mount, merged: newMerges(o.MergeFrom)}
+	d := &images{overlay: overlay{options: layerOptions()}, state: state, pins: map[layer]int{}, mount: erofs.Mount, merged: newMerges(o.MergeFrom)}
 	if o.Loop {
 		d.mount = erofs.MountLoop
 	}
@@ -84,9 +84,6 @@ type images struct {
 	// mu is held while mounts are made and ended.
 	mu   sync.Mutex
 	pins map[layer]int // layers in use by calls under way
-	// given are layers not yet committed whose image is what they hold (LayerFile). Any other image of such a layer
-	// was made of its directory by a commit that failed, and its client may have gone on with the directory since.
-	given map[layer]bool
 
 	merged merges
 }
@@ -96,6 +93,10 @@ func (l layer) image() string { return filepath.Join(string(l), "layer.erofs") }
 
 // partial is the image while it is written.
 func (l layer) partial() string { return filepath.Join(string(l), "layer.part") }
+
+// made is there if the image was made of the layer's directory, by a commit. If that failed the client may have gone
+// on with the directory since.
+func (l layer) made() string { return filepath.Join(string(l), "layer.made") }
 
 func (d *images) mountPoint(l layer) string { return filepath.Join(d.state, filepath.Base(string(l))) }
 
@@ -199,14 +200,16 @@ func (d *images) hide(used func() (map[layer]bool, error)) error {
 func (d *images) drop(l layer) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.given, l)
 	return errors.Join(unmount(d.mountPoint(l)), d.dropMerged(l))
 }
 
-func (d *images) isGiven(l layer) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.given[l]
+// isGiven tells whether the image of an active layer is what that holds (LayerFile).
+func isGiven(l layer) (bool, error) {
+	made, err := exists(l.made())
+	if err != nil || made {
+		return false, err
+	}
+	return exists(l.image())
 }
 
 // unmount removes a mount point with what is mounted there. Overlays that stand upon it have
@@ -249,7 +252,9 @@ func (d *images) rebase(_ context.Context, l layer, below []string) error {
 	if len(below) == 0 {
 		return nil
 	}
-	if !d.isGiven(l) {
+	if given, err := isGiven(l); err != nil {
+		return err
+	} else if !given {
 		return inheritRoot(below[0], l.fs())
 	}
 	f, err := os.OpenFile(l.image(), os.O_RDWR, 0)
@@ -281,7 +286,11 @@ func (d *images) rebase(_ context.Context, l layer, below []string) error {
 
 // seal makes an image of a directory.
 func (d *images) seal(ctx context.Context, l layer) (sealed, error) {
-	if !d.isGiven(l) {
+	given, err := isGiven(l)
+	if err != nil {
+		return sealed{}, err
+	}
+	if !given {
 		if err := imageOf(ctx, l); err != nil {
 			return sealed{}, err
 		}
@@ -335,10 +344,7 @@ func verifyImage(name string, inodes int64) error {
 
 // tidy removes what the image was made of.
 func (d *images) tidy(l layer) error {
-	d.mu.Lock()
-	delete(d.given, l)
-	d.mu.Unlock()
-	return errors.Join(os.RemoveAll(l.fs()), os.RemoveAll(l.work()), os.RemoveAll(l.partial()))
+	return errors.Join(os.RemoveAll(l.fs()), os.RemoveAll(l.work()), os.RemoveAll(l.partial()), os.RemoveAll(l.made()))
 }
 
 // checkOverlayDir looks whether overlayfs's options can name directories below dir.
@@ -357,15 +363,13 @@ func checkOverlayDir(dir string) error {
 type LayerFile struct {
 	*os.File
 	l layer
-	d *images
 }
 
 // NewLayerFile begins an image for an active snapshot without parent: what the snapshot will
 // hold when it is committed. It returns nil if the snapshotter keeps no images. The caller
 // writes a whole image, Seals it, and closes it in any case.
 func (sn *Snapshotter) NewLayerFile(ctx context.Context, key string) (*LayerFile, error) {
-	d, ok := sn.driver.(*images)
-	if !ok {
+	if _, ok := sn.driver.(*images); !ok {
 		return nil, nil
 	}
 	ns, err := store.Namespace(ctx)
@@ -388,26 +392,31 @@ func (sn *Snapshotter) NewLayerFile(ctx context.Context, key string) (*LayerFile
 	if err != nil {
 		return nil, wrap(err, "layer file of snapshot %q", key)
 	}
-	return &LayerFile{f, l, d}, nil
+	return &LayerFile{f, l}, nil
 }
 
 // Seal makes the image durable, and the snapshot's contents.
 func (f *LayerFile) Seal() error {
-	if err := publish(f.File, f.l); err != nil {
-		return wrap(err, "layer file %s", f.Name())
-	}
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
-	f.d.given[f.l] = true
-	return nil
+	return wrap(publish(f.File, f.l, false), "layer file %s", f.Name())
 }
 
-func publish(f *os.File, l layer) error {
+// publish gives the image its name. made tells that it was made of the layer's directory.
+func publish(f *os.File, l layer, made bool) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	if made {
+		if err := os.WriteFile(l.made(), nil, 0o600); err != nil {
+			return err
+		}
+	}
 	if err := os.Rename(l.partial(), l.image()); err != nil {
 		return err
+	}
+	if !made {
+		if err := os.RemoveAll(l.made()); err != nil {
+			return err
+		}
 	}
 	return errors.Join(durable.SyncDir(string(l)), durable.SyncDir(filepath.Dir(string(l))))
 }

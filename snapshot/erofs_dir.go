@@ -45,7 +45,7 @@ func imageOf(ctx context.Context, l layer) (err error) {
 	if err := erofs.Seal(out, nil); err != nil {
 		return err
 	}
-	return publish(out, l)
+	return publish(out, l, true)
 }
 
 type packer struct {
