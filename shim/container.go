@@ -29,7 +29,12 @@ type container struct {
 	oomEnd     context.CancelFunc
 
 	paused atomic.Bool
-	oom    atomic.Bool // the kernel killed one of its processes
+
+	oom struct {
+		sync.Mutex
+		told  bool // that the kernel killed one of its processes
+		ahead bool // before the kernel's notice was read
+	}
 
 	mu struct {
 		sync.Mutex
@@ -229,10 +234,33 @@ func (s *Service) watchOOM(c *container) {
 	}
 	go func() {
 		for range ch {
-			c.oom.Store(true)
-			s.events.publish(topicOOM, "TaskOOM", &wire.TaskOOM{ContainerID: c.id})
+			s.tellOOM(c)
 		}
 	}()
+}
+
+// tellOOM is for a notice of the kernel's.
+func (s *Service) tellOOM(c *container) {
+	c.oom.Lock()
+	defer c.oom.Unlock()
+	if c.oom.ahead {
+		c.oom.ahead = false
+		return
+	}
+	c.oom.told = true
+	s.events.publish(topicOOM, "TaskOOM", &wire.TaskOOM{ContainerID: c.id})
+}
+
+// oomKilled tells at the end of the first process whether the kernel killed one for want of memory. The kernel's notice may be read
+// later than that, or never if the cgroup goes before: whoever hears of the end has heard of the reason all the same.
+func (s *Service) oomKilled(c *container) bool {
+	c.oom.Lock()
+	defer c.oom.Unlock()
+	if !c.oom.told && c.rt.OOMKilled() {
+		c.oom.told, c.oom.ahead = true, true
+		s.events.publish(topicOOM, "TaskOOM", &wire.TaskOOM{ContainerID: c.id})
+	}
+	return c.oom.told
 }
 
 // writeExit keeps the exit for whoever comes after a crash of this shim.

@@ -33,6 +33,7 @@ type fakeRuntime struct {
 	creating  chan struct{} // a creation says so, and waits until it is read
 	removed   atomic.Int32
 	oom       chan struct{}
+	oomKilled atomic.Bool
 }
 
 type fakeContainer struct {
@@ -126,7 +127,7 @@ func (c *fakeContainer) OOM(ctx context.Context) (<-chan struct{}, error) {
 	}()
 	return out, nil
 }
-func (c *fakeContainer) OOMKilled() bool              { return false }
+func (c *fakeContainer) OOMKilled() bool              { return c.r.oomKilled.Load() }
 func (c *fakeContainer) Delete(context.Context) error { return nil }
 
 // Stats has a child of its own, as a call to an executed runtime has.

@@ -150,7 +150,7 @@ func (s *Service) supervise(p *process, ch *child) {
 			s.killRest(p.c)
 		}
 		if ch.signal {
-			e.OOMKilled = p.c.oom.Load() || p.c.rt.OOMKilled()
+			e.OOMKilled = s.oomKilled(p.c)
 		}
 	}
 	p.streams.drain()

@@ -513,6 +513,36 @@ func TestOOM(t *testing.T) {
 	}
 }
 
+// TestOOMBeforeExit: whoever hears that a container was killed for want of memory has heard of that before its end, however
+// late the kernel's notice is read.
+func TestOOMBeforeExit(t *testing.T) {
+	h := newHarness(t)
+	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	h.start()
+	h.rt.oomKilled.Store(true)
+	h.must("Kill", &wire.KillRequest{ID: "c", Signal: 9, All: true}, nil)
+	if w := h.wait(""); !w.OOMKilled {
+		t.Errorf("exit %+v", w)
+	}
+	var got []string
+	if !eventually(func() bool { got = h.events.list(); return slices.Contains(got, "exit") }) {
+		t.Fatal("no end")
+	}
+	if i := slices.Index(got, "oom"); i < 0 || i > slices.Index(got, "exit") {
+		t.Errorf("events %v", got)
+	}
+	h.rt.oom <- struct{}{} // the notice of what was told
+	h.rt.oom <- struct{}{} // another one
+	if !eventually(func() bool { got = h.events.list(); return len(got) > 0 && got[len(got)-1] == "oom" }) {
+		t.Fatalf("events %v", got)
+	}
+	if n := strings.Count(strings.Join(got, " "), "oom"); n != 2 {
+		t.Errorf("%d notices: %v", n, got)
+	}
+}
+
 func TestPauseAndOthers(t *testing.T) {
 	h := newHarness(t)
 	if err := h.create("sleep 600", wire.CreateTaskRequest{}); err != nil {
