@@ -149,7 +149,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		byID: map[string]*container{}, names: map[string]string{},
 		beingMade: map[string]string{},
 	}
-	e.tasks = tasks{tiedIndex: tiedIndex[*task]{all: map[taskKey]*task{}}, groups: map[string]*groupTicket{}}
+	e.tasks = tasks{tiedIndex: tiedIndex[*task]{all: map[taskKey]*task{}}}
 	e.rooms = tiedIndex[*shimRoom]{all: map[taskKey]*shimRoom{}}
 	e.execs = execRegistry{byID: map[string]*execution{}}
 	// 0711: names below can be reached by containers in user namespaces, not listed.

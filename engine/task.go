@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
+	"github.com/hako-engine/hako/internal/keylock"
 	"github.com/hako-engine/hako/shim/client"
 )
 
@@ -152,7 +153,9 @@ const (
 // tasks finds tasks.
 type tasks struct {
 	tiedIndex[*task]
-	groups map[string]*groupTicket // of groups that a shim is looked for, see holdGroup
+	// turns of those who look for the shim of a group, mount a root, or decide whether a container has a task. A key begins with
+	// "group/", "root/" or "restart/".
+	turns keylock.Locks
 }
 
 func (e *Engine) newTask(k taskKey, meta taskMeta) *task {

@@ -317,7 +317,7 @@ func (e *Engine) findTaskShim(ctx context.Context, t *task, c TaskConfig) (TaskS
 	if !t.grouped() {
 		return e.opt.TaskShims.StartTask(ctx, t.shims)
 	}
-	done, err := e.tasks.holdGroup(ctx, t.groupKey())
+	done, err := e.tasks.turns.Lock(ctx, "group/"+t.groupKey())
 	if err != nil {
 		return nil, err
 	}
@@ -399,7 +399,7 @@ func (e *Engine) leaveGroup(t *task) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), cleanupLimit)
 	defer cancel()
-	done, err := e.tasks.holdGroup(ctx, t.groupKey())
+	done, err := e.tasks.turns.Lock(ctx, "group/"+t.groupKey())
 	if err != nil {
 		return
 	}
@@ -415,43 +415,11 @@ func (e *Engine) leaveGroup(t *task) {
 // task that is being created, or Docker, that copies into a container without a task. The kernel does not say
 // what becomes of a layer that is mounted twice.
 func (e *Engine) holdRoot(ctx context.Context, k taskKey) (done func(), err error) {
-	done, err = e.tasks.holdGroup(ctx, "root/"+k.namespace+"/"+k.id)
+	done, err = e.tasks.turns.Lock(ctx, "root/"+k.namespace+"/"+k.id)
 	if err != nil {
 		return nil, fmt.Errorf("files of container %s: another operation is under way: %w", k.id, err)
 	}
 	return done, nil
-}
-
-// groupTicket is held by whoever looks for the shim of a group, or mounts a root.
-type groupTicket struct {
-	held  chan struct{}
-	users int // who hold it or wait for it; guarded by mu of tasks
-}
-
-// holdGroup makes the caller the only one that looks for the shim of a group.
-func (r *tasks) holdGroup(ctx context.Context, group string) (done func(), err error) {
-	r.mu.Lock()
-	ticket := r.groups[group]
-	if ticket == nil {
-		ticket = &groupTicket{held: make(chan struct{}, 1)}
-		r.groups[group] = ticket
-	}
-	ticket.users++
-	r.mu.Unlock()
-	leave := func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		if ticket.users--; ticket.users == 0 {
-			delete(r.groups, group)
-		}
-	}
-	select {
-	case ticket.held <- struct{}{}:
-		return func() { <-ticket.held; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, context.Cause(ctx)
-	}
 }
 
 // dropTaskShim takes back a shim that was found for a task, with what it may have made for it.

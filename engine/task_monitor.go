@@ -190,7 +190,7 @@ func (e *Engine) due(ctx context.Context, rec containers.Container) (m move, w w
 // holdRestart makes the caller the only one that decides whether a container has a task: the monitor, or somebody who
 // stops or removes it.
 func (e *Engine) holdRestart(ctx context.Context, k taskKey) (done func(), err error) {
-	done, err = e.tasks.holdGroup(ctx, "restart/"+k.namespace+"/"+k.id)
+	done, err = e.tasks.turns.Lock(ctx, "restart/"+k.namespace+"/"+k.id)
 	if err != nil {
 		return nil, fmt.Errorf("restarts of container %s: another operation is under way: %w", k.id, err)
 	}

@@ -652,9 +652,6 @@ func TestTaskGroup(t *testing.T) {
 	if n.tasks.started != 2 {
 		t.Errorf("%d shims for two groups", n.tasks.started)
 	}
-	if len(n.e.tasks.groups) != 0 {
-		t.Errorf("tickets that nobody holds are kept: %v", n.e.tasks.groups)
-	}
 }
 
 func TestTaskRuntimes(t *testing.T) {

@@ -533,9 +533,13 @@ func TestOOMBeforeExit(t *testing.T) {
 	if i := slices.Index(got, "oom"); i < 0 || i > slices.Index(got, "exit") {
 		t.Errorf("events %v", got)
 	}
-	h.rt.oom <- struct{}{} // the notice of what was told
-	h.rt.oom <- struct{}{} // another one
-	if !eventually(func() bool { got = h.events.list(); return len(got) > 0 && got[len(got)-1] == "oom" }) {
+	h.s.mu.Lock()
+	c := h.s.mu.containers["c"]
+	h.s.mu.Unlock()
+	h.s.tellOOM(c) // the notice of what was told
+	h.s.tellOOM(c) // another one
+	h.must("Delete", &wire.ProcessRequest{ID: "c"}, nil)
+	if !eventually(func() bool { got = h.events.list(); return slices.Contains(got, "delete") }) {
 		t.Fatalf("events %v", got)
 	}
 	if n := strings.Count(strings.Join(got, " "), "oom"); n != 2 {

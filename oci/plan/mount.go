@@ -175,19 +175,18 @@ func (c *compiler) prepare(m *mount) error {
 	if m.source == "" {
 		m.source = m.typ
 	}
-	if c.outOfOrder(m) && c.untouched(m) {
+	var steps []*Step
+	inPlace := c.outOfOrder(m) && c.untouched(m)
+	if inPlace {
 		// The rights are needed for the file system, and not for a mount of it.
 		fs := b.slot("fs-" + m.dest)
 		b.superblock(m.typ, m.source, data, fs)
 		b = c.child
 		b.do("mount %s, in its place in the list of mounts", m.dest)
 		b.mount(fs, attr, m.slot)
-		if m.propagation != 0 && m.propagation != unix.MS_UNBINDABLE {
-			b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
-		}
-		return nil
+	} else {
+		steps = b.create(m.typ, m.source, data, attr, m.slot)
 	}
-	steps := b.create(m.typ, m.source, data, attr, m.slot)
 	if m.typ == "sysfs" && c.userns {
 		// Sysfs shows the network namespace, and only its owner may mount it. With the
 		// host's network in a user namespace there is the host's own to bind.
@@ -211,7 +210,9 @@ func (c *compiler) prepare(m *mount) error {
 	if m.propagation != 0 && m.propagation != unix.MS_UNBINDABLE {
 		b.setattr(m.slot, m.propagationRec, 0, 0, m.propagation)
 	}
-	c.reorder(m)
+	if !inPlace {
+		c.reorder(m)
+	}
 	return nil
 }
 
